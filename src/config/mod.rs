@@ -1,0 +1,82 @@
+//! The configuration file: written as TOML ([`raw`]), valid once it is a [`Config`].
+pub mod raw;
+pub mod validate;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::policy::Policy;
+
+/// Which device packets come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// A TUN device.
+    #[default]
+    Tun,
+    /// AF_XDP sockets on network interfaces.
+    AfXdp,
+}
+
+/// `[datapath]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Datapath {
+    /// Which device packets come from.
+    pub backend: Backend,
+    /// Worker threads; None: one a CPU (tun) or one a receive queue (af_xdp).
+    pub workers: Option<usize>,
+    /// Makes random choices repeatable.
+    pub seed: Option<u64>,
+}
+
+/// `[tun]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tun {
+    /// Device name.
+    pub name: String,
+    /// Bytes of the largest packet on the wire.
+    pub mtu: u16,
+    /// Super-packets and unfinished checksums.
+    pub offload: bool,
+}
+
+/// `attach` of `[af_xdp]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's receive path.
+    Generic,
+}
+
+/// `[af_xdp]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AfXdp {
+    /// Interfaces to serve.
+    pub interfaces: Vec<String>,
+    /// Where the XDP program runs.
+    pub attach: Attach,
+    /// None: where the driver can.
+    pub zero_copy: Option<bool>,
+    /// Poll the device instead of waiting for interrupts.
+    pub busy_poll: bool,
+}
+
+/// A configuration; it is valid because it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What the engine is told to do. `node_addresses` is filled from `node_addresses` below, or left empty.
+    pub policy: Policy,
+    /// `[node] addresses`; None: to be read from the kernel.
+    pub node_addresses: Option<Vec<IpAddr>>,
+    /// `[datapath]`
+    pub datapath: Datapath,
+    /// `[tun]`
+    pub tun: Tun,
+    /// `[af_xdp]`
+    pub af_xdp: AfXdp,
+    /// `[control] socket`
+    pub control_socket: PathBuf,
+}

@@ -1,0 +1,1 @@
+//! From the TOML as written to a valid configuration.

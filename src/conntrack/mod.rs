@@ -1,0 +1,3 @@
+//! Flows and their memory.
+pub mod tcp;
+pub mod timeout;

@@ -1,0 +1,2 @@
+//! Which service a new flow is for.
+pub mod rules;

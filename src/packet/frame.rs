@@ -1,0 +1,108 @@
+//! The buffer that a packet lives in from reception to sending.
+use std::fmt;
+
+/// How far the transport checksum of a packet is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// As it will be on the wire.
+    #[default]
+    Complete,
+    /// The field holds the folded sum of the pseudo-header, not complemented; the device completes it
+    /// (`VIRTIO_NET_HDR_F_NEEDS_CSUM`, virtio 1.2 section 5.1.6.2). Super-packets are always like this.
+    Partial,
+}
+
+/// What is done with a frame once the engine has seen it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// Send what the buffer holds.
+    #[default]
+    Send,
+    /// Forget it.
+    Discard,
+}
+
+/// A received IP packet in a borrowed buffer, with room before it for a link header that the engine never sees
+/// and room behind it for an answer longer than the packet.
+pub struct Frame<'a> {
+    storage: &'a mut [u8],
+    start: usize,
+    end: usize,
+    /// State of the transport checksum; an answer made by the engine is always complete.
+    pub checksum: Checksum,
+    /// What becomes of the frame; set by whoever acts on the verdict.
+    pub fate: Fate,
+}
+
+impl fmt::Debug for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("len", &self.len())
+            .field("checksum", &self.checksum)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// The IP packet at `storage[start..end]`.
+    ///
+    /// # Panics
+    /// If the range does not lie within `storage`.
+    #[must_use]
+    pub fn new(storage: &'a mut [u8], start: usize, end: usize, checksum: Checksum) -> Self {
+        assert!(
+            start <= end && end <= storage.len(),
+            "a frame lies within its storage"
+        );
+        Self {
+            storage,
+            start,
+            end,
+            checksum,
+            fate: Fate::Send,
+        }
+    }
+
+    /// The IP packet.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.storage[self.start..self.end]
+    }
+
+    /// The IP packet, to be rewritten.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.end]
+    }
+
+    /// Length of the IP packet.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing was received.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+
+    /// The longest packet that fits.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.storage.len() - self.start
+    }
+
+    /// Where the IP packet is in its buffer.
+    #[must_use]
+    pub const fn range(&self) -> std::ops::Range<usize> {
+        self.start..self.end
+    }
+
+    /// Replaces the packet by `answer`, whose checksums are complete; cut to what fits.
+    pub fn replace(&mut self, answer: &[u8]) {
+        let len = answer.len().min(self.capacity());
+        self.end = self.start + len;
+        self.checksum = Checksum::Complete;
+        self.bytes_mut().copy_from_slice(&answer[..len]);
+    }
+}

@@ -1,0 +1,2 @@
+//! Packets: parsed once, offsets kept.
+pub mod frame;

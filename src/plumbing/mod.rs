@@ -1,0 +1,1 @@
+//! What lbd asks of the kernel by netlink, and how it is undone.

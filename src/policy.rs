@@ -1,0 +1,180 @@
+//! What the engine is told to do: plain data, parsed and validated elsewhere (`config`), comparable for a diff.
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::conntrack::timeout::Timeouts;
+use crate::flow::{Endpoint, Protocol};
+use crate::matcher::rules::Rule;
+use crate::scheduler::{Flags, Kind};
+
+/// How a packet's service is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// An ordered list of rules, walked until the first match.
+    Iptables,
+    /// A hash table of virtual servers.
+    #[default]
+    Ipvs,
+}
+
+impl Mode {
+    /// `iptables` or `ipvs`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+        }
+    }
+
+    /// The scheduler of services that name none, where the configuration names none either: kube-proxy's own defaults.
+    #[must_use]
+    pub const fn default_scheduler(self) -> Kind {
+        match self {
+            Self::Iptables => Kind::Random,
+            Self::Ipvs => Kind::Rr,
+        }
+    }
+}
+
+/// When a flow's source address is replaced by one of lbd's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Where the reply would not come back through lbd otherwise: a client on this node, or a backend that reaches itself.
+    #[default]
+    Auto,
+    /// Every flow.
+    Always,
+    /// No flow.
+    Never,
+}
+
+/// What becomes of a flow whose backend has left the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnBackendRemoved {
+    /// It goes on to its backend.
+    #[default]
+    Preserve,
+    /// Its next packet is answered with TCP RST or ICMP port unreachable.
+    Reset,
+    /// Its next packet is scheduled anew; a TCP segment that opens nothing is answered with RST, so the client reconnects.
+    Reschedule,
+}
+
+/// Source NAT.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nat {
+    /// Which flows.
+    pub masquerade: Masquerade,
+    /// Addresses that masqueraded flows come from.
+    pub pool: Vec<IpNet>,
+}
+
+/// Limits of the connection table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Flows of all states together, at least 1.
+    pub max_flows: usize,
+    /// What becomes of flows of removed backends.
+    pub on_backend_removed: OnBackendRemoved,
+    /// How long an idle flow lives, by state.
+    pub timeouts: Timeouts,
+}
+
+/// Client affinity: all flows of one client (or client network) go to one backend for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// How long after the last flow.
+    pub timeout: Duration,
+    /// How many leading bits of the client's address count.
+    pub prefix_length: u8,
+}
+
+/// A real server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Its share; 0 drains it.
+    pub weight: u32,
+    /// No new flow once it has this many (0: no limit).
+    pub upper_threshold: u32,
+    /// New flows again once it has fewer than this (0: three quarters of the upper one).
+    pub lower_threshold: u32,
+}
+
+/// A virtual server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Unique.
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The cluster address.
+    pub address: Endpoint,
+    /// External and load-balancer addresses, served on the same port.
+    pub external_addresses: Vec<IpAddr>,
+    /// Served on every node address.
+    pub node_port: Option<u16>,
+    /// None: the default of the configuration, or else of the mode.
+    pub scheduler: Option<Kind>,
+    /// Variations of `sh` and `mh`.
+    pub flags: Flags,
+    /// Client affinity.
+    pub persistence: Option<Persistence>,
+    /// In scheduling order.
+    pub backends: Vec<BackendSpec>,
+}
+
+impl ServiceSpec {
+    /// Every address that this service answers on: the cluster address, external addresses, then node ports.
+    pub fn endpoints<'a>(
+        &'a self,
+        node_addresses: &'a [IpAddr],
+    ) -> impl Iterator<Item = Endpoint> + 'a {
+        let external = self
+            .external_addresses
+            .iter()
+            .map(|&address| Endpoint::new(address, self.address.port));
+        let same_family = move |node: &&IpAddr| node.is_ipv4() == self.address.address.is_ipv4();
+        let node_ports = self.node_port.into_iter().flat_map(move |port| {
+            let nodes = node_addresses.iter().filter(same_family);
+            nodes.map(move |&address| Endpoint::new(address, port))
+        });
+        std::iter::once(self.address)
+            .chain(external)
+            .chain(node_ports)
+    }
+}
+
+/// Everything the engine needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Which matcher.
+    pub mode: Mode,
+    /// For services that name no scheduler.
+    pub scheduler: Option<Kind>,
+    /// This node's own addresses: node ports answer on them, and clients at them are local.
+    pub node_addresses: Vec<IpAddr>,
+    /// Source NAT.
+    pub nat: Nat,
+    /// The connection table.
+    pub conntrack: Conntrack,
+    /// Checked in order before the services' own rules, in iptables mode.
+    pub rules: Vec<Rule>,
+    /// In the order of the configuration.
+    pub services: Vec<ServiceSpec>,
+}
+
+impl Policy {
+    /// The scheduler that `service` really uses.
+    #[must_use]
+    pub fn scheduler_of(&self, service: &ServiceSpec) -> Kind {
+        service
+            .scheduler
+            .or(self.scheduler)
+            .unwrap_or_else(|| self.mode.default_scheduler())
+    }
+}

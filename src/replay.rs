@@ -1,0 +1,1 @@
+//! `lbd replay`: the engine over a capture file.

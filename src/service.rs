@@ -1,0 +1,335 @@
+//! Services and backends as the packet path sees them: who is there, how loaded, and how much went through.
+//!
+//! A [`Backend`] outlives the configuration that named it: flows hold it, and a backend that is configured again
+//! finds its flows and counts where it left them, as the kernel's trash of real servers does (`ip_vs_ctl.c`).
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
+
+use crate::flow::{Endpoint, Protocol};
+use crate::policy::{BackendSpec, Persistence};
+use crate::scheduler::{Flags, Kind, Scheduler};
+
+/// Counters of one worker; no other thread writes them, so adding needs no locked instruction.
+#[derive(Debug, Default)]
+struct Lane {
+    connections: AtomicU64,
+    in_packets: AtomicU64,
+    in_bytes: AtomicU64,
+    out_packets: AtomicU64,
+    out_bytes: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(amount), Relaxed);
+}
+
+/// Traffic counters of a service or a backend, one lane a worker.
+#[derive(Debug)]
+pub struct Stats {
+    lanes: Box<[CachePadded<Lane>]>,
+}
+
+/// The sum of all lanes, in the columns of `ipvsadm --stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Flows opened.
+    pub connections: u64,
+    /// Packets from clients.
+    pub in_packets: u64,
+    /// Packets to clients.
+    pub out_packets: u64,
+    /// IP bytes from clients.
+    pub in_bytes: u64,
+    /// IP bytes to clients.
+    pub out_bytes: u64,
+}
+
+impl Stats {
+    /// Counters for `lanes` workers.
+    #[must_use]
+    pub fn new(lanes: usize) -> Self {
+        Self {
+            lanes: (0..lanes).map(|_| CachePadded::default()).collect(),
+        }
+    }
+
+    /// Counts a new flow.
+    pub fn count_connection(&self, lane: usize) {
+        add(&self.lanes[lane].connections, 1);
+    }
+
+    /// Counts a packet from a client.
+    pub fn count_in(&self, lane: usize, bytes: usize) {
+        add(&self.lanes[lane].in_packets, 1);
+        add(&self.lanes[lane].in_bytes, bytes as u64);
+    }
+
+    /// Counts a packet to a client.
+    pub fn count_out(&self, lane: usize, bytes: usize) {
+        add(&self.lanes[lane].out_packets, 1);
+        add(&self.lanes[lane].out_bytes, bytes as u64);
+    }
+
+    /// The sum over all workers.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.lanes
+            .iter()
+            .fold(Totals::default(), |sum, lane| Totals {
+                connections: sum.connections + lane.connections.load(Relaxed),
+                in_packets: sum.in_packets + lane.in_packets.load(Relaxed),
+                out_packets: sum.out_packets + lane.out_packets.load(Relaxed),
+                in_bytes: sum.in_bytes + lane.in_bytes.load(Relaxed),
+                out_bytes: sum.out_bytes + lane.out_bytes.load(Relaxed),
+            })
+    }
+}
+
+/// What stays the same of a service while its configuration changes.
+#[derive(Debug)]
+pub struct ServiceIdentity {
+    /// Unique name.
+    pub name: String,
+    /// Traffic of all its backends, past ones included.
+    pub stats: Stats,
+}
+
+/// A real server, with its load.
+#[derive(Debug)]
+pub struct Backend {
+    /// Unique among all backends there ever were.
+    pub id: u64,
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Whose backend it is.
+    pub service: Arc<ServiceIdentity>,
+    /// Its traffic.
+    pub stats: Stats,
+    weight: AtomicU32,
+    last_weight: AtomicU32,
+    upper_threshold: AtomicU32,
+    lower_threshold: AtomicU32,
+    active: AtomicU32,
+    inactive: AtomicU32,
+    overloaded: AtomicBool,
+    removed: AtomicBool,
+}
+
+impl Backend {
+    /// A backend without flows; `lanes` is the number of workers.
+    #[must_use]
+    pub fn new(id: u64, spec: &BackendSpec, service: Arc<ServiceIdentity>, lanes: usize) -> Self {
+        let backend = Self {
+            id,
+            address: spec.address,
+            service,
+            stats: Stats::new(lanes),
+            weight: AtomicU32::new(0),
+            last_weight: AtomicU32::new(0),
+            upper_threshold: AtomicU32::new(0),
+            lower_threshold: AtomicU32::new(0),
+            active: AtomicU32::new(0),
+            inactive: AtomicU32::new(0),
+            overloaded: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+        };
+        backend.configure(spec);
+        backend
+    }
+
+    /// Takes over weight and thresholds, and revives a removed backend.
+    pub fn configure(&self, spec: &BackendSpec) {
+        self.weight.store(spec.weight, Relaxed);
+        if spec.weight != 0 {
+            // `__ip_vs_update_dest` keeps the last weight that was not 0, for mh.
+            self.last_weight.store(spec.weight, Relaxed);
+        }
+        self.upper_threshold.store(spec.upper_threshold, Relaxed);
+        self.lower_threshold.store(spec.lower_threshold, Relaxed);
+        self.removed.store(false, Relaxed);
+        self.overloaded.store(false, Relaxed);
+        self.update_overload();
+    }
+
+    /// Marks it as no longer configured; its flows still hold it.
+    pub fn remove(&self) {
+        self.removed.store(true, Relaxed);
+    }
+
+    /// Whether it has left the configuration.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Relaxed)
+    }
+
+    /// Its share of new flows; 0 drains it.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// The last weight that was not 0 (`dest->last_weight`).
+    #[must_use]
+    pub fn last_weight(&self) -> u32 {
+        self.last_weight.load(Relaxed)
+    }
+
+    /// The configured thresholds, upper and lower; 0 is none.
+    #[must_use]
+    pub fn thresholds(&self) -> (u32, u32) {
+        (
+            self.upper_threshold.load(Relaxed),
+            self.lower_threshold.load(Relaxed),
+        )
+    }
+
+    /// Whether the upper threshold keeps new flows away (`IP_VS_DEST_F_OVERLOAD`).
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.overloaded.load(Relaxed)
+    }
+
+    /// Flows in an active state (`dest->activeconns`).
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// All other flows (`dest->inactconns`).
+    #[must_use]
+    pub fn inactive(&self) -> u32 {
+        self.inactive.load(Relaxed)
+    }
+
+    /// `ip_vs_dest_conn_overhead()` of include/net/ip_vs.h: an active flow weighs as much as 256 inactive ones.
+    #[must_use]
+    pub fn overhead(&self) -> u64 {
+        (u64::from(self.active()) << 8) + u64::from(self.inactive())
+    }
+
+    /// A flow begins; flows begin inactive (`ip_vs_bind_dest`).
+    pub fn bind(&self) {
+        self.inactive.fetch_add(1, Relaxed);
+        self.update_overload();
+    }
+
+    /// A flow ends, in the state it had.
+    pub fn unbind(&self, was_active: bool) {
+        let counter = if was_active {
+            &self.active
+        } else {
+            &self.inactive
+        };
+        counter.fetch_sub(1, Relaxed);
+        self.update_overload();
+    }
+
+    /// A flow becomes active or inactive.
+    pub fn set_active(&self, active: bool) {
+        let (from, to) = if active {
+            (&self.inactive, &self.active)
+        } else {
+            (&self.active, &self.inactive)
+        };
+        to.fetch_add(1, Relaxed);
+        from.fetch_sub(1, Relaxed);
+    }
+
+    /// The hysteresis of `ip_vs_bind_dest` and `ip_vs_unbind_dest` (ip_vs_conn.c).
+    fn update_overload(&self) {
+        let (upper, lower) = self.thresholds();
+        let flows = self.active().saturating_add(self.inactive());
+        let below = match (upper, lower) {
+            (0, _) => true,
+            (_, 0) => u64::from(flows) * 4 < u64::from(upper) * 3,
+            (_, lower) => flows < lower,
+        };
+        if upper != 0 && flows >= upper {
+            self.overloaded.store(true, Relaxed);
+        } else if below {
+            self.overloaded.store(false, Relaxed);
+        }
+    }
+}
+
+/// A virtual server under one configuration.
+#[derive(Debug)]
+pub struct Service {
+    /// Name and traffic.
+    pub identity: Arc<ServiceIdentity>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Where it answers: the cluster address, external addresses, then node ports.
+    pub endpoints: Vec<Endpoint>,
+    /// In scheduling order.
+    pub backends: Vec<Arc<Backend>>,
+    /// Which scheduler.
+    pub kind: Kind,
+    /// Its variations.
+    pub flags: Flags,
+    /// Its state, locked for a new flow only.
+    pub scheduler: Mutex<Scheduler>,
+    /// Client affinity.
+    pub persistence: Option<Persistence>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(upper_threshold: u32, lower_threshold: u32) -> Backend {
+        let service = Arc::new(ServiceIdentity {
+            name: "web".into(),
+            stats: Stats::new(1),
+        });
+        let spec = BackendSpec {
+            address: "10.2.0.11:80".parse().unwrap(),
+            weight: 1,
+            upper_threshold,
+            lower_threshold,
+        };
+        Backend::new(1, &spec, service, 1)
+    }
+
+    #[test]
+    fn a_backend_at_its_upper_threshold_is_overloaded_until_it_falls_below_the_lower_one() {
+        let backend = backend(4, 2);
+        let loads: Vec<bool> = (0..4)
+            .map(|_| {
+                backend.bind();
+                backend.is_overloaded()
+            })
+            .collect();
+        assert_eq!(loads, [false, false, false, true]);
+        backend.unbind(false);
+        backend.unbind(false);
+        assert!(backend.is_overloaded(), "two flows are not below two");
+        backend.unbind(false);
+        assert!(!backend.is_overloaded());
+    }
+
+    #[test]
+    fn without_a_lower_threshold_a_backend_recovers_below_three_quarters() {
+        let backend = backend(4, 0);
+        (0..4).for_each(|_| backend.bind());
+        backend.unbind(false);
+        assert!(
+            backend.is_overloaded(),
+            "three of four are not below three quarters"
+        );
+        backend.unbind(false);
+        assert!(!backend.is_overloaded());
+    }
+
+    #[test]
+    fn an_active_flow_weighs_as_much_as_256_inactive_ones() {
+        let backend = backend(0, 0);
+        backend.bind();
+        assert_eq!(backend.overhead(), 1);
+        backend.set_active(true);
+        assert_eq!(backend.overhead(), 256);
+    }
+}
