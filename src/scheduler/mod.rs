@@ -137,13 +137,7 @@ impl Scheduler {
     }
 
     /// The index of the backend for a new flow that begins with a packet of `tuple`; None when no one may take it.
-    pub fn pick(
-        &mut self,
-        _tuple: &Tuple,
-        backends: &[Arc<Backend>],
-        _now: Instant,
-        rng: &mut Rng,
-    ) -> Option<usize> {
+    pub fn pick(&mut self, _tuple: &Tuple, backends: &[Arc<Backend>], _now: Instant, rng: &mut Rng) -> Option<usize> {
         match self {
             Self::Random => (!backends.is_empty()).then(|| rng.usize(..backends.len())),
         }
