@@ -10,7 +10,7 @@ mod output;
 mod verdicts;
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use output::Output;
@@ -203,13 +203,15 @@ impl Replay<'_> {
         loop {
             match reader.next(&mut data) {
                 Ok(None) => return Ok(None),
-                Ok(Some(Entry::Layout)) => {
-                    self.output.write(|out| io::Write::write_all(out, &data))?
-                }
+                Ok(Some(Entry::Layout)) => self.layout(&data)?,
                 Ok(Some(Entry::Packet(record))) => self.packet(&record, &mut data)?,
                 Err(damage) => return Ok(Some(damage)),
             }
         }
+    }
+
+    fn layout(&mut self, bytes: &[u8]) -> Result<(), ReplayError> {
+        self.output.write(|out| out.write_all(bytes))
     }
 
     fn packet(&mut self, record: &Record, data: &mut Vec<u8>) -> Result<(), ReplayError> {
@@ -262,7 +264,7 @@ impl Replay<'_> {
             outcome.verdict,
             outcome.description.as_ref(),
         );
-        verdicts.write(|out| io::Write::write_all(out, line.as_bytes()))
+        verdicts.write(|out| out.write_all(line.as_bytes()))
     }
 
     fn commit(self) -> Result<Summary, ReplayError> {

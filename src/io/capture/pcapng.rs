@@ -380,16 +380,13 @@ impl Interface {
 }
 
 fn parse_offset(value: &[u8], endian: Endian) -> Result<i64, Damage> {
-    let bytes = value
-        .try_into()
-        .map_err(|_: std::array::TryFromSliceError| {
-            let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-            Damage::Field {
-                field: "the length of an interface's if_tsoffset",
-                value: len,
-                expected: "8".to_owned(),
-            }
-        })?;
+    let Ok(bytes) = value.try_into() else {
+        return Err(Damage::Field {
+            field: "the length of an interface's if_tsoffset",
+            value: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            expected: "8".to_owned(),
+        });
+    };
     Ok(endian.i64(bytes))
 }
 
