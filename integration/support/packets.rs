@@ -104,8 +104,12 @@ pub fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = ip(source, destination);
     match source {
-        IpAddr::V4(_) => builder.icmpv4_echo_request(7, 1).write(&mut packet, b"ping"),
-        IpAddr::V6(_) => builder.icmpv6_echo_request(7, 1).write(&mut packet, b"ping"),
+        IpAddr::V4(_) => builder
+            .icmpv4_echo_request(7, 1)
+            .write(&mut packet, b"ping"),
+        IpAddr::V6(_) => builder
+            .icmpv6_echo_request(7, 1)
+            .write(&mut packet, b"ping"),
     }
     .unwrap();
     packet
@@ -234,7 +238,15 @@ pub fn assert_quote_valid(quote: &[u8]) {
 #[track_caller]
 fn assert_transport_valid(packet: &[u8], number: u8, segment: &[u8]) {
     let (source, destination) = addresses(packet);
-    let sum = || checksum(&[&pseudo_header(source, destination, number, segment.len()), segment].concat());
+    let sum = || {
+        checksum(
+            &[
+                &pseudo_header(source, destination, number, segment.len()),
+                segment,
+            ]
+            .concat(),
+        )
+    };
     match number {
         1 => assert_eq!(checksum(segment), 0, "ICMP checksum"),
         6 => assert_eq!(sum(), 0, "TCP checksum"),

@@ -286,5 +286,9 @@ fn original_len(original: u32, captured: usize, emitted: usize) -> u32 {
     u32::try_from(emitted + cut).unwrap_or(u32::MAX)
 }
 
+/// Packets for tests, here and in other rooms.
+#[cfg(test)]
+#[path = "../../integration/support/packets.rs"]
+pub(crate) mod packets;
 #[cfg(test)]
 mod tests;

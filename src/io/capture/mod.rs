@@ -230,5 +230,9 @@ pub enum Damage {
     LinkType(u32),
 }
 
+/// Captures made by another hand, for the tests here and in other rooms.
+#[cfg(test)]
+#[path = "../../../integration/support/captures.rs"]
+pub(crate) mod captures;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-#[path = "../../../integration/support/captures.rs"]
-mod captures;
-
-use captures::{DataLink, Endianness, Timed, TsResolution};
+use super::captures::{DataLink, Endianness, Timed, TsResolution};
 
 /// 2024-01-01 and some nanoseconds.
 const BEGAN: u64 = 1_704_067_200_123_456_789;
@@ -22,8 +19,11 @@ fn reader(file: &[u8]) -> Reader<&[u8]> {
     Reader::new(file, Path::new("in.pcap")).unwrap()
 }
 
+/// A packet as read, with its bytes.
+type Read = (Record, Vec<u8>);
+
 /// Reads a capture and writes it again; also gives its packets, and the error at its end.
-fn copy(file: &[u8]) -> (Vec<u8>, Vec<(Record, Vec<u8>)>, Option<CaptureError>) {
+fn copy(file: &[u8]) -> (Vec<u8>, Vec<Read>, Option<CaptureError>) {
     let (mut out, mut records, mut data) = (Vec::new(), Vec::new(), Vec::new());
     let mut reader = match Reader::new(file, Path::new("in.pcap")) {
         Ok(reader) => reader,
@@ -43,7 +43,7 @@ fn copy(file: &[u8]) -> (Vec<u8>, Vec<(Record, Vec<u8>)>, Option<CaptureError>) 
 }
 
 /// The packets of a capture that is not damaged.
-fn records(file: &[u8]) -> Vec<(Record, Vec<u8>)> {
+fn records(file: &[u8]) -> Vec<Read> {
     let (_, records, error) = copy(file);
     assert!(error.is_none(), "{error:?}");
     records
