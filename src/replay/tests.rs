@@ -4,10 +4,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::io::capture::captures;
+use crate::io::capture::captures::{self, DataLink, Endianness, Timed, TsResolution};
 use crate::verdict::Reject;
-
-use crate::io::capture::captures::{DataLink, Endianness, Timed, TsResolution};
 
 const CLIENT: &str = "10.1.0.2:40000";
 const BACKEND: &str = "10.2.0.11:8080";
