@@ -204,6 +204,27 @@ proptest! {
     }
 
     #[test]
+    fn wrr_takes_every_level_in_turn_even_where_it_skips_those_that_nobody_reaches(
+        weights in vec(0..40_u32, 0..6),
+        scale in 1..4_u32,
+        steps in vec((any::<prop::sample::Index>(), any::<bool>(), 1..9_usize), 0..30),
+    ) {
+        let weights: Vec<u32> = weights.iter().map(|weight| weight * scale).collect();
+        let list = backends(&weights);
+        let mut scheduler = Scheduler::new(Kind::Wrr, Flags::default(), &list);
+        let mut walker = Walker::new(&weights);
+        for (which, recovers, flows) in steps {
+            if let Some(backend) = list.get(which.index(list.len().max(1))) {
+                set_overloaded(backend, !recovers);
+            }
+            for _ in 0..flows {
+                let picked = scheduler.pick(&tuple(1, 1), &list, Instant::ZERO, &mut Rng::with_seed(1));
+                prop_assert_eq!(picked, walker.pick(&list));
+            }
+        }
+    }
+
+    #[test]
     fn the_shares_of_mh_follow_the_weights(weights in vec(1..10_u32, 1..8)) {
         let list = backends(&weights);
         let shares = mh_clients(&list).into_values().fold(HashMap::new(), |mut shares, id| {
@@ -242,6 +263,73 @@ proptest! {
         for (client, id) in before.into_iter().filter(|&(_, id)| id != 1) {
             let picked = run.scheduler.pick(&tuple(client, 1), &run.list, run.now, &mut run.rng);
             prop_assert_eq!(picked.map(|index| run.list[index].id), Some(id));
+        }
+    }
+}
+
+/// Overloaded or not, without a flow of its own.
+fn set_overloaded(backend: &Backend, overloaded: bool) {
+    if overloaded != backend.is_overloaded() {
+        if overloaded {
+            overload(backend);
+        } else {
+            backend.unbind(true);
+        }
+    }
+}
+
+/// The slow, plain form of `wrr`: a cursor that visits the head and every backend in turn, and comes one level down at
+/// each visit of the head.
+struct Walker {
+    /// 0 is the head, n the n-th backend.
+    cursor: usize,
+    level: u32,
+    highest: u32,
+    step: u32,
+}
+
+impl Walker {
+    fn new(weights: &[u32]) -> Self {
+        let step = super::load::common_divisor(weights.iter().copied()).max(1);
+        let highest = (weights.iter().max().copied().unwrap_or(0) + 1).saturating_sub(step);
+        Self {
+            cursor: 0,
+            level: highest,
+            highest,
+            step,
+        }
+    }
+
+    /// In vain it walks every level of the list once, from where it is to where it was, but never further than the end
+    /// of a lowest level that it walked as a whole.
+    fn pick(&mut self, list: &[Arc<Backend>]) -> Option<usize> {
+        if self.highest == 0 {
+            return None;
+        }
+        let (start, mut is_whole, mut wrapped) = (self.cursor, self.cursor == 0, false);
+        loop {
+            self.cursor = (self.cursor + 1) % (list.len() + 1);
+            if self.cursor == 0 {
+                let was_lowest = self.level <= self.step;
+                self.level = if was_lowest {
+                    self.highest
+                } else {
+                    self.level - self.step
+                };
+                if was_lowest && is_whole {
+                    return None;
+                }
+                wrapped |= was_lowest;
+                is_whole = true;
+                continue;
+            }
+            let backend = &list[self.cursor - 1];
+            if !backend.is_overloaded() && backend.weight() >= self.level {
+                return Some(self.cursor - 1);
+            }
+            if wrapped && self.level <= self.step && self.cursor == start {
+                return None;
+            }
         }
     }
 }
