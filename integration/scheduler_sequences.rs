@@ -3,6 +3,12 @@
 //! The recordings are shared material and no part of this repository: `LBD_SHARED` says where they are, by default
 //! `shared` beside the repository. Without them this test says that it is skipped; the unit tests of each scheduler
 //! hold the same orders, written out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of a test; clippy spares only the test functions themselves"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

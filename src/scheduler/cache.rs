@@ -107,7 +107,7 @@ impl<T> Cache<T> {
 
     /// `ip_vs_lblc_check_expire`.
     fn sweep_once(&mut self, now: Instant) {
-        if self.sweeps % FULL_SWEEP_EVERY == 0 {
+        if self.sweeps.is_multiple_of(FULL_SWEEP_EVERY) {
             self.drop_idle(now, EXPIRATION, usize::MAX);
             self.sweeps = 1;
         } else if self.entries <= MAX_ENTRIES {

@@ -206,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn with_mh_fallback_the_clients_of_a_drained_backend_are_spread_over_the_others() {
+        // Computed apart from this code, by the formula of `ip_vs_mh_get_fallback`.
+        let mut world = World::with(Kind::Mh, flags("mh-fallback"), backends(&[1, 1, 1]));
+        let before = world.run(Pattern::Sources, Ending::Closed);
+        assert_eq!(before, "131113311223123123213222");
+        world.set_weight(1, 0);
+        let drained = world.run(Pattern::Sources, Ending::Closed);
+        assert_eq!(drained, "333223332223223223223222");
+    }
+
+    #[test]
     fn a_backend_that_never_had_a_weight_gets_no_bucket() {
         let mut world = World::with(Kind::Mh, Flags::default(), backends(&[0, 1]));
         assert!(

@@ -117,6 +117,17 @@ mod tests {
     }
 
     #[test]
+    fn with_sh_fallback_the_clients_of_a_drained_backend_are_spread_over_the_others() {
+        // Computed apart from this code, by the formula of `ip_vs_sh_get_fallback`.
+        let mut world = World::with(Kind::Sh, flags("sh-fallback"), backends(&[1, 1, 1]));
+        let before = world.run(Pattern::Sources, Ending::Closed);
+        assert_eq!(before, "132313131212123232313131");
+        world.set_weight(1, 0);
+        let drained = world.run(Pattern::Sources, Ending::Closed);
+        assert_eq!(drained, "232333232232323232323233");
+    }
+
+    #[test]
     fn a_service_without_backends_refuses() {
         for flags in [Flags::default(), flags("sh-fallback")] {
             assert_eq!(World::with(Kind::Sh, flags, Vec::new()).picks(1), "X");

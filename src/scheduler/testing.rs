@@ -173,21 +173,21 @@ impl World {
         self.replace(|_| {});
     }
 
-    pub(super) fn load(&mut self, id: u64, active: u32, inactive: u32) {
+    pub(super) fn load(&self, id: u64, active: u32, inactive: u32) {
         bind(self.backend(id), active, inactive);
     }
 
-    pub(super) fn overload(&mut self, id: u64) {
+    pub(super) fn overload(&self, id: u64) {
         overload(self.backend(id));
     }
 
-    pub(super) fn overload_with_inactive(&mut self, id: u64) {
+    pub(super) fn overload_with_inactive(&self, id: u64) {
         self.backend(id).bind();
         let weight = self.backend(id).weight();
         self.backend(id).configure(&spec(id, weight, 1));
     }
 
-    pub(super) fn recover(&mut self, id: u64) {
+    pub(super) fn recover(&self, id: u64) {
         self.backend(id).unbind(true);
         assert!(!self.backend(id).is_overloaded());
     }

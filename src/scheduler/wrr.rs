@@ -172,6 +172,18 @@ mod tests {
     }
 
     #[test]
+    fn after_a_time_without_anyone_the_round_goes_on_where_it_was() {
+        let mut world = world(&[2, 1]);
+        assert_eq!(world.picks(2), "11");
+        world.overload(1);
+        world.overload(2);
+        assert_eq!(world.picks(1), "X");
+        world.recover(1);
+        world.recover(2);
+        assert_eq!(world.picks(4), "2112");
+    }
+
+    #[test]
     fn a_huge_weight_that_is_overloaded_costs_no_walk_through_every_level() {
         let mut world = world(&[u32::MAX, 1]);
         world.overload(1);
