@@ -1,4 +1,8 @@
 //! lbctl from the outside: the program, a real socket, and an lbd that answers from a script.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

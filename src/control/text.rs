@@ -83,7 +83,6 @@ pub mod mode {
     ///
     /// # Errors
     /// The serializer's own.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub fn serialize<S: Serializer>(mode: &Mode, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(mode.name())
     }

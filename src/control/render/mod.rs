@@ -29,7 +29,15 @@ fn sample(file: &str) -> Option<String> {
         || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
         std::path::PathBuf::from,
     );
-    std::fs::read_to_string(shared.join("reference/ipvsadm-samples").join(file)).ok()
+    let path = shared.join("reference/ipvsadm-samples").join(file);
+    let sample = std::fs::read_to_string(&path).ok();
+    if sample.is_none() {
+        eprintln!(
+            "not compared with {}: not there; set LBD_SHARED",
+            path.display()
+        );
+    }
+    sample
 }
 
 /// What `command` printed in the first such session of a sample.

@@ -112,7 +112,7 @@ mod tests {
         };
         let expected = "\
 num   pkts bytes target      prot source               destination         \n\
-1      123K  9999 drop        tcp  !203.0.113.0/24      10.96.0.0/16         spts:1024:65535 dpt:!80 statistic mode random probability 0.5 /* office only */
+1     123K  9999 drop        tcp  !203.0.113.0/24      10.96.0.0/16         spts:1024:65535 dpt:!80 statistic mode random probability 0.5 /* office only */
 2        0     0 service:web tcp  any                  10.96.0.10/32        dpt:80
 3        0     0 pass        all  any                  any                  \n";
         assert_eq!(rules(&[office, web, rule(3, "pass")]), expected);
