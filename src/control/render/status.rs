@@ -32,10 +32,7 @@ pub fn status(status: &Status) -> String {
 
 fn flows_by_state(status: &Status) -> String {
     let line = |count: &crate::control::protocol::StateCount| {
-        format!(
-            "  {:<4} {:<11} {}\n",
-            count.protocol, count.state, count.flows
-        )
+        format!("  {:<4} {:<11} {}\n", count.protocol, count.state, count.flows)
     };
     status.flows_by_state.iter().map(line).collect()
 }

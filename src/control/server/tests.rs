@@ -96,13 +96,7 @@ fn a_request_is_answered_and_more_may_follow_on_the_same_connection() {
 #[test]
 fn nonsense_is_answered_with_an_error_that_shows_what_is_right() {
     let (_directory, path, _server) = running();
-    for nonsense in [
-        "hello\n",
-        "\n",
-        "{\"command\":\"fly\"}\n",
-        "[1]\n",
-        "\u{0}\n",
-    ] {
+    for nonsense in ["hello\n", "\n", "{\"command\":\"fly\"}\n", "[1]\n", "\u{0}\n"] {
         let reply = asks(&path, nonsense);
         assert!(
             reply.starts_with("{\"error\":{\"message\":\"not a request: "),
@@ -139,10 +133,7 @@ fn a_second_lbd_is_refused_and_told_the_pid_of_the_first() {
     let error = Server::start(&path, Arc::new(Fake)).unwrap_err();
     let expected = format!("another lbd is listening on {} (pid 4711)", path.display());
     assert!(error.to_string().starts_with(&expected), "{error}");
-    assert!(
-        client::ask(&path, &Request::Mode).is_ok(),
-        "the first goes on"
-    );
+    assert!(client::ask(&path, &Request::Mode).is_ok(), "the first goes on");
 }
 
 #[test]
@@ -181,9 +172,7 @@ fn clients_that_hang_do_not_hold_up_the_others() {
 #[test]
 fn a_client_beyond_the_limit_is_told_so() {
     let (_directory, path, _server) = running();
-    let hung: Vec<_> = (0..MAX_CLIENTS)
-        .map(|_| UnixStream::connect(&path).unwrap())
-        .collect();
+    let hung: Vec<_> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let reply = client::ask(&path, &Request::Mode).unwrap();
     let Reply::Err { message } = reply else {
         panic!("{reply:?}")
@@ -196,14 +185,8 @@ fn a_client_beyond_the_limit_is_told_so() {
 fn a_client_that_says_nothing_is_left_after_five_seconds() {
     let (_directory, path, _server) = running();
     let silent = UnixStream::connect(&path).unwrap();
-    silent
-        .set_read_timeout(Some(Duration::from_secs(8)))
-        .unwrap();
-    assert_eq!(
-        said(&silent),
-        "",
-        "closed by the server, not by our own timeout"
-    );
+    silent.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    assert_eq!(said(&silent), "", "closed by the server, not by our own timeout");
 }
 
 #[test]
