@@ -17,7 +17,7 @@ use lbd::policy::Mode;
 
 /// Shows and changes what a running lbd does.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "lbctl", version, arg_required_else_help = true)]
 struct Cli {
     /// The control socket of lbd
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]

@@ -19,12 +19,12 @@ impl Handler for Fake {
             Request::Status => Reply::Ok(Data::Status(Box::new(status()))),
             Request::Mode => Reply::Ok(Data::Mode(Mode::Ipvs)),
             Request::Save => Reply::Ok(Data::Configuration("x".repeat(32 << 20))),
+            Request::Reload => panic!("a defect of the handler"),
             Request::List { .. }
             | Request::Connections { .. }
             | Request::Rules
             | Request::Drops
-            | Request::SwitchMode { .. }
-            | Request::Reload => Reply::error("not in this test"),
+            | Request::SwitchMode { .. } => Reply::error("not in this test"),
         }
     }
 }
@@ -197,6 +197,18 @@ fn a_request_of_more_than_a_megabyte_is_refused() {
     stream.write_all(&vec![b' '; session::MAX_REQUEST + 1]).ok();
     let reply = said(&stream);
     assert!(reply.contains("longer than 1048576 bytes"), "{reply}");
+}
+
+#[test]
+fn a_request_that_lbd_fails_at_costs_its_own_connection_only() {
+    let (_directory, path, server) = running();
+    let error = client::ask(&path, &Request::Reload).unwrap_err();
+    assert!(
+        error.to_string().starts_with("no reply from lbd at "),
+        "{error}"
+    );
+    assert!(client::ask(&path, &Request::Mode).is_ok());
+    server.stop();
 }
 
 #[test]
