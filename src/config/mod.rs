@@ -4,6 +4,7 @@ pub mod diagnostic;
 pub mod raw;
 pub mod reload;
 pub mod save;
+mod settings;
 mod suggest;
 pub mod validate;
 mod words;

@@ -90,7 +90,7 @@ macro_rules! tables {
             impl<'t> Read<'t> for $name<'t> {
                 fn read(key: &str, value: &'t Spanned<DeValue<'t>>, report: &mut Report) -> Option<Self> {
                     let DeValue::Table(table) = value.get_ref() else {
-                        return wrong_kind(key, value, concat!("a table, ", $place), report);
+                        return wrong_kind(key, value, &format!("a table, with keys out of: {}", Self::KEYS.join(", ")), report);
                     };
                     Some(Self::of(table, report))
                 }
@@ -370,6 +370,6 @@ impl<'t, T: Read<'t>> Read<'t> for List<T> {
             let known = T::read(key, item, report);
             read.extend(known.map(|known| Spanned::new(item.span(), known)));
         }
-        Some(read)
+        (!read.is_empty() || items.is_empty()).then_some(read)
     }
 }

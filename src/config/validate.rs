@@ -7,6 +7,7 @@ mod services;
 mod values;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -51,11 +52,8 @@ pub fn parse(file_name: &str, text: &str) -> Result<Loaded, Vec<Diagnostic>> {
     let mut report = Report::default();
     let (table, syntax_errors) = DeTable::parse_recoverable(text);
     for error in &syntax_errors {
-        let place = error.span().map_or(0, |span| span.start);
-        report.error(
-            place,
-            format!("not valid TOML: {}", one_line(error.message())),
-        );
+        let span = error.span().unwrap_or_default();
+        report.error(span.start, syntax_message(text, span, error.message()));
     }
     let config = if syntax_errors.is_empty() {
         let file = raw::File::of(table.get_ref(), &mut report);
@@ -70,9 +68,20 @@ pub fn parse(file_name: &str, text: &str) -> Result<Loaded, Vec<Diagnostic>> {
     }
 }
 
-fn one_line(message: &str) -> String {
-    let lines: Vec<&str> = message.lines().map(str::trim).collect();
-    lines.join("; ")
+/// The parser's words, with the text that they are about.
+fn syntax_message(text: &str, span: Range<usize>, message: &str) -> String {
+    let written = text.get(span.clone()).unwrap_or("");
+    if message == "duplicate key" {
+        return format!(
+            "{written} is given twice: remove one, or write [[ ]] for a list of tables"
+        );
+    }
+    let start = text.floor_char_boundary(span.start);
+    let before = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[before..].lines().next().unwrap_or("").trim();
+    let line: String = line.chars().take(60).collect();
+    let message: Vec<&str> = message.lines().map(str::trim).collect();
+    format!("not valid TOML: {line:?}: {}", message.join("; "))
 }
 
 /// The table if it is written, else an empty one.

@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use crate::config::diagnostic::Report;
+use crate::config::raw::Scalar;
 use crate::flow::{Endpoint, Protocol};
 
 /// What is taken already, and by which service.
@@ -25,7 +26,9 @@ pub(super) struct Claimant<'t> {
     pub(super) protocol: Protocol,
     /// The key.
     pub(super) key: &'static str,
-    /// Where its value is.
+    /// Its value.
+    pub(super) written: Scalar<'t>,
+    /// Where that is.
     pub(super) offset: usize,
 }
 
@@ -74,6 +77,6 @@ impl Claimant<'_> {
                 "{protocol} {what} is already taken by service {owner:?}: give another address or port"
             )
         };
-        report.error(self.offset, format!("{}: {problem}", self.key));
+        report.bad(self.offset, self.key, self.written, problem);
     }
 }

@@ -248,7 +248,7 @@ fn flags(raw: &raw::Service<'_>, kind: Kind, report: &mut Report) -> Flags {
         };
         if owner != kind {
             let problem = format!(
-                "only for scheduler {:?}, and this service's is \"{kind}\": {}",
+                "only for scheduler {:?}, and this service's is \"{kind}\", {}",
                 owner.name(),
                 flags_of(kind)
             );
@@ -269,9 +269,9 @@ fn flags_of(kind: Kind) -> String {
     let known = FLAGS.iter().filter(|(_, (owner, _))| *owner == kind);
     let known: Vec<&str> = known.map(|&(word, _)| word).collect();
     if known.is_empty() {
-        return "which has no flags; remove it or change the scheduler".to_owned();
+        return "which has no flags: remove it or change the scheduler".to_owned();
     }
-    format!("whose flags are {}", known.join(", "))
+    format!("whose flags are: {}", known.join(", "))
 }
 
 fn persistence(
@@ -325,7 +325,11 @@ fn backends(
             continue;
         };
         if !seen.insert(spec.address) {
-            let place = at.get_ref().address.given().map_or_else(|| offset(at), offset);
+            let place = at
+                .get_ref()
+                .address
+                .given()
+                .map_or_else(|| offset(at), offset);
             let problem = "given twice in this service: remove one, and set its weight instead";
             report.error(place, format!("address = \"{}\": {problem}", spec.address));
         }
@@ -391,24 +395,34 @@ fn claim<'t>(
     report: &mut Report,
 ) {
     let service = raw.name.given().map_or("", |text| *text.get_ref());
-    let by = |key, offset| Claimant {
+    let by = |key, written, offset| Claimant {
         service,
         protocol: spec.protocol,
         key,
+        written,
         offset,
     };
     if let Some(text) = raw.address.given() {
-        claims.endpoint(spec.address, by("address", offset(text)), report);
+        let by = by("address", Scalar::Text(text.get_ref()), offset(text));
+        claims.endpoint(spec.address, by, report);
     }
     for text in raw.external_addresses.items() {
         if let Ok(address) = text.get_ref().parse() {
-            let endpoint = Endpoint::new(address, spec.address.port);
-            claims.endpoint(endpoint, by("external_addresses", offset(text)), report);
+            let by = by(
+                "external_addresses",
+                Scalar::Text(text.get_ref()),
+                offset(text),
+            );
+            claims.endpoint(Endpoint::new(address, spec.address.port), by, report);
         }
     }
     if let (Some(value), Some(port)) = (raw.node_port.given(), spec.node_port) {
-        let v4 = spec.address.address.is_ipv4();
-        claims.node_port(port, v4, by("node_port", offset(value)), report);
+        let by = by(
+            "node_port",
+            Scalar::Integer(*value.get_ref()),
+            offset(value),
+        );
+        claims.node_port(port, spec.address.address.is_ipv4(), by, report);
     }
     check_no_loop(raw, spec, report);
 }

@@ -109,7 +109,9 @@ fn not_a_host(address: IpAddr) -> Option<String> {
     let why = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             let mapped = address.to_canonical();
-            return Some(format!("an IPv4-mapped IPv6 address: write \"{mapped}\""));
+            return Some(format!(
+                "an IPv4-mapped IPv6 address: write it as IPv4, {mapped}"
+            ));
         }
         IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
         _ if address.is_unspecified() => "the unspecified address",
@@ -217,7 +219,7 @@ pub(super) fn network(
         && v6.to_ipv4_mapped().is_some()
     {
         let problem = format!(
-            "an IPv4-mapped IPv6 address: write \"{}\"",
+            "an IPv4-mapped IPv6 address: write it as IPv4, {}",
             address.to_canonical()
         );
         return bad_text(key, at, &problem, report);
