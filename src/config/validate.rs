@@ -79,6 +79,11 @@ fn syntax_message(text: &str, span: Range<usize>, message: &str) -> String {
     let start = text.floor_char_boundary(span.start);
     let before = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
     let line = text[before..].lines().next().unwrap_or("").trim();
+    if line.ends_with('=') {
+        return format!(
+            "not valid TOML: {line:?}: a value is missing after =, e.g. \"text\", 80 or true"
+        );
+    }
     let line: String = line.chars().take(60).collect();
     let message: Vec<&str> = message.lines().map(str::trim).collect();
     format!("not valid TOML: {line:?}: {}", message.join("; "))
