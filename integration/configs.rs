@@ -23,39 +23,32 @@ fn loaded(name: &str) -> Config {
 
 /// The names of all keys in a table and in the tables below it.
 fn keys(value: &toml::Value, found: &mut BTreeSet<String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                found.insert(key.clone());
-                keys(value, found);
-            }
+    if let Some(table) = value.as_table() {
+        for (key, value) in table {
+            found.insert(key.clone());
+            keys(value, found);
         }
-        toml::Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
-        _ => {}
     }
+    let items = value.as_array().into_iter().flatten();
+    items.for_each(|item| keys(item, found));
 }
 
-/// The keys that full.toml writes in the table called `place`.
+/// The keys that full.toml writes in the table called `place`; of a list of tables, in all of them.
 fn keys_at(place: &str, file: &toml::Table) -> BTreeSet<String> {
     let services = &file["services"][0];
     let table = match place {
         "the top level" => toml::Value::Table(file.clone()),
-        "[[rules]]" => file["rules"][0].clone(),
-        "[[services]]" => services.clone(),
+        "[[rules]]" => file["rules"].clone(),
+        "[[services]]" => file["services"].clone(),
         "persistence" => services["persistence"].clone(),
         "backends" => services["backends"].clone(),
         section => file[section.trim_matches(['[', ']'])].clone(),
     };
-    match table {
-        toml::Value::Array(items) => {
-            let tables = items
-                .into_iter()
-                .filter_map(|item| item.as_table().cloned());
-            tables.flatten().map(|(key, _)| key).collect()
-        }
-        toml::Value::Table(table) => table.into_iter().map(|(key, _)| key).collect(),
-        other => panic!("{place} is no table: {other}"),
-    }
+    let items = table.as_array().into_iter().flatten();
+    let tables = items
+        .filter_map(toml::Value::as_table)
+        .chain(table.as_table());
+    tables.flat_map(|table| table.keys().cloned()).collect()
 }
 
 #[test]
