@@ -14,6 +14,7 @@ use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::plumbing::{self, Plan, Plumbing};
 use crate::policy::Mode;
+use crate::ruleset::Ruleset;
 use crate::time::Instant;
 use crate::worker::Clock;
 
@@ -108,8 +109,11 @@ impl Control {
         })
     }
 
-    pub(super) fn with_rates<R>(&self, act: impl FnOnce(&Rates) -> R) -> R {
-        act(&self.state.lock().rates)
+    /// Services with their rates. The state is locked before the ruleset, as everywhere: a reload holds the former
+    /// while it waits for the latter.
+    pub(super) fn with_rates<R>(&self, act: impl FnOnce(&Ruleset, &Rates) -> R) -> R {
+        let state = self.state.lock();
+        act(&self.engine.ruleset(), &state.rates)
     }
 
     /// The running configuration, as a file that would give it again.
@@ -218,8 +222,11 @@ impl Control {
         if gone == Plan::default() {
             return Ok(());
         }
-        let flows = self.engine.conntrack().list(self.clock.now(), |_| true);
-        let wanted = state.plan.clone().union(&kept::needed(&gone, &flows));
+        let mut kept = Plan::default();
+        self.engine
+            .conntrack()
+            .each(self.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
+        let wanted = state.plan.clone().union(&kept);
         if wanted == *plumbing.plan() {
             return Ok(());
         }

@@ -15,18 +15,15 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
     }
 }
 
-/// The part of `plan` that the packets of `flows` need to come to lbd.
-pub(super) fn needed(plan: &Plan, flows: &[Connection]) -> Plan {
-    let mut kept = Plan::default();
-    for flow in flows {
-        let local = (flow.protocol, flow.virtual_address);
-        let reply = (flow.protocol, flow.backend.address);
-        kept.local_ports.extend(plan.local_ports.get(&local));
-        kept.replies.extend(plan.replies.get(&reply));
-        let addresses = [flow.virtual_address.address, flow.source.address];
-        kept.routes.extend(addresses.iter().flat_map(|address| covering(plan, *address)));
+/// Adds to `kept` what of `plan` the packets of `flow` need to come to lbd.
+pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
+    let local = (flow.protocol, flow.virtual_address);
+    let reply = (flow.protocol, flow.backend.address);
+    kept.local_ports.extend(plan.local_ports.get(&local));
+    kept.replies.extend(plan.replies.get(&reply));
+    for address in [flow.virtual_address.address, flow.source.address] {
+        kept.routes.extend(covering(plan, address));
     }
-    kept
 }
 
 fn covering(plan: &Plan, address: IpAddr) -> impl Iterator<Item = IpNet> + '_ {

@@ -72,14 +72,14 @@ impl Control {
     }
 
     fn services(&self, wanted: Option<&str>) -> Reply {
-        let ruleset = self.engine().ruleset();
         let selector = wanted.map(Selector::new);
-        let picked = ruleset.services.iter().filter(|service| {
-            let picks = |selector: &Selector<'_>| selector.picks(&service.identity.name, &service.endpoints);
-            selector.as_ref().is_none_or(picks)
+        let views: Vec<ServiceView> = self.with_rates(|ruleset, rates| {
+            let picked = ruleset.services.iter().filter(|service| {
+                let picks = |selector: &Selector<'_>| selector.picks(&service.identity.name, &service.endpoints);
+                selector.as_ref().is_none_or(picks)
+            });
+            picked.map(|service| ServiceView::new(service, rates)).collect()
         });
-        let views: Vec<ServiceView> =
-            self.with_rates(|rates| picked.map(|service| ServiceView::new(service, rates)).collect());
         match selector {
             Some(selector) if views.is_empty() => Reply::error(selector.unknown()),
             Some(_) | None => Reply::Ok(Data::Services(views)),
