@@ -182,7 +182,7 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             ));
             objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
             objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
-            let replies = cover_of(&plan.replies, family)
+            let replies = cover_backends(&of_family(&plan.replies, family))
                 .into_iter()
                 .map(Selector::From);
             objects.extend(replies.map(|from| at(REPLIES, from, Action::Lookup(DIVERT_TABLE))));
