@@ -318,9 +318,12 @@ impl Handle {
     }
 }
 
-/// Runs of at most [`BATCH`] steps; a barrier stands alone.
+/// Runs of at most [`BATCH`] steps. The kernel goes on after a refusal within a send, so a barrier stands alone, and
+/// removals never go along with the additions that must have worked before.
 fn batches(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
-    let joined = |left: &Step, right: &Step| !left.is_barrier() && !right.is_barrier();
+    let joined = |left: &Step, right: &Step| {
+        !left.is_barrier() && !right.is_barrier() && left.is_removal() == right.is_removal()
+    };
     steps.chunk_by(joined).flat_map(|run| run.chunks(BATCH))
 }
 

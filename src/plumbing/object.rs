@@ -146,6 +146,13 @@ impl Step {
         }
     }
 
+    pub(super) const fn is_removal(&self) -> bool {
+        match self {
+            Self::Install(_) => false,
+            Self::Undo(_) => true,
+        }
+    }
+
     /// Whether the host depends on it before the next step: it must be known to have worked.
     pub(super) const fn is_barrier(&self) -> bool {
         matches!(
