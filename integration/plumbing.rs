@@ -176,6 +176,7 @@ fn plan(routes: &[&str], local_ports: &[&str], replies: &[&str]) -> Plan {
         routes: routes.iter().map(|text| text.parse().unwrap()).collect(),
         local_ports: local_ports.iter().map(|text| endpoint(text)).collect(),
         replies: replies.iter().map(|text| endpoint(text)).collect(),
+        ..Plan::default()
     }
 }
 

@@ -22,15 +22,15 @@ const WIDER_V4: [u8; 6] = [30, 28, 26, 24, 20, 16];
 const WIDER_V6: [u8; 6] = [124, 120, 112, 96, 64, 48];
 
 /// The endpoints in `net` with a port in `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Cover {
-    pub(super) protocol: Protocol,
-    pub(super) net: IpNet,
-    pub(super) ports: Ports,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cover {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Addresses.
+    pub net: IpNet,
+    /// First and last port.
+    pub ports: (u16, u16),
 }
-
-/// First and last port.
-pub(super) type Ports = (u16, u16);
 
 /// Covers backends of one family: exactly where [`LIMIT`] rules suffice, else with wider prefixes, then more ports.
 pub(super) fn cover_backends(backends: &BTreeSet<(Protocol, Endpoint)>) -> Vec<Cover> {

@@ -12,6 +12,7 @@
 //!  20: lookup local                              moved here from 0                            ports)
 //!  30: iif lbd0 goto 39
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
+//!      (and `to` destinations of iptables-mode rules that lead to a service)
 //!  32: lookup 7762                               service, external and pool addresses -> lbd0
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
 //! 32766: lookup main
@@ -39,6 +40,7 @@ mod sysctl;
 use std::path::Path;
 
 pub use address::{Monitor, local_addresses, owned_addresses};
+pub use cover::Cover;
 pub use device::Device;
 pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};

@@ -192,7 +192,9 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let replies = cover_backends(&of_family(&plan.replies, family))
                 .into_iter()
                 .map(Selector::From);
-            objects.extend(replies.map(|from| at(REPLIES, from, Action::Lookup(DIVERT_TABLE))));
+            let diverted = covers_of(&plan.diverted, family).map(Selector::To);
+            let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
+            objects.extend(replies.chain(diverted).map(select));
             objects.push(at(SERVICES, Selector::All, Action::Lookup(SERVICES_TABLE)));
         }
     }
@@ -226,7 +228,12 @@ fn routes(plan: &Plan, family: Family) -> Vec<Route> {
 /// Local ports must be asked for before the local table, so that table's rule moves back behind them. Where somebody
 /// else has moved it already, lbd's own rule at [`LOCAL`] keeps lbd's later rules behind the local table.
 fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
-    let ports = cover_local_ports(&of_family(&plan.local_ports, family));
+    let mut ports = cover_local_ports(&of_family(&plan.local_ports, family));
+    ports.extend(
+        covers_of(&plan.diverted_locally, family)
+            .filter(|cover| !ports.contains(cover))
+            .collect::<Vec<_>>(),
+    );
     if ports.is_empty() && at_first {
         return Vec::new();
     }
@@ -241,6 +248,13 @@ fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
         objects.push(Object::NoFirstLocalRule(family));
     }
     objects
+}
+
+fn covers_of(covers: &BTreeSet<Cover>, family: Family) -> impl Iterator<Item = Cover> {
+    covers
+        .iter()
+        .copied()
+        .filter(move |cover| Family::of(cover.net.addr()) == family)
 }
 
 fn of_family(
@@ -337,6 +351,7 @@ mod tests {
             routes: routes.iter().map(|text| text.parse().unwrap()).collect(),
             local_ports: local_ports.iter().map(|text| endpoint(text)).collect(),
             replies: replies.iter().map(|text| endpoint(text)).collect(),
+            ..Plan::default()
         }
     }
 

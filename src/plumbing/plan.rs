@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::cover::Cover;
 use super::object::Family;
 use crate::flow::{Endpoint, Protocol};
-use crate::policy::{Masquerade, Policy, ServiceSpec};
+use crate::matcher::rules::{Action, Condition, Rule};
+use crate::policy::{Masquerade, Mode, Policy, ServiceSpec};
 
 /// What is to be led into the TUN device. Equal plans need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +19,10 @@ pub struct Plan {
     pub local_ports: BTreeSet<(Protocol, Endpoint)>,
     /// Backends: what they answer goes to lbd.
     pub replies: BTreeSet<(Protocol, Endpoint)>,
+    /// Destinations of rules that lead to a service, in iptables mode.
+    pub diverted: BTreeSet<Cover>,
+    /// The same, as far as they are this host's own addresses.
+    pub diverted_locally: BTreeSet<Cover>,
 }
 
 /// A policy that the kernel's routing cannot serve.
@@ -65,6 +71,11 @@ impl Plan {
         for service in &policy.services {
             plan.add_service(service, policy, &owned)?;
         }
+        if policy.mode == Mode::Iptables {
+            for rule in &policy.rules {
+                plan.add_rule(rule, policy, &owned);
+            }
+        }
         Ok(plan)
     }
 
@@ -75,6 +86,8 @@ impl Plan {
         self.routes.extend(&other.routes);
         self.local_ports.extend(&other.local_ports);
         self.replies.extend(&other.replies);
+        self.diverted.extend(&other.diverted);
+        self.diverted_locally.extend(&other.diverted_locally);
         self
     }
 
@@ -84,6 +97,10 @@ impl Plan {
             .iter()
             .any(|route| Family::of(route.addr()) == family)
             || endpoints().any(|(_, endpoint)| Family::of(endpoint.address) == family)
+            || self
+                .diverted
+                .iter()
+                .any(|cover| Family::of(cover.net.addr()) == family)
     }
 
     fn add_service(
@@ -112,6 +129,53 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// A rule may lead any destination to a service, not only the service's own addresses, as in iptables' PREROUTING
+    /// and OUTPUT. Rules that do something else act on what lbd gets anyway.
+    fn add_rule(&mut self, rule: &Rule, policy: &Policy, owned: &BTreeSet<IpAddr>) {
+        let Action::Service(name) = &rule.action else {
+            return;
+        };
+        let service = policy.services.iter().find(|service| service.name == *name);
+        let Some(service) =
+            service.filter(|service| may_match(rule.protocol.as_ref(), service.protocol))
+        else {
+            return;
+        };
+        let family = Family::of(service.address.address);
+        let net = plain(rule.destination.as_ref())
+            .map_or_else(|| family.default_net(), |net| net.trunc());
+        // Port 0 stands for a fragment in policy rules.
+        let ports = plain(rule.destination_port.as_ref())
+            .map_or((1, u16::MAX), |ports| (*ports.start(), *ports.end()));
+        let protocol = service.protocol;
+        self.diverted.insert(Cover {
+            protocol,
+            net,
+            ports,
+        });
+        let local = owned
+            .iter()
+            .filter(|address| !address.is_loopback() && net.contains(*address));
+        self.diverted_locally.extend(local.map(|&address| Cover {
+            protocol,
+            net: address.into(),
+            ports,
+        }));
+    }
+}
+
+fn may_match(condition: Option<&Condition<Protocol>>, protocol: Protocol) -> bool {
+    condition.is_none_or(|condition| (condition.value == protocol) != condition.negated)
+}
+
+/// The value of a condition that is not negated: a negated one excludes little, and lbd itself checks it.
+fn plain<T>(condition: Option<&Condition<T>>) -> Option<&T> {
+    condition
+        .filter(|condition| !condition.negated)
+        .map(|condition| &condition.value)
+}
+
 /// Replies to the pool come back by the pool's route; no rule a backend is needed.
 fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
     let mut pool = policy.nat.pool.iter();
@@ -123,7 +187,7 @@ fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::conntrack::timeout::Timeouts;
-    use crate::policy::{BackendSpec, Conntrack, Mode, Nat, OnBackendRemoved};
+    use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
     use crate::scheduler::Flags;
 
     fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
@@ -265,5 +329,50 @@ mod tests {
         );
         let both = new.unwrap().union(&old.unwrap());
         assert_eq!(endpoints(&both.replies), ["10.2.0.11:80", "10.2.0.12:80"]);
+    }
+
+    fn rule(destination: &str, port: u16, service: &str) -> Rule {
+        let condition = |value| {
+            Some(Condition {
+                negated: false,
+                value,
+            })
+        };
+        Rule {
+            name: None,
+            source: None,
+            destination: condition(destination.parse().unwrap()),
+            protocol: None,
+            source_port: None,
+            destination_port: Some(Condition {
+                negated: false,
+                value: port..=port,
+            }),
+            probability: None,
+            action: Action::Service(service.into()),
+        }
+    }
+
+    #[test]
+    fn a_rule_that_leads_to_a_service_takes_its_destination_even_on_this_host() {
+        let mut policy = policy(vec![service("10.96.0.10:80", None, &[])]);
+        policy.rules = vec![rule("192.168.0.0/24", 8000, "10.96.0.10:80")];
+        let show = |covers: &BTreeSet<Cover>| -> Vec<String> {
+            covers
+                .iter()
+                .map(|cover| format!("{} {:?}", cover.net, cover.ports))
+                .collect()
+        };
+        assert!(
+            Plan::new(&policy, &owned()).unwrap().diverted.is_empty(),
+            "ipvs mode has no rules"
+        );
+        policy.mode = Mode::Iptables;
+        let plan = Plan::new(&policy, &owned()).unwrap();
+        assert_eq!(show(&plan.diverted), ["192.168.0.0/24 (8000, 8000)"]);
+        assert_eq!(
+            show(&plan.diverted_locally),
+            ["192.168.0.2/32 (8000, 8000)"]
+        );
     }
 }
