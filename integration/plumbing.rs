@@ -361,6 +361,9 @@ fn an_update_changes_only_what_differs() {
             "IPv6 is not in use yet"
         );
         assert!(ip("rule").contains("0:\tfrom all lookup local\n"));
+        assert!(
+            try_ip("route get 203.0.113.10 from 192.168.0.2 iif lbd0").contains("No route to host")
+        );
         let installed = rules_and_tables();
         plumbing.update(full_plan()).unwrap();
         assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
@@ -442,6 +445,36 @@ fn ten_thousand_services_are_updated_quickly() {
             0
         );
         plumbing.remove().unwrap();
+    });
+}
+
+#[test]
+fn in_a_container_with_read_only_sysctls_right_values_do_and_wrong_ones_are_named() {
+    const NAME: &str =
+        "in_a_container_with_read_only_sysctls_right_values_do_and_wrong_ones_are_named";
+    inside_with("-Urnm", NAME, || {
+        host();
+        let device = add_device();
+        let journal = tempfile::tempdir().unwrap();
+        write_sysctl("ipv4/ip_forward", "1");
+        write_sysctl("ipv6/conf/lbd0/forwarding", "1");
+        for options in ["bind", "remount,bind,ro"] {
+            let mut mount = Command::new("mount");
+            mount.args(["-o", options, "/proc/sys", "/proc/sys"]);
+            assert!(mount.status().unwrap().success());
+        }
+        let right = plan(&["203.0.113.10/32"], &[], &["10.2.0.11:8080"]);
+        let plumbing = Plumbing::install(device.clone(), right, journal.path()).unwrap();
+        plumbing.remove().unwrap();
+        let wrong = plan(&["fd00:99::10/128"], &[], &[]);
+        let error = Plumbing::install(device, wrong, journal.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("net.ipv6.conf") && error.contains("sysctl -w"),
+            "{error}"
+        );
+        assert!(!ip("rule").contains("108") && !ip("-6 rule").contains("108"));
     });
 }
 

@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// A sysctl has the wrong value and cannot be written.
     #[error(
-        "cannot set sysctl {key} from {before} to {wanted}: {source}; set it on the host (sysctl -w {key}={wanted}), or run lbd where /proc/sys is writable"
+        "cannot set sysctl {key} from {before} to {wanted}: {source}; set it beforehand (sysctl -w {key}={wanted}; for lbd's own device, below conf.default), or run lbd where /proc/sys is writable"
     )]
     Sysctl {
         /// As `sysctl` names it.

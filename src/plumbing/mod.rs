@@ -101,6 +101,9 @@ impl Plumbing {
                 sysctl::prepare(family, &self.device.name, &mut self.journal)?;
             }
         }
+        if plan.has_local_ports() {
+            sysctl::accept_local(&self.device.name)?;
+        }
         let wanted = object::objects(&plan, self.first_local_rule);
         let steps = object::difference(&self.installed, &wanted);
         self.apply(&steps)?;

@@ -91,6 +91,10 @@ impl Plan {
         self
     }
 
+    pub(super) fn has_local_ports(&self) -> bool {
+        !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
+    }
+
     pub(super) fn uses(&self, family: Family) -> bool {
         let endpoints = || self.local_ports.iter().chain(&self.replies);
         self.routes

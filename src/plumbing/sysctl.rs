@@ -30,18 +30,38 @@ impl Family {
 
 /// Settings of the device itself, which vanish with it.
 pub(super) fn prepare_device(device: &str) -> Result<(), Error> {
-    let v4 = |name: &str| format!("net/ipv4/conf/{device}/{name}");
-    // Loose: clients do not live behind the device. Stricter values of conf/all win (`IN_DEV_RPFILTER` takes the larger).
-    require(&v4("rp_filter"), "2")?;
-    // Replies from node ports carry an address of this host.
-    require(&v4("accept_local"), "1")?;
-    require(&v4("send_redirects"), "0")?;
+    require_loose_filter(device)?;
     // A new device takes it from conf/default, which may differ from ip_forward.
-    require(&v4("forwarding"), "1")?;
+    require(&format!("net/ipv4/conf/{device}/forwarding"), "1")?;
     if Family::V6.is_supported() {
         require(&format!("net/ipv6/conf/{device}/forwarding"), "1")?;
     }
+    // Not vital: without the first, a local client of a port that nobody serves waits instead of being told; redirects
+    // are never due, since no rule leads a packet from the device back into it.
+    let redirects = require(&format!("net/ipv4/conf/{device}/send_redirects"), "0");
+    for error in [accept_local(device), redirects]
+        .into_iter()
+        .filter_map(Result::err)
+    {
+        tracing::debug!("{error}");
+    }
     Ok(())
+}
+
+/// Vital for node ports, whose replies come out of the device with an address of this host.
+pub(super) fn accept_local(device: &str) -> Result<(), Error> {
+    require(&format!("net/ipv4/conf/{device}/accept_local"), "1")
+}
+
+/// Clients do not live behind the device. The larger one of its value and that of conf/all counts (`IN_DEV_RPFILTER`):
+/// 0 is off, 1 strict, 2 loose.
+fn require_loose_filter(device: &str) -> Result<(), Error> {
+    let own = format!("net/ipv4/conf/{device}/rp_filter");
+    let values = [read(&own)?, read("net/ipv4/conf/all/rp_filter")?];
+    match values.iter().max().map(String::as_str) {
+        Some("1") => require(&own, "2"),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Lets the host forward packets of `family`; what changes is in `journal` before it does.
