@@ -6,9 +6,7 @@ use lbd::config::{Config, load, raw, to_toml};
 use lbd::policy::Mode;
 
 fn example(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("configs")
-        .join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
 }
 
 fn loaded(name: &str) -> Config {
@@ -45,9 +43,7 @@ fn keys_at(place: &str, file: &toml::Table) -> BTreeSet<String> {
         section => file[section.trim_matches(['[', ']'])].clone(),
     };
     let items = table.as_array().into_iter().flatten();
-    let tables = items
-        .filter_map(toml::Value::as_table)
-        .chain(table.as_table());
+    let tables = items.filter_map(toml::Value::as_table).chain(table.as_table());
     tables.flat_map(|table| table.keys().cloned()).collect()
 }
 
@@ -90,9 +86,7 @@ fn the_tables_of_the_code_are_all_that_full_toml_has() {
     let text = std::fs::read_to_string(example("full.toml")).unwrap();
     let mut written = BTreeSet::new();
     keys(&toml::Value::Table(text.parse().unwrap()), &mut written);
-    let known = raw::TABLES
-        .iter()
-        .flat_map(|(_, keys)| keys.iter().copied());
+    let known = raw::TABLES.iter().flat_map(|(_, keys)| keys.iter().copied());
     let known: BTreeSet<String> = known.map(str::to_owned).collect();
     assert_eq!(written, known);
 }
@@ -114,22 +108,11 @@ fn the_first_example_has_web_and_dns_over_both_families() {
         .policy
         .services
         .iter()
-        .map(|service| {
-            format!(
-                "{} {} {}",
-                service.protocol,
-                service.address,
-                service.backends.len()
-            )
-        })
+        .map(|service| format!("{} {} {}", service.protocol, service.address, service.backends.len()))
         .collect();
     assert_eq!(config.policy.mode, Mode::Ipvs);
     assert_eq!(
         addresses,
-        [
-            "tcp 10.96.0.10:80 3",
-            "udp 10.96.0.53:53 2",
-            "tcp [fd00:96::10]:80 3"
-        ]
+        ["tcp 10.96.0.10:80 3", "udp 10.96.0.53:53 2", "tcp [fd00:96::10]:80 3"]
     );
 }

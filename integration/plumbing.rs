@@ -15,9 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use lbd::flow::{Endpoint, Protocol};
-use lbd::plumbing::{
-    Device, Error, Monitor, Plan, Plumbing, clear_leftovers, local_addresses, owned_addresses,
-};
+use lbd::plumbing::{Device, Error, Monitor, Plan, Plumbing, clear_leftovers, local_addresses, owned_addresses};
 
 const INSIDE: &str = "LBD_PLUMBING_TEST_INSIDE";
 const VICTIM: &str = "LBD_PLUMBING_TEST_VICTIM";
@@ -28,22 +26,13 @@ fn inside_with(options: &str, name: &str, body: impl FnOnce()) {
         return body();
     }
     let permitted = Command::new("unshare").args([options, "true"]).output();
-    if !permitted
-        .as_ref()
-        .is_ok_and(|output| output.status.success())
-    {
+    if !permitted.as_ref().is_ok_and(|output| output.status.success()) {
         println!("skipped: `unshare {options}` is not permitted here: {permitted:?}");
         return;
     }
     let this = std::env::current_exe().unwrap();
     let status = Command::new("unshare")
-        .args([
-            options,
-            this.to_str().unwrap(),
-            "--exact",
-            name,
-            "--nocapture",
-        ])
+        .args([options, this.to_str().unwrap(), "--exact", name, "--nocapture"])
         .env(INSIDE, "1")
         .status();
     assert!(status.unwrap().success(), "{name} failed in its namespace");
@@ -56,10 +45,7 @@ fn inside(name: &str, body: impl FnOnce()) {
 }
 
 fn ip(command: &str) -> String {
-    let output = Command::new("ip")
-        .args(command.split(' '))
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(command.split(' ')).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {command}: {error}");
     String::from_utf8(output.stdout).unwrap()
@@ -67,10 +53,7 @@ fn ip(command: &str) -> String {
 
 /// What `ip` says, be it an error.
 fn try_ip(command: &str) -> String {
-    let output = Command::new("ip")
-        .args(command.split(' '))
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(command.split(' ')).output().unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
@@ -216,11 +199,7 @@ fn after_removal_the_host_is_as_it_was() {
 
 #[test]
 fn no_root_on_the_host_is_needed_in_a_user_namespace() {
-    inside_with(
-        "-Urn",
-        "no_root_on_the_host_is_needed_in_a_user_namespace",
-        round_trip,
-    );
+    inside_with("-Urn", "no_root_on_the_host_is_needed_in_a_user_namespace", round_trip);
 }
 
 #[test]
@@ -258,10 +237,7 @@ fn packets_go_where_they_should_in_both_families() {
         let plumbing = install(full_plan(), journal.path());
         let routed = [
             // A service, from this host (with the address of another interface) and from elsewhere.
-            (
-                "route get 203.0.113.10",
-                "dev lbd0 table 7762 src 192.168.0.2",
-            ),
+            ("route get 203.0.113.10", "dev lbd0 table 7762 src 192.168.0.2"),
             ("-6 route get fd00:99::10", "src fd00:1::2"),
             (
                 "route get 203.0.113.10 from 192.168.0.9 iif eth0",
@@ -323,25 +299,13 @@ fn packets_go_where_they_should_in_both_families() {
                 "local fd00:1::2",
             ),
             // A service's address on a port that nobody serves does not go round in circles.
-            (
-                "route get 203.0.113.10 from 192.0.2.1 iif lbd0",
-                "No route to host",
-            ),
-            (
-                "route get 198.18.0.3 from 192.0.2.1 iif lbd0",
-                "No route to host",
-            ),
-            (
-                "-6 route get fd00:99::10 from 2001:db8::1 iif lbd0",
-                "No route to host",
-            ),
+            ("route get 203.0.113.10 from 192.0.2.1 iif lbd0", "No route to host"),
+            ("route get 198.18.0.3 from 192.0.2.1 iif lbd0", "No route to host"),
+            ("-6 route get fd00:99::10 from 2001:db8::1 iif lbd0", "No route to host"),
         ];
         for (command, expected) in routed {
             let answer = try_ip(command);
-            assert!(
-                answer.contains(expected),
-                "{command}: {answer}, not {expected}"
-            );
+            assert!(answer.contains(expected), "{command}: {answer}, not {expected}");
         }
         plumbing.remove().unwrap();
     });
@@ -355,15 +319,9 @@ fn an_update_changes_only_what_differs() {
         let journal = tempfile::tempdir().unwrap();
         let first = plan(&["203.0.113.10/32"], &[], &["10.2.0.11:8080"]);
         let mut plumbing = install(first.clone(), journal.path());
-        assert_eq!(
-            sysctl("ipv6/conf/all/forwarding"),
-            "0",
-            "IPv6 is not in use yet"
-        );
+        assert_eq!(sysctl("ipv6/conf/all/forwarding"), "0", "IPv6 is not in use yet");
         assert!(ip("rule").contains("0:\tfrom all lookup local\n"));
-        assert!(
-            try_ip("route get 203.0.113.10 from 192.168.0.2 iif lbd0").contains("No route to host")
-        );
+        assert!(try_ip("route get 203.0.113.10 from 192.168.0.2 iif lbd0").contains("No route to host"));
         let installed = rules_and_tables();
         plumbing.update(full_plan()).unwrap();
         assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
@@ -392,10 +350,7 @@ fn an_update_that_the_kernel_refuses_changes_nothing() {
             &["10.2.0.12:8081", "10.2.0.13:9000"],
         );
         let error = plumbing.update(refused).unwrap_err().to_string();
-        assert!(
-            error.contains("from 10.2.0.12/32 ipproto tcp sport 8081"),
-            "{error}"
-        );
+        assert!(error.contains("from 10.2.0.12/32 ipproto tcp sport 8081"), "{error}");
         assert_eq!(installed, rules_and_tables());
         assert_eq!(*plumbing.plan(), first);
         plumbing.remove().unwrap();
@@ -404,19 +359,16 @@ fn an_update_that_the_kernel_refuses_changes_nothing() {
 
 #[test]
 fn an_installation_that_the_kernel_refuses_leaves_nothing() {
-    inside(
-        "an_installation_that_the_kernel_refuses_leaves_nothing",
-        || {
-            host();
-            ip("route add 203.0.113.10 dev eth0 table 7762");
-            let before = state();
-            let journal = tempfile::tempdir().unwrap();
-            let refused = Plumbing::install(add_device(), full_plan(), journal.path());
-            assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
-            delete_device();
-            assert_same(&before, &state());
-        },
-    );
+    inside("an_installation_that_the_kernel_refuses_leaves_nothing", || {
+        host();
+        ip("route add 203.0.113.10 dev eth0 table 7762");
+        let before = state();
+        let journal = tempfile::tempdir().unwrap();
+        let refused = Plumbing::install(add_device(), full_plan(), journal.path());
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+        delete_device();
+        assert_same(&before, &state());
+    });
 }
 
 #[test]
@@ -429,8 +381,7 @@ fn ten_thousand_services_are_updated_quickly() {
             let address = IpAddr::from((0x0a60_0000 + number).to_be_bytes());
             let backend = IpAddr::from((0x0a02_0000 + number * 3).to_be_bytes());
             big.routes.insert(address.into());
-            big.replies
-                .insert((Protocol::Tcp, Endpoint::new(backend, 8080)));
+            big.replies.insert((Protocol::Tcp, Endpoint::new(backend, 8080)));
         }
         let mut plumbing = install(plan(&["203.0.113.10/32"], &[], &[]), journal.path());
         plumbing.update(big.clone()).unwrap();
@@ -450,8 +401,7 @@ fn ten_thousand_services_are_updated_quickly() {
 
 #[test]
 fn in_a_container_with_read_only_sysctls_right_values_do_and_wrong_ones_are_named() {
-    const NAME: &str =
-        "in_a_container_with_read_only_sysctls_right_values_do_and_wrong_ones_are_named";
+    const NAME: &str = "in_a_container_with_read_only_sysctls_right_values_do_and_wrong_ones_are_named";
     inside_with("-Urnm", NAME, || {
         host();
         let device = add_device();
@@ -509,18 +459,11 @@ fn what_a_killed_lbd_left_is_cleared_by_the_next_one() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(
-            lines
-                .map(Result::unwrap)
-                .any(|line| line.contains("installed"))
-        );
+        assert!(lines.map(Result::unwrap).any(|line| line.contains("installed")));
 
         let error = clear_leftovers(journal.path()).unwrap_err();
         assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
-        assert!(
-            ip("rule").contains("proto 108"),
-            "a running lbd was disturbed"
-        );
+        assert!(ip("rule").contains("proto 108"), "a running lbd was disturbed");
 
         child.kill().unwrap();
         child.wait().unwrap();
@@ -578,30 +521,21 @@ fn two_at_once_in_one_namespace_are_refused_though_their_journals_differ() {
 
 #[test]
 fn this_hosts_addresses_are_known_and_their_changes_are_told() {
-    inside(
-        "this_hosts_addresses_are_known_and_their_changes_are_told",
-        || {
-            host();
-            let journal = tempfile::tempdir().unwrap();
-            let plumbing = install(full_plan(), journal.path());
-            let address = |text: &str| text.parse::<IpAddr>().unwrap();
-            let local = local_addresses("lbd0").unwrap();
-            assert_eq!(local, [address("192.168.0.2"), address("fd00:1::2")]);
-            let owned = owned_addresses("lbd0").unwrap();
-            assert!(
-                owned.contains(&address("127.0.0.1")) && !owned.contains(&address("192.0.0.8"))
-            );
-            let mut monitor = Monitor::open().unwrap();
-            assert!(!monitor.drain());
-            ip("address add 192.168.0.3/24 dev eth0");
-            assert!(monitor.drain());
-            assert!(!monitor.drain());
-            assert!(
-                local_addresses("lbd0")
-                    .unwrap()
-                    .contains(&address("192.168.0.3"))
-            );
-            plumbing.remove().unwrap();
-        },
-    );
+    inside("this_hosts_addresses_are_known_and_their_changes_are_told", || {
+        host();
+        let journal = tempfile::tempdir().unwrap();
+        let plumbing = install(full_plan(), journal.path());
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let local = local_addresses("lbd0").unwrap();
+        assert_eq!(local, [address("192.168.0.2"), address("fd00:1::2")]);
+        let owned = owned_addresses("lbd0").unwrap();
+        assert!(owned.contains(&address("127.0.0.1")) && !owned.contains(&address("192.0.0.8")));
+        let mut monitor = Monitor::open().unwrap();
+        assert!(!monitor.drain());
+        ip("address add 192.168.0.3/24 dev eth0");
+        assert!(monitor.drain());
+        assert!(!monitor.drain());
+        assert!(local_addresses("lbd0").unwrap().contains(&address("192.168.0.3")));
+        plumbing.remove().unwrap();
+    });
 }

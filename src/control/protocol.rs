@@ -132,6 +132,8 @@ pub struct Status {
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.
     pub packets: PacketCounts,
+    /// Packets that the device did not take.
+    pub unsent: u64,
     /// None before the first reload.
     pub last_reload: Option<LastReload>,
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::conntrack::connection::Connection;
-use crate::plumbing::Plan;
+use crate::plumbing::{Cover, Plan};
 
 /// The part of `before` that `after` lacks.
 pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
@@ -12,6 +12,8 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
         routes: before.routes.difference(&after.routes).copied().collect(),
         local_ports: before.local_ports.difference(&after.local_ports).copied().collect(),
         replies: before.replies.difference(&after.replies).copied().collect(),
+        diverted: before.diverted.difference(&after.diverted).copied().collect(),
+        diverted_locally: before.diverted_locally.difference(&after.diverted_locally).copied().collect(),
     }
 }
 
@@ -21,6 +23,9 @@ pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
     let reply = (flow.protocol, flow.backend.address);
     kept.local_ports.extend(plan.local_ports.get(&local));
     kept.replies.extend(plan.replies.get(&reply));
+    let leads_here = |cover: &&Cover| cover.contains(flow.protocol, flow.virtual_address);
+    kept.diverted.extend(plan.diverted.iter().filter(leads_here));
+    kept.diverted_locally.extend(plan.diverted_locally.iter().filter(leads_here));
     for address in [flow.virtual_address.address, flow.source.address] {
         kept.routes.extend(covering(plan, address));
     }

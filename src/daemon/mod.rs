@@ -1,10 +1,10 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod control;
 mod kept;
-mod rates;
 mod views;
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -168,7 +168,7 @@ fn serve(control: &Control, crew: &mut Crew) -> Result<(), Error> {
     let registry = poll.registry();
     let watched = registry.register(&mut signals, SIGNALS, Interest::READABLE);
     watched.map_err(system("to wait for signals"))?;
-    let watched = registry.register(&mut SourceFd(&monitor.readiness()), ADDRESSES, Interest::READABLE);
+    let watched = registry.register(&mut SourceFd(&monitor.as_raw_fd()), ADDRESSES, Interest::READABLE);
     watched.map_err(system("to wait for netlink"))?;
     crew.wake_on_failure(Waker::new(registry, WORKERS).map_err(system("a waker"))?);
     let mut events = Events::with_capacity(8);

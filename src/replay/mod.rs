@@ -7,6 +7,7 @@
 //! - A damaged capture is replayed up to the damage. OUT and the verdicts then hold that part, and the run fails with
 //!   [`ReplayError::Damaged`]. Every other failure leaves OUT and the verdicts as they were before.
 mod output;
+pub mod run;
 mod verdicts;
 
 use std::fmt;
