@@ -100,6 +100,42 @@ fn service<'t>(
     report: &mut Report,
 ) -> Option<ServiceSpec> {
     let raw = at.get_ref();
+    let (name, protocol, cluster) = identity(at, around, report);
+    let external_addresses = external_addresses(raw, cluster, around.pool, report);
+    let node_port = raw
+        .node_port
+        .given()
+        .and_then(|value| number("node_port", value, 1..=65535, ", e.g. 30080", report));
+    let scheduler = scheduler(&raw.scheduler, report);
+    let flags = flags(raw, scheduler.unwrap_or(around.scheduler), report);
+    let persistence = raw
+        .persistence
+        .given()
+        .and_then(|table| persistence(table.get_ref(), cluster, report));
+    let backends = backends(raw, cluster, around.pool, report);
+    // Only now, when all else is checked, may a missing value end it.
+    let spec = ServiceSpec {
+        name: name?,
+        protocol: protocol?,
+        address: cluster?,
+        external_addresses,
+        node_port,
+        scheduler,
+        flags,
+        persistence,
+        backends,
+    };
+    claim(raw, &spec, &mut around.claims, report);
+    Some(spec)
+}
+
+/// The required keys: the service's name, protocol and cluster address.
+fn identity<'t>(
+    at: &Spanned<raw::Service<'t>>,
+    around: &mut Around<'_, 't>,
+    report: &mut Report,
+) -> (Option<String>, Option<Protocol>, Option<Endpoint>) {
+    let raw = at.get_ref();
     let required = [
         ("name", is_absent(&raw.name), "\"default/web:http\""),
         ("protocol", is_absent(&raw.protocol), "\"tcp\""),
@@ -107,10 +143,11 @@ fn service<'t>(
     ];
     require("[[services]]", offset(at), required, report);
     let protocol = raw.protocol.given().and_then(|text| protocol(text, report));
-    let cluster = raw
-        .address
-        .given()
-        .and_then(|text| endpoint("address", text, report));
+    let cluster = raw.address.given().and_then(|text| {
+        let cluster = endpoint("address", text, report)?;
+        check_outside_pool("address", text, cluster.address, around.pool, report);
+        Some(cluster)
+    });
     let known = protocol.zip(cluster).map(|(protocol, cluster)| Known {
         protocol,
         v4: cluster.address.is_ipv4(),
@@ -119,36 +156,8 @@ fn service<'t>(
         .name
         .given()
         .and_then(|text| unique_name(text, known, around, report));
-    let read = ServiceSpec {
-        name: name.unwrap_or_default(),
-        protocol: protocol.unwrap_or(Protocol::Tcp),
-        address: cluster.unwrap_or(NOWHERE),
-        external_addresses: external_addresses(raw, cluster, around.pool, report),
-        node_port: raw
-            .node_port
-            .given()
-            .and_then(|value| number("node_port", value, 1..=65535, ", e.g. 30080", report)),
-        scheduler: scheduler(&raw.scheduler, report),
-        flags: Flags::default(),
-        persistence: raw
-            .persistence
-            .given()
-            .and_then(|table| persistence(table.get_ref(), cluster, report)),
-        backends: backends(raw, cluster, around.pool, report),
-    };
-    let kind = read.scheduler.unwrap_or(around.scheduler);
-    let flags = flags(raw, kind, report);
-    if let (Some(address), Some(cluster)) = (raw.address.given(), cluster) {
-        check_outside_pool("address", address, cluster.address, around.pool, report);
-    }
-    if known.is_some() {
-        claim(raw, &read, &mut around.claims, report);
-    }
-    known.map(|_| ServiceSpec { flags, ..read })
+    (name, protocol, cluster)
 }
-
-/// Stands for an address that could not be read; a configuration with one is never handed out.
-const NOWHERE: Endpoint = Endpoint::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 const fn is_absent<T>(key: &Key<T>) -> bool {
     matches!(key, Key::Absent)

@@ -366,3 +366,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn nesting_without_end_is_refused() {
+    for text in [
+        format!("a = {}", "[".repeat(100_000)),
+        format!("a = {}", "{a=".repeat(100_000)),
+        format!("{}a = 1", "a.".repeat(100_000)),
+        format!("[{}a]", "a.".repeat(100_000)),
+    ] {
+        assert!(parse("lbd.toml", &text).is_err());
+    }
+}
