@@ -135,6 +135,7 @@ fn status() -> Status {
             drop: 3,
             ..PacketCounts::default()
         },
+        unsent: 0,
         last_reload: None,
     }
 }

@@ -27,7 +27,10 @@ pub struct Clock(std::time::Instant);
 impl Clock {
     /// A clock that starts now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place where lbd reads the time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place where lbd reads the time"
+    )]
     pub fn start() -> Self {
         Self(std::time::Instant::now())
     }
@@ -82,7 +85,8 @@ impl<I: PacketIo> Worker<I> {
     ) -> io::Result<(Self, Stopper)> {
         let poll = Poll::new()?;
         let fd: RawFd = io.readiness();
-        poll.registry().register(&mut SourceFd(&fd), PACKETS, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut SourceFd(&fd), PACKETS, Interest::READABLE)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopper = Stopper {
             flag: Arc::clone(&stop),
@@ -120,8 +124,12 @@ impl<I: PacketIo> Worker<I> {
 
     /// One batch; returns how many packets were received.
     fn turn(&mut self) -> io::Result<usize> {
-        let Self { engine, lane, clock, .. } = self;
-        let exchanged = self.io.exchange(&mut |frames| decide(engine, lane, frames, clock.now()))?;
+        let Self {
+            engine, lane, clock, ..
+        } = self;
+        let exchanged = self
+            .io
+            .exchange(&mut |frames| decide(engine, lane, frames, clock.now()))?;
         if exchanged.received == 0 {
             drop(engine.enter(lane, clock.now()));
         }

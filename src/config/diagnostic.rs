@@ -56,13 +56,7 @@ impl Report {
     }
 
     /// `key = value: problem`.
-    pub fn bad(
-        &mut self,
-        offset: usize,
-        key: &str,
-        value: impl fmt::Display,
-        problem: impl fmt::Display,
-    ) {
+    pub fn bad(&mut self, offset: usize, key: &str, value: impl fmt::Display, problem: impl fmt::Display) {
         self.error(offset, format!("{key} = {value}: {problem}"));
     }
 

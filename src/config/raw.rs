@@ -240,24 +240,14 @@ impl<'t> Conntrack<'t> {
     }
 }
 
-fn read_key<'t, T: Read<'t>>(
-    key: &str,
-    value: &'t Spanned<DeValue<'t>>,
-    report: &mut Report,
-) -> Key<T> {
+fn read_key<'t, T: Read<'t>>(key: &str, value: &'t Spanned<DeValue<'t>>, report: &mut Report) -> Key<T> {
     match T::read(key, value, report) {
         Some(read) => Key::Given(Spanned::new(value.span(), read)),
         None => Key::Bad,
     }
 }
 
-fn unknown_key(
-    typed: &str,
-    offset: usize,
-    place: &str,
-    known: &[&'static str],
-    report: &mut Report,
-) {
+fn unknown_key(typed: &str, offset: usize, place: &str, known: &[&'static str], report: &mut Report) {
     let hint = did_you_mean(typed, known.iter().copied());
     let known = known.join(", ");
     report.error(
@@ -266,19 +256,9 @@ fn unknown_key(
     );
 }
 
-fn wrong_kind<T>(
-    key: &str,
-    value: &Spanned<DeValue<'_>>,
-    expected: &str,
-    report: &mut Report,
-) -> Option<T> {
+fn wrong_kind<T>(key: &str, value: &Spanned<DeValue<'_>>, expected: &str, report: &mut Report) -> Option<T> {
     let found = shown(value.get_ref());
-    report.bad(
-        value.span().start,
-        key,
-        found,
-        format!("expected {expected}"),
-    );
+    report.bad(value.span().start, key, found, format!("expected {expected}"));
     None
 }
 
@@ -312,8 +292,7 @@ fn integer(value: &DeValue<'_>) -> Option<i128> {
 
 impl<'t> Read<'t> for i128 {
     fn read(key: &str, value: &'t Spanned<DeValue<'t>>, report: &mut Report) -> Option<Self> {
-        integer(value.get_ref())
-            .or_else(|| wrong_kind(key, value, "a whole number, without quotes", report))
+        integer(value.get_ref()).or_else(|| wrong_kind(key, value, "a whole number, without quotes", report))
     }
 }
 

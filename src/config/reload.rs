@@ -55,9 +55,7 @@ pub fn describe(old: &Config, new: &Config) -> Changes {
 pub fn refuse_restart_only(old: &Config, new: &Config) -> Vec<String> {
     changed_settings(old, new)
         .filter(|(key, ..)| needs_restart(key))
-        .map(|(key, before, after)| {
-            format!("{key} = {after}: cannot change from {before} while lbd runs: restart lbd")
-        })
+        .map(|(key, before, after)| format!("{key} = {after}: cannot change from {before} while lbd runs: restart lbd"))
         .collect()
 }
 
@@ -68,10 +66,7 @@ fn needs_restart(key: &str) -> bool {
 }
 
 /// (key, old value, new value) of each setting that differs.
-fn changed_settings(
-    old: &Config,
-    new: &Config,
-) -> impl Iterator<Item = (&'static str, String, String)> {
+fn changed_settings(old: &Config, new: &Config) -> impl Iterator<Item = (&'static str, String, String)> {
     let pairs = settings(old).into_iter().zip(settings(new));
     let pairs = pairs.map(|((key, before), (_, after))| (key, before, after));
     pairs.filter(|(_, before, after)| before != after)
@@ -90,13 +85,8 @@ fn services(old: &Policy, new: &Policy, changes: &mut Changes) {
         changes.details.push(detail);
     }
     let after = by_name(&new.services);
-    let gone = old
-        .services
-        .iter()
-        .filter(|was| !after.contains_key(was.name.as_str()));
-    changes
-        .details
-        .extend(gone.map(|was| format!("-{}", was.name)));
+    let gone = old.services.iter().filter(|was| !after.contains_key(was.name.as_str()));
+    changes.details.extend(gone.map(|was| format!("-{}", was.name)));
 }
 
 fn by_name(services: &[ServiceSpec]) -> HashMap<&str, &ServiceSpec> {
@@ -107,11 +97,7 @@ fn by_name(services: &[ServiceSpec]) -> HashMap<&str, &ServiceSpec> {
 }
 
 /// How a list changed whose members are told apart by `key`.
-fn counts<T: PartialEq, K: Eq + std::hash::Hash>(
-    old: &[T],
-    new: &[T],
-    key: impl Fn(&T) -> K,
-) -> Counts {
+fn counts<T: PartialEq, K: Eq + std::hash::Hash>(old: &[T], new: &[T], key: impl Fn(&T) -> K) -> Counts {
     let before: HashMap<K, &T> = old.iter().map(|each| (key(each), each)).collect();
     let after: HashSet<K> = new.iter().map(&key).collect();
     let stayed: Vec<(&T, &T)> = new
@@ -135,9 +121,7 @@ fn service_change(old: &ServiceSpec, new: &ServiceSpec) -> String {
         .map(|((key, before), (_, after))| format!("{key} {before} -> {after}"))
         .collect();
     if old.backends != new.backends {
-        let counts = counts(&old.backends, &new.backends, |backend: &BackendSpec| {
-            backend.address
-        });
+        let counts = counts(&old.backends, &new.backends, |backend: &BackendSpec| backend.address);
         parts.push(backends_change(counts));
     }
     parts.join(", ")
@@ -224,9 +208,7 @@ impl Changes {
             true => String::new(),
             false => format!(" ({})", named.join("; ")),
         };
-        Some(format!(
-            "services +{added} ~{changed} -{removed}{order}{named}"
-        ))
+        Some(format!("services +{added} ~{changed} -{removed}{order}{named}"))
     }
 }
 
@@ -255,9 +237,7 @@ mod tests {
     }
 
     fn service(name: &str, address: &str, rest: &str) -> String {
-        format!(
-            "[[services]]\nname = \"{name}\"\nprotocol = \"tcp\"\naddress = \"{address}\"\n{rest}\n"
-        )
+        format!("[[services]]\nname = \"{name}\"\nprotocol = \"tcp\"\naddress = \"{address}\"\n{rest}\n")
     }
 
     fn line(old: &str, new: &str) -> String {
@@ -299,10 +279,7 @@ mod tests {
         let many: String = (1..=10)
             .map(|n| service(&format!("s{n}"), &format!("10.96.0.{n}:80"), ""))
             .collect();
-        assert_eq!(
-            line("", &many),
-            "services +10 ~0 -0 (+s1; +s2; +s3; +s4; 6 more)"
-        );
+        assert_eq!(line("", &many), "services +10 ~0 -0 (+s1; +s2; +s3; +s4; 6 more)");
     }
 
     #[test]
@@ -310,10 +287,7 @@ mod tests {
         let web = |backends: &str| service("web", "10.96.0.10:80", backends);
         let old = web(r#"backends = [{ address = "10.2.0.1:80" }, { address = "10.2.0.2:80" }]"#);
         let new = web(r#"backends = [{ address = "10.2.0.2:80" }, { address = "10.2.0.1:80" }]"#);
-        assert_eq!(
-            line(&old, &new),
-            "services +0 ~1 -0 (web: backends reordered)"
-        );
+        assert_eq!(line(&old, &new), "services +0 ~1 -0 (web: backends reordered)");
     }
 
     #[test]
@@ -328,8 +302,7 @@ mod tests {
     #[test]
     fn what_only_a_restart_can_change_is_refused_by_name() {
         let old = config("");
-        let new =
-            config("mode = \"iptables\"\n[tun]\nmtu = 9000\n[control]\nsocket = \"/tmp/s\"\n");
+        let new = config("mode = \"iptables\"\n[tun]\nmtu = 9000\n[control]\nsocket = \"/tmp/s\"\n");
         assert_eq!(
             refuse_restart_only(&old, &new),
             [

@@ -6,15 +6,11 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::validate::rules::CERTAIN;
-use super::words::{
-    ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of,
-};
+use super::words::{ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of};
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
-use crate::policy::{
-    BackendSpec, Conntrack, Masquerade, Nat, OnBackendRemoved, Persistence, ServiceSpec,
-};
+use crate::policy::{BackendSpec, Conntrack, Masquerade, Nat, OnBackendRemoved, Persistence, ServiceSpec};
 use crate::scheduler::{Flags, Kind};
 
 /// TOML that [`super::parse`] reads as an equal configuration.
@@ -29,10 +25,7 @@ pub fn to_toml(config: &Config) -> String {
     af_xdp(&config.af_xdp, &mut out);
     out.section("[node]");
     let nodes = config.node_addresses.as_ref();
-    out.optional(
-        "addresses",
-        nodes.map(|nodes| list(nodes.iter().map(quoted))),
-    );
+    out.optional("addresses", nodes.map(|nodes| list(nodes.iter().map(quoted))));
     nat(&policy.nat, &mut out);
     conntrack(&policy.conntrack, &mut out);
     out.section("[control]");
@@ -101,11 +94,7 @@ fn time(duration: Duration) -> String {
 }
 
 fn datapath(datapath: &Datapath, out: &mut Out) {
-    let Datapath {
-        backend,
-        workers,
-        seed,
-    } = datapath;
+    let Datapath { backend, workers, seed } = datapath;
     out.section("[datapath]");
     out.word("backend", *backend, Backend::default(), BACKEND);
     out.optional("workers", *workers);
@@ -154,17 +143,9 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
         timeouts: Timeouts { tcp, udp },
     } = conntrack;
     out.section("[conntrack]");
-    out.optional(
-        "max_flows",
-        (*max_flows != default.max_flows).then_some(max_flows),
-    );
+    out.optional("max_flows", (*max_flows != default.max_flows).then_some(max_flows));
     let removed = OnBackendRemoved::default();
-    out.word(
-        "on_backend_removed",
-        *on_backend_removed,
-        removed,
-        ON_BACKEND_REMOVED,
-    );
+    out.word("on_backend_removed", *on_backend_removed, removed, ON_BACKEND_REMOVED);
     let states = TCP_TIMEOUTS.into_iter().zip(tcp).zip(default.timeouts.tcp);
     for ((key, timeout), default) in states {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));
@@ -247,10 +228,7 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
     let flags = flag_words(kind, *flags);
     out.optional("scheduler_flags", (flags != "[]").then_some(flags));
     let v4 = address.address.is_ipv4();
-    out.optional(
-        "persistence",
-        persistence.map(|affinity| affinity_table(affinity, v4)),
-    );
+    out.optional("persistence", persistence.map(|affinity| affinity_table(affinity, v4)));
     if !backends.is_empty() {
         out.key("backends", backend_list(backends));
     }
@@ -266,10 +244,7 @@ pub(super) fn flag_words(kind: Kind, flags: Flags) -> String {
 }
 
 fn affinity_table(affinity: Persistence, v4: bool) -> String {
-    let Persistence {
-        timeout,
-        prefix_length,
-    } = affinity;
+    let Persistence { timeout, prefix_length } = affinity;
     let timeout = time(timeout);
     match (v4, prefix_length) {
         (true, 32) | (false, 128) => format!("{{ timeout = {timeout} }}"),
@@ -291,12 +266,8 @@ fn backend_list(backends: &[BackendSpec]) -> String {
             ("upper_threshold", *upper_threshold, 0),
             ("lower_threshold", *lower_threshold, 0),
         ];
-        let given = shares
-            .into_iter()
-            .filter(|(_, value, default)| value != default);
-        let given: String = given
-            .map(|(key, value, _)| format!(", {key} = {value}"))
-            .collect();
+        let given = shares.into_iter().filter(|(_, value, default)| value != default);
+        let given: String = given.map(|(key, value, _)| format!(", {key} = {value}")).collect();
         let address = quoted(address);
         text += &format!("  {{ address = {address}{given} }},\n");
     }

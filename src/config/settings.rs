@@ -37,11 +37,7 @@ fn or<T: Display>(value: Option<T>, absent: &str) -> String {
 }
 
 fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
-    let Datapath {
-        backend,
-        workers,
-        seed,
-    } = datapath;
+    let Datapath { backend, workers, seed } = datapath;
     let Tun { name, mtu, offload } = tun;
     let AfXdp {
         interfaces,
@@ -76,10 +72,7 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
     let mut all = vec![
         ("mode", word_of(*mode, MODE).to_owned()),
         ("scheduler", or(*scheduler, "default")),
-        (
-            "nat.masquerade",
-            word_of(*masquerade, MASQUERADE).to_owned(),
-        ),
+        ("nat.masquerade", word_of(*masquerade, MASQUERADE).to_owned()),
         ("nat.pool", list(pool)),
     ];
     all.extend(of_conntrack(conntrack));
@@ -96,10 +89,7 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
     let mut all = vec![
         ("conntrack.max_flows", max_flows.to_string()),
         ("conntrack.on_backend_removed", removed.to_owned()),
-        (
-            "conntrack.udp",
-            humantime::format_duration(timeouts.udp).to_string(),
-        ),
+        ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
     ];
     let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);
     all.extend(tcp.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));

@@ -4,10 +4,7 @@
 const MOST_WORDS: usize = 1000;
 
 /// The word that `typed` was most likely meant to be, if any is near enough.
-pub(super) fn nearest<'w>(
-    typed: &str,
-    words: impl IntoIterator<Item = &'w str>,
-) -> Option<&'w str> {
+pub(super) fn nearest<'w>(typed: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let most = (typed.chars().count() / 3).clamp(1, 3);
     let near = words.into_iter().take(MOST_WORDS).filter_map(|word| {
         let far = distance(typed, word, most)?;

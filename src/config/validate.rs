@@ -72,17 +72,13 @@ pub fn parse(file_name: &str, text: &str) -> Result<Loaded, Vec<Diagnostic>> {
 fn syntax_message(text: &str, span: Range<usize>, message: &str) -> String {
     let written = text.get(span.clone()).unwrap_or("");
     if message == "duplicate key" {
-        return format!(
-            "{written} is given twice: remove one, or write [[ ]] for a list of tables"
-        );
+        return format!("{written} is given twice: remove one, or write [[ ]] for a list of tables");
     }
     let start = text.floor_char_boundary(span.start);
     let before = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
     let line = text[before..].lines().next().unwrap_or("").trim();
     if line.ends_with('=') {
-        return format!(
-            "not valid TOML: {line:?}: a value is missing after =, e.g. \"text\", 80 or true"
-        );
+        return format!("not valid TOML: {line:?}: a value is missing after =, e.g. \"text\", 80 or true");
     }
     let line: String = line.chars().take(60).collect();
     let message: Vec<&str> = message.lines().map(str::trim).collect();
@@ -92,8 +88,7 @@ fn syntax_message(text: &str, span: Range<usize>, message: &str) -> String {
 /// The table if it is written, else an empty one.
 macro_rules! table {
     ($key:expr) => {
-        $key.given()
-            .map_or(&Default::default(), |table| table.get_ref())
+        $key.given().map_or(&Default::default(), |table| table.get_ref())
     };
 }
 
@@ -104,10 +99,7 @@ fn config(file: &raw::File<'_>, report: &mut Report) -> Config {
     device::check_interfaces(file, datapath.backend, report);
     let node_addresses = device::node(table!(file.node), report);
     let policy = policy(file, node_addresses.as_deref().unwrap_or(&[]), report);
-    let has_ipv6 = policy
-        .services
-        .iter()
-        .any(|service| service.address.address.is_ipv6());
+    let has_ipv6 = policy.services.iter().any(|service| service.address.address.is_ipv6());
     device::check_mtu(table!(file.tun), &tun, has_ipv6, report);
     Config {
         policy,
@@ -159,10 +151,7 @@ fn warn_of_idle_rules(file: &raw::File<'_>, mode: Mode, report: &mut Report) {
         (Mode::Iptables, _) | (Mode::Ipvs, []) => {}
         (Mode::Ipvs, [first, ..]) => {
             let remedy = "set mode = \"iptables\" to have them checked, or remove them";
-            report.warning(
-                offset(first),
-                format!("[[rules]] are ignored in ipvs mode: {remedy}"),
-            );
+            report.warning(offset(first), format!("[[rules]] are ignored in ipvs mode: {remedy}"));
         }
     }
 }

@@ -25,8 +25,7 @@ impl Rates {
         for service in services {
             let name = &service.identity.name;
             let known = before.services.remove(name);
-            let estimator =
-                known.unwrap_or_else(|| Estimator::new(service.identity.stats.totals()));
+            let estimator = known.unwrap_or_else(|| Estimator::new(service.identity.stats.totals()));
             self.services.insert(name.clone(), estimator);
             for backend in &service.backends {
                 let known = before.backends.remove(&backend.id);
@@ -174,10 +173,7 @@ fn ports(ports: &Condition<RangeInclusive<u16>>) -> String {
 
 /// To nine digits, as many as 1/2^32 can tell apart: 0.1 shall not be shown as 0.10000000009313226.
 fn share(Probability(parts): Probability) -> f64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "at most 2^32, which an f64 holds exactly"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "at most 2^32, which an f64 holds exactly")]
     let share = parts as f64 / (1_u64 << 32) as f64;
     (share * 1e9).round() / 1e9
 }
@@ -206,6 +202,7 @@ mod tests {
 
     fn service() -> Service {
         let identity = Arc::new(ServiceIdentity {
+            id: 1,
             name: "web".into(),
             stats: Stats::new(1),
         });

@@ -217,7 +217,9 @@ impl Control {
     }
 
     fn prune(&self, state: &mut State) -> Result<(), plumbing::Error> {
-        let Some(plumbing) = &mut state.plumbing else { return Ok(()) };
+        let Some(plumbing) = &mut state.plumbing else {
+            return Ok(());
+        };
         let gone = kept::gone(plumbing.plan(), &state.plan);
         if gone == Plan::default() {
             return Ok(());

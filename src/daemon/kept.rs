@@ -13,7 +13,11 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
         local_ports: before.local_ports.difference(&after.local_ports).copied().collect(),
         replies: before.replies.difference(&after.replies).copied().collect(),
         diverted: before.diverted.difference(&after.diverted).copied().collect(),
-        diverted_locally: before.diverted_locally.difference(&after.diverted_locally).copied().collect(),
+        diverted_locally: before
+            .diverted_locally
+            .difference(&after.diverted_locally)
+            .copied()
+            .collect(),
     }
 }
 
@@ -25,7 +29,8 @@ pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
     kept.replies.extend(plan.replies.get(&reply));
     let leads_here = |cover: &&Cover| cover.contains(flow.protocol, flow.virtual_address);
     kept.diverted.extend(plan.diverted.iter().filter(leads_here));
-    kept.diverted_locally.extend(plan.diverted_locally.iter().filter(leads_here));
+    kept.diverted_locally
+        .extend(plan.diverted_locally.iter().filter(leads_here));
     for address in [flow.virtual_address.address, flow.source.address] {
         kept.routes.extend(covering(plan, address));
     }
@@ -36,5 +41,6 @@ fn covering(plan: &Plan, address: IpAddr) -> impl Iterator<Item = IpNet> + '_ {
     let host = plan.routes.get(&IpNet::from(address)).copied();
     let is_prefix = |route: &&IpNet| route.prefix_len() < route.max_prefix_len();
     let prefixes = plan.routes.iter().filter(is_prefix).copied();
-    host.into_iter().chain(prefixes.filter(move |route| route.contains(&address)))
+    host.into_iter()
+        .chain(prefixes.filter(move |route| route.contains(&address)))
 }

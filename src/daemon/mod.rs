@@ -85,7 +85,10 @@ impl std::fmt::Display for Ready<'_> {
         let policy = &self.0.policy;
         let backends: usize = policy.services.iter().map(|service| service.backends.len()).sum();
         let (mode, services) = (policy.mode.name(), policy.services.len());
-        write!(f, "lbd ready: mode={mode} backend=tun services={services} backends={backends}")
+        write!(
+            f,
+            "lbd ready: mode={mode} backend=tun services={services} backends={backends}"
+        )
     }
 }
 
@@ -98,7 +101,11 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
         return Err(Error::NoAfXdp);
     }
     let clock = Clock::start();
-    let journal = config.control_socket.parent().unwrap_or(Path::new(".")).to_path_buf();
+    let journal = config
+        .control_socket
+        .parent()
+        .unwrap_or_else(|| Path::new("."))
+        .to_path_buf();
     if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
     }
@@ -118,13 +125,21 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
     let mut crew = Crew::start(queues, lanes, &engine, clock, &unsent)?;
     let plumbing = Plumbing::install(device, plan, &journal)?;
     let socket = config.control_socket.clone();
-    let control = Arc::new(Control::new(file, config, Arc::clone(&engine), plumbing, clock, workers, unsent));
+    let control = Arc::new(Control::new(
+        file,
+        config,
+        Arc::clone(&engine),
+        plumbing,
+        clock,
+        workers,
+        unsent,
+    ));
     let handler: Arc<Control> = Arc::clone(&control);
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
     on_ready(Ready(&control.config()));
     notify(&[sd_notify::NotifyState::Ready]);
 
-    let outcome = serve(&control, &mut crew);
+    let outcome = serve(&control, &crew);
     notify(&[sd_notify::NotifyState::Stopping]);
     server.stop();
     let undone = control.take_down();
@@ -161,7 +176,7 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 }
 
 /// Waits for signals, changed addresses and failed workers.
-fn serve(control: &Control, crew: &mut Crew) -> Result<(), Error> {
+fn serve(control: &Control, crew: &Crew) -> Result<(), Error> {
     let mut poll = Poll::new().map_err(system("epoll"))?;
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
     let mut monitor = Monitor::open()?;

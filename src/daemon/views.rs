@@ -112,11 +112,15 @@ impl Control {
         let entries = match &ruleset.matcher {
             Matcher::Rules(rules) => rules.entries(),
             Matcher::VirtualServers(_) => {
-                return Reply::error("there are no rules in ipvs mode; see `lbctl list`, or switch with `lbctl mode iptables`");
+                return Reply::error(
+                    "there are no rules in ipvs mode; see `lbctl list`, or switch with `lbctl mode iptables`",
+                );
             }
         };
         let numbered = entries.iter().enumerate();
-        Reply::Ok(Data::Rules(numbered.map(|(index, entry)| rule_view(index + 1, entry)).collect()))
+        Reply::Ok(Data::Rules(
+            numbered.map(|(index, entry)| rule_view(index + 1, entry)).collect(),
+        ))
     }
 }
 
@@ -138,16 +142,23 @@ fn rule_view(number: usize, entry: &Entry) -> RuleView {
     let totals = entry.stats.totals();
     let (kind, rule) = match &entry.origin {
         Origin::User(rule) => (RuleKind::User, rule.clone()),
-        Origin::Service { name, protocol, endpoint } => (RuleKind::Service, Rule {
-            name: Some(name.clone()),
-            source: None,
-            destination: Some(exactly(endpoint.address.into())),
-            protocol: Some(exactly(*protocol)),
-            source_port: None,
-            destination_port: Some(exactly(endpoint.port..=endpoint.port)),
-            probability: None,
-            action: Action::Service(name.clone()),
-        }),
+        Origin::Service {
+            name,
+            protocol,
+            endpoint,
+        } => (
+            RuleKind::Service,
+            Rule {
+                name: Some(name.clone()),
+                source: None,
+                destination: Some(exactly(endpoint.address.into())),
+                protocol: Some(exactly(*protocol)),
+                source_port: None,
+                destination_port: Some(exactly(endpoint.port..=endpoint.port)),
+                probability: None,
+                action: Action::Service(name.clone()),
+            },
+        ),
     };
     RuleView::new(number, kind, &rule, totals.in_packets, totals.in_bytes)
 }

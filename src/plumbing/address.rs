@@ -23,9 +23,7 @@ pub fn local_addresses(device: &str) -> Result<Vec<IpAddr>, Error> {
     let links = handle.links()?;
     let serves = |link: &LinkMessage| {
         let flags = link.header.flags;
-        flags.contains(LinkFlags::Up)
-            && !flags.contains(LinkFlags::Loopback)
-            && !is_named(link, device)
+        flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) && !is_named(link, device)
     };
     let indices = links
         .iter()
@@ -52,8 +50,7 @@ pub fn owned_addresses(device: &str) -> Result<Vec<IpAddr>, Error> {
 }
 
 fn is_named(link: &LinkMessage, name: &str) -> bool {
-    link.attributes
-        .contains(&LinkAttribute::IfName(name.into()))
+    link.attributes.contains(&LinkAttribute::IfName(name.into()))
 }
 
 fn addresses(
@@ -115,11 +112,7 @@ impl Monitor {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind(&SocketAddr::new(0, 0))?;
             // An interface that goes down keeps its IPv4 addresses.
-            for group in [
-                libc::RTNLGRP_LINK,
-                libc::RTNLGRP_IPV4_IFADDR,
-                libc::RTNLGRP_IPV6_IFADDR,
-            ] {
+            for group in [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR] {
                 socket.add_membership(group)?;
             }
             socket.set_non_blocking(true)?;

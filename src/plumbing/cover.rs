@@ -32,6 +32,15 @@ pub struct Cover {
     pub ports: (u16, u16),
 }
 
+impl Cover {
+    /// Whether the endpoint is one of them.
+    #[must_use]
+    pub fn contains(&self, protocol: Protocol, endpoint: Endpoint) -> bool {
+        let (first, last) = self.ports;
+        self.protocol == protocol && (first..=last).contains(&endpoint.port) && self.net.contains(&endpoint.address)
+    }
+}
+
 /// Covers backends of one family: exactly where [`LIMIT`] rules suffice, else with wider prefixes, then more ports.
 pub(super) fn cover_backends(backends: &BTreeSet<(Protocol, Endpoint)>) -> Vec<Cover> {
     let exact = aggregate(by_port(backends));
@@ -51,11 +60,7 @@ pub(super) fn cover_local_ports(ports: &BTreeSet<(Protocol, Endpoint)>) -> Vec<C
     }
     let whole = |&(protocol, Endpoint { address, port })| {
         let (net, ports) = (address.into(), (port, port));
-        Cover {
-            protocol,
-            net,
-            ports,
-        }
+        Cover { protocol, net, ports }
     };
     let single: Vec<Cover> = ports.iter().map(whole).collect();
     widen_ports(&single, single.len().saturating_sub(LIMIT))
@@ -77,11 +82,7 @@ fn aggregate(by_port: ByPort) -> Vec<Cover> {
     for ((protocol, port), nets) in by_port {
         for net in IpNet::aggregate(&nets) {
             let ports = (port, port);
-            covers.push(Cover {
-                protocol,
-                net,
-                ports,
-            });
+            covers.push(Cover { protocol, net, ports });
         }
     }
     widen_ports(&covers, 0)
@@ -92,14 +93,7 @@ fn widen_prefixes(endpoints: &BTreeSet<(Protocol, Endpoint)>) -> Vec<Cover> {
     for (length_v4, length_v6) in WIDER_V4.into_iter().zip(WIDER_V6) {
         let mut map = by_port(endpoints);
         for net in map.values_mut().flatten() {
-            *net = shortened(
-                *net,
-                if net.addr().is_ipv4() {
-                    length_v4
-                } else {
-                    length_v6
-                },
-            );
+            *net = shortened(*net, if net.addr().is_ipv4() { length_v4 } else { length_v6 });
         }
         covers = aggregate(map);
         if covers.len() <= LIMIT {
@@ -177,10 +171,7 @@ mod tests {
             "10.2.0.11:80",
             "10.2.0.13:80",
         ];
-        assert_eq!(
-            covers(&backends),
-            ["10.2.0.8/30 80-80", "10.2.0.13/32 80-80"]
-        );
+        assert_eq!(covers(&backends), ["10.2.0.8/30 80-80", "10.2.0.13/32 80-80"]);
     }
 
     #[test]
@@ -191,10 +182,7 @@ mod tests {
 
     #[test]
     fn a_protocol_is_never_widened_into_another() {
-        let set = BTreeSet::from([
-            tcp("10.2.0.8:53"),
-            (Protocol::Udp, "10.2.0.9:53".parse().unwrap()),
-        ]);
+        let set = BTreeSet::from([tcp("10.2.0.8:53"), (Protocol::Udp, "10.2.0.9:53".parse().unwrap())]);
         assert_eq!(cover_backends(&set).len(), 2);
     }
 
@@ -219,16 +207,8 @@ mod tests {
             .collect();
         let covers = cover_local_ports(&set);
         assert!(covers.len() <= LIMIT, "{}", covers.len());
-        assert!(!is_covered(
-            &covers,
-            Protocol::Tcp,
-            "192.0.2.1:22".parse().unwrap()
-        ));
-        assert!(!is_covered(
-            &covers,
-            Protocol::Tcp,
-            "192.0.2.2:30000".parse().unwrap()
-        ));
+        assert!(!is_covered(&covers, Protocol::Tcp, "192.0.2.1:22".parse().unwrap()));
+        assert!(!is_covered(&covers, Protocol::Tcp, "192.0.2.2:30000".parse().unwrap()));
     }
 
     proptest! {

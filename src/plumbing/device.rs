@@ -5,9 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
-};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 
 use super::error::Error;
 use super::netlink::Handle;
@@ -43,10 +41,7 @@ impl Device {
             self.name, self.mtu
         );
         handle.request(&self.up(index), 0, what)?;
-        let what = format!(
-            "ip address replace {DUMMY_ADDRESS}/32 dev {} scope host",
-            self.name
-        );
+        let what = format!("ip address replace {DUMMY_ADDRESS}/32 dev {} scope host", self.name);
         handle.request(&dummy_address(index), NLM_F_CREATE | NLM_F_REPLACE, what)?;
         sysctl::prepare_device(&self.name)?;
         Ok(index)
@@ -58,8 +53,7 @@ impl Device {
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
         link.attributes.push(LinkAttribute::Mtu(self.mtu.into()));
-        link.attributes
-            .push(LinkAttribute::TxQueueLen(QUEUE_LENGTH));
+        link.attributes.push(LinkAttribute::TxQueueLen(QUEUE_LENGTH));
         RouteNetlinkMessage::SetLink(link)
     }
 }
@@ -70,8 +64,7 @@ fn no_link_local(index: u32) -> RouteNetlinkMessage {
     link.header.index = index;
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let family = AfSpecUnspec::Inet6(vec![mode]);
-    link.attributes
-        .push(LinkAttribute::AfSpecUnspec(vec![family]));
+    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![family]));
     RouteNetlinkMessage::SetLink(link)
 }
 

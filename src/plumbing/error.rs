@@ -66,9 +66,7 @@ pub enum Error {
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "lbd needs CAP_NET_ADMIN in this network namespace",
-        Some(libc::EEXIST) => {
-            "something else has put in the same; remove that, or stop what put it there"
-        }
+        Some(libc::EEXIST) => "something else has put in the same; remove that, or stop what put it there",
         Some(libc::ENODEV | libc::ENXIO) => "the TUN device is gone",
         Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
             "this kernel lacks it (IP_MULTIPLE_TABLES, IPV6_MULTIPLE_TABLES and IPv6 are needed)"

@@ -82,8 +82,7 @@ impl Journal {
         };
         found.refuse_if_alive()?;
         // Neither sysctls nor namespaces survive a reboot.
-        let current = found.owner.boot == this.boot
-            && found.owner.network_namespace == this.network_namespace;
+        let current = found.owner.boot == this.boot && found.owner.network_namespace == this.network_namespace;
         let settings = if current { found.settings } else { Vec::new() };
         Ok(Some(Self {
             path,
@@ -152,10 +151,7 @@ impl Journal {
 impl Contents {
     fn refuse_if_alive(&self) -> Result<(), Error> {
         if self.owner.is_alive()? {
-            let who = format!(
-                "process {}, device {}",
-                self.owner.process, self.owner.device
-            );
+            let who = format!("process {}, device {}", self.owner.process, self.owner.device);
             return Err(Error::AlreadyRunning { who });
         }
         Ok(())
@@ -306,9 +302,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let written = journal(directory.path());
         fs::write(&written.path, "{").unwrap();
-        let error = Journal::left_behind(directory.path())
-            .unwrap_err()
-            .to_string();
+        let error = Journal::left_behind(directory.path()).unwrap_err().to_string();
         assert!(error.contains("plumbing-"), "{error}");
     }
 

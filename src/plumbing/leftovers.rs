@@ -11,9 +11,7 @@ use super::error::Error;
 use super::journal::Journal;
 use super::message;
 use super::netlink::Handle;
-use super::object::{
-    DIVERT_TABLE, Families, Family, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step,
-};
+use super::object::{DIVERT_TABLE, Families, Family, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step};
 use super::sysctl;
 
 /// What was cleared.
@@ -29,11 +27,7 @@ pub struct Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            rules,
-            routes,
-            sysctls,
-        } = self;
+        let Self { rules, routes, sysctls } = self;
         write!(
             f,
             "{rules} policy rules and {routes} routes removed, {sysctls} sysctls put back"
@@ -52,10 +46,7 @@ pub fn clear_leftovers(journal: &Path) -> Result<Option<Summary>, Error> {
     let routes = our_routes(&mut handle)?;
     refuse_if_in_use(&mut handle, &routes, journal.as_ref())?;
     let mut summary = Summary::default();
-    for family in Family::BOTH
-        .into_iter()
-        .filter(|family| family.is_supported())
-    {
+    for family in Family::BOTH.into_iter().filter(|family| family.is_supported()) {
         summary.rules += clear_rules(&mut handle, family)?;
     }
     summary.routes = clear_routes(&mut handle, &routes)?;
@@ -87,9 +78,7 @@ fn refuse_if_in_use(
     journal: Option<&Journal>,
 ) -> Result<(), Error> {
     for link in handle.links()? {
-        let used = routes
-            .iter()
-            .any(|(_, device)| *device == Some(link.header.index));
+        let used = routes.iter().any(|(_, device)| *device == Some(link.header.index));
         let has_carrier = link.attributes.contains(&LinkAttribute::Carrier(1));
         let name = link.attributes.iter().find_map(|attribute| {
             if let LinkAttribute::IfName(name) = attribute {
@@ -128,9 +117,7 @@ fn rules(handle: &mut Handle, family: Family) -> Result<Vec<RuleMessage>, Error>
 
 /// The local table's rule goes back to its place before the moved one is taken out.
 fn clear_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
-    let (ours, others): (Vec<_>, Vec<_>) = rules(handle, family)?
-        .into_iter()
-        .partition(message::is_ours);
+    let (ours, others): (Vec<_>, Vec<_>) = rules(handle, family)?.into_iter().partition(message::is_ours);
     let moved = ours
         .iter()
         .any(|rule| message::is_local_rule(rule) && message::priority(rule) == LOCAL);
@@ -141,22 +128,14 @@ fn clear_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
             return Err(error);
         }
     }
-    let messages: Vec<_> = ours
-        .iter()
-        .rev()
-        .cloned()
-        .map(RouteNetlinkMessage::DelRule)
-        .collect();
+    let messages: Vec<_> = ours.iter().rev().cloned().map(RouteNetlinkMessage::DelRule).collect();
     handle.delete_all(&messages, "ip rule del … proto 108")?;
     Ok(ours.len())
 }
 
 fn our_routes(handle: &mut Handle) -> Result<Vec<(Route, Option<u32>)>, Error> {
     let mut found = Vec::new();
-    for family in Family::BOTH
-        .into_iter()
-        .filter(|family| family.is_supported())
-    {
+    for family in Family::BOTH.into_iter().filter(|family| family.is_supported()) {
         for table in [SERVICES_TABLE, DIVERT_TABLE, REFUSE_TABLE] {
             let mut query = RouteMessage::default();
             query.header.address_family = message::address_family(family);

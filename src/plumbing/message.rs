@@ -11,9 +11,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePor
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::cover::Cover;
-use super::object::{
-    Action, Family, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target,
-};
+use super::object::{Action, Family, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
 
 /// What messages need to know beside the object.
 #[derive(Clone, Debug)]
@@ -36,21 +34,14 @@ impl Context {
 pub(super) fn of_step(step: &Step, context: &Context) -> (RouteNetlinkMessage, u16) {
     const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
     match step {
-        Step::Install(Object::Route(new)) => {
-            (RouteNetlinkMessage::NewRoute(route(new, context)), CREATE)
-        }
+        Step::Install(Object::Route(new)) => (RouteNetlinkMessage::NewRoute(route(new, context)), CREATE),
         Step::Undo(Object::Route(old)) => (RouteNetlinkMessage::DelRoute(route(old, context)), 0),
-        Step::Install(Object::Rule(new)) => {
-            (RouteNetlinkMessage::NewRule(rule(new, context)), CREATE)
-        }
+        Step::Install(Object::Rule(new)) => (RouteNetlinkMessage::NewRule(rule(new, context)), CREATE),
         Step::Undo(Object::Rule(old)) => (RouteNetlinkMessage::DelRule(rule(old, context)), 0),
-        Step::Install(Object::NoFirstLocalRule(family)) => {
-            (RouteNetlinkMessage::DelRule(first_local_rule(*family)), 0)
+        Step::Install(Object::NoFirstLocalRule(family)) => (RouteNetlinkMessage::DelRule(first_local_rule(*family)), 0),
+        Step::Undo(Object::NoFirstLocalRule(family)) => {
+            (RouteNetlinkMessage::NewRule(first_local_rule(*family)), CREATE)
         }
-        Step::Undo(Object::NoFirstLocalRule(family)) => (
-            RouteNetlinkMessage::NewRule(first_local_rule(*family)),
-            CREATE,
-        ),
     }
 }
 
@@ -83,9 +74,7 @@ fn route(route: &Route, context: &Context) -> RouteMessage {
     message.attributes.push(RouteAttribute::Table(route.table));
     if route.net.prefix_len() > 0 {
         let destination = RouteAddress::from(route.net.addr());
-        message
-            .attributes
-            .push(RouteAttribute::Destination(destination));
+        message.attributes.push(RouteAttribute::Destination(destination));
     }
     match route.target {
         Target::Device => {
@@ -101,9 +90,7 @@ fn route(route: &Route, context: &Context) -> RouteMessage {
 fn rule(rule: &Rule, context: &Context) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = address_family(rule.family);
-    message
-        .attributes
-        .push(RuleAttribute::Priority(rule.priority));
+    message.attributes.push(RuleAttribute::Priority(rule.priority));
     message
         .attributes
         .push(RuleAttribute::Protocol(RouteProtocol::from(OWNER)));
@@ -138,9 +125,7 @@ fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
             message.header.dst_len = cover.net.prefix_len();
             let destination = RuleAttribute::Destination(cover.net.addr());
             let ports = RuleAttribute::DestinationPortRange(ports(cover));
-            message
-                .attributes
-                .extend([destination, protocol(cover), ports]);
+            message.attributes.extend([destination, protocol(cover), ports]);
         }
     }
 }
@@ -216,8 +201,5 @@ pub(super) fn our_route(message: &RouteMessage) -> Option<(Route, Option<u32>)> 
     } else {
         Target::Device
     };
-    Some((
-        Route { net, table, target },
-        device.filter(|_| !unreachable),
-    ))
+    Some((Route { net, table, target }, device.filter(|_| !unreachable)))
 }

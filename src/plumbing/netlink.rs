@@ -1,9 +1,7 @@
 //! A synchronous netlink socket: many requests a send, dumps, and who of them was refused.
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -47,10 +45,7 @@ impl Handle {
             socket.set_cap_ack(true)?;
             // Lets the kernel filter a dump by table, instead of sending every route of the host (Linux 4.20).
             socket.set_netlink_get_strict_chk(true)?;
-            Ok(Self {
-                socket,
-                sequence: 0,
-            })
+            Ok(Self { socket, sequence: 0 })
         };
         open().map_err(|source| Error::Netlink {
             what: "open a socket",
@@ -95,12 +90,7 @@ impl Handle {
     }
 
     /// One request, acknowledged.
-    pub(super) fn request(
-        &mut self,
-        message: &RouteNetlinkMessage,
-        flags: u16,
-        what: String,
-    ) -> Result<(), Error> {
+    pub(super) fn request(&mut self, message: &RouteNetlinkMessage, flags: u16, what: String) -> Result<(), Error> {
         let refusals = self.exchange(&[(message.clone(), flags)])?;
         match refusals.into_iter().next() {
             Some((_, source)) => Err(Error::Refused { what, source }),
@@ -114,10 +104,7 @@ impl Handle {
         query.attributes.push(LinkAttribute::IfName(name.into()));
         let found = self.query(RouteNetlinkMessage::GetLink(query), 0);
         let what = || format!("ip link show {name}");
-        let found = found.map_err(|source| Error::Refused {
-            what: what(),
-            source,
-        })?;
+        let found = found.map_err(|source| Error::Refused { what: what(), source })?;
         let link = found.into_iter().find_map(|message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 Some(link)
@@ -148,10 +135,7 @@ impl Handle {
     }
 
     /// Everything that `request` asks for.
-    pub(super) fn dump(
-        &mut self,
-        request: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    pub(super) fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let dumped = self.query(request, NLM_F_DUMP);
         dumped.map_err(|source| Error::Netlink {
             what: "list links, addresses, routes or rules",
@@ -160,10 +144,7 @@ impl Handle {
     }
 
     /// Like [`Self::dump`]; a table that does not exist is empty (ENOENT, `inet_dump_fib`).
-    pub(super) fn dump_if_any(
-        &mut self,
-        request: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    pub(super) fn dump_if_any(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
         match self.query(request, NLM_F_DUMP) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
             dumped => dumped.map_err(|source| Error::Netlink {
@@ -174,11 +155,7 @@ impl Handle {
     }
 
     /// Sends all `deletions`; what is gone already is no error.
-    pub(super) fn delete_all(
-        &mut self,
-        deletions: &[RouteNetlinkMessage],
-        what: &str,
-    ) -> Result<(), Error> {
+    pub(super) fn delete_all(&mut self, deletions: &[RouteNetlinkMessage], what: &str) -> Result<(), Error> {
         for batch in deletions.chunks(BATCH) {
             let batch: Vec<_> = batch.iter().map(|message| (message.clone(), 0)).collect();
             let refusals = self.exchange(&batch)?;
@@ -195,19 +172,9 @@ impl Handle {
         Ok(())
     }
 
-    fn query(
-        &mut self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn query(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut buffer = Vec::new();
-        let flags = flags
-            | NLM_F_REQUEST
-            | if flags & NLM_F_DUMP == 0 {
-                NLM_F_ACK
-            } else {
-                0
-            };
+        let flags = flags | NLM_F_REQUEST | if flags & NLM_F_DUMP == 0 { NLM_F_ACK } else { 0 };
         let last = self.append(&mut buffer, &request, flags);
         self.send(&buffer)?;
         let mut answers = Vec::new();
@@ -224,33 +191,19 @@ impl Handle {
         Ok(answers)
     }
 
-    fn run_batch(
-        &mut self,
-        batch: &[Step],
-        context: &Context,
-    ) -> Result<Vec<(usize, io::Error)>, Error> {
-        let messages: Vec<_> = batch
-            .iter()
-            .map(|step| message::of_step(step, context))
-            .collect();
+    fn run_batch(&mut self, batch: &[Step], context: &Context) -> Result<Vec<(usize, io::Error)>, Error> {
+        let messages: Vec<_> = batch.iter().map(|step| message::of_step(step, context)).collect();
         self.exchange(&messages)
     }
 
     /// Sends all `messages` at once; yields which of them were refused. Only the last one asks for an
     /// acknowledgement: the kernel works through them in order, and refusals are always reported (`netlink_rcv_skb`).
-    fn exchange(
-        &mut self,
-        messages: &[(RouteNetlinkMessage, u16)],
-    ) -> Result<Vec<(usize, io::Error)>, Error> {
+    fn exchange(&mut self, messages: &[(RouteNetlinkMessage, u16)]) -> Result<Vec<(usize, io::Error)>, Error> {
         let mut buffer = Vec::new();
         let first = self.sequence.wrapping_add(1);
         let mut last = first;
         for (position, (message, flags)) in messages.iter().enumerate() {
-            let ack = if position + 1 == messages.len() {
-                NLM_F_ACK
-            } else {
-                0
-            };
+            let ack = if position + 1 == messages.len() { NLM_F_ACK } else { 0 };
             last = self.append(&mut buffer, message, flags | NLM_F_REQUEST | ack);
         }
         let mut refusals = Vec::new();
@@ -376,9 +329,9 @@ fn is_already_so(step: &Step, refusal: &io::Error) -> bool {
     let code = refusal.raw_os_error();
     match step {
         Step::Undo(Object::NoFirstLocalRule(_)) => code == Some(libc::EEXIST),
-        Step::Undo(Object::Route(_) | Object::Rule(_)) => [libc::ENOENT, libc::ESRCH, libc::ENODEV]
-            .map(Some)
-            .contains(&code),
+        Step::Undo(Object::Route(_) | Object::Rule(_)) => {
+            [libc::ENOENT, libc::ESRCH, libc::ENODEV].map(Some).contains(&code)
+        }
         Step::Install(_) => false,
     }
 }
@@ -394,11 +347,7 @@ mod tests {
         let rule = || {
             let net = "10.0.0.0/8".parse().unwrap();
             let target = crate::plumbing::object::Target::Unreachable;
-            Step::Install(Object::Route(crate::plumbing::object::Route {
-                net,
-                table: 1,
-                target,
-            }))
+            Step::Install(Object::Route(crate::plumbing::object::Route { net, table: 1, target }))
         };
         let mut steps: Vec<Step> = (0..200).map(|_| rule()).collect();
         steps.push(first);

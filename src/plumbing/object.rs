@@ -182,11 +182,7 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let routes = routes(plan, family);
             objects.extend(routes.into_iter().map(Object::Route));
             let at = |priority, selector, action| rule(family, priority, selector, action);
-            objects.push(at(
-                REFUSE,
-                Selector::FromDevice,
-                Action::Lookup(REFUSE_TABLE),
-            ));
+            objects.push(at(REFUSE, Selector::FromDevice, Action::Lookup(REFUSE_TABLE)));
             objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
             objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
             let replies = cover_backends(&of_family(&plan.replies, family))
@@ -257,10 +253,7 @@ fn covers_of(covers: &BTreeSet<Cover>, family: Family) -> impl Iterator<Item = C
         .filter(move |cover| Family::of(cover.net.addr()) == family)
 }
 
-fn of_family(
-    endpoints: &BTreeSet<(Protocol, Endpoint)>,
-    family: Family,
-) -> BTreeSet<(Protocol, Endpoint)> {
+fn of_family(endpoints: &BTreeSet<(Protocol, Endpoint)>, family: Family) -> BTreeSet<(Protocol, Endpoint)> {
     let same = endpoints
         .iter()
         .filter(|(_, endpoint)| Family::of(endpoint.address) == family);
@@ -287,11 +280,7 @@ impl fmt::Display for Step {
             Object::Route(route) => write!(f, "ip route {verb} {route}"),
             Object::Rule(rule) => write!(f, "ip {} rule {verb} {rule}", rule.family.option()),
             Object::NoFirstLocalRule(family) => {
-                write!(
-                    f,
-                    "ip {} rule {opposite} pref 0 lookup local",
-                    family.option()
-                )
+                write!(f, "ip {} rule {opposite} pref 0 lookup local", family.option())
             }
         }
     }
@@ -314,19 +303,11 @@ impl fmt::Display for Rule {
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::From(cover) => {
                 let (first, last) = cover.ports;
-                write!(
-                    f,
-                    " from {} ipproto {} sport {first}-{last}",
-                    cover.net, cover.protocol
-                )?;
+                write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;
             }
             Selector::To(cover) => {
                 let (first, last) = cover.ports;
-                write!(
-                    f,
-                    " to {} ipproto {} dport {first}-{last}",
-                    cover.net, cover.protocol
-                )?;
+                write!(f, " to {} ipproto {} dport {first}-{last}", cover.net, cover.protocol)?;
             }
         }
         match self.action {
@@ -379,11 +360,7 @@ mod tests {
 
     #[test]
     fn what_goes_out_goes_in_the_reverse_order() {
-        let plan = plan(
-            &["10.96.0.10/32"],
-            &["192.0.2.1:30080"],
-            &["10.2.0.11:8080"],
-        );
+        let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &["10.2.0.11:8080"]);
         let there = difference(&[], &objects(&plan, FIRST));
         let back = difference(&objects(&plan, FIRST), &[]);
         let undone: Vec<Step> = there.into_iter().rev().map(Step::inverse).collect();
@@ -403,10 +380,7 @@ mod tests {
                 "ip -4 rule del pref 0 lookup local",
             ]
         );
-        assert_eq!(
-            commands(&with, &without)[0],
-            "ip -4 rule add pref 0 lookup local"
-        );
+        assert_eq!(commands(&with, &without)[0], "ip -4 rule add pref 0 lookup local");
     }
 
     #[test]

@@ -63,11 +63,7 @@ impl Plan {
             }
             plan.routes.insert(pool.trunc());
         }
-        let owned: BTreeSet<IpAddr> = owned
-            .iter()
-            .chain(&policy.node_addresses)
-            .copied()
-            .collect();
+        let owned: BTreeSet<IpAddr> = owned.iter().chain(&policy.node_addresses).copied().collect();
         for service in &policy.services {
             plan.add_service(service, policy, &owned)?;
         }
@@ -97,14 +93,9 @@ impl Plan {
 
     pub(super) fn uses(&self, family: Family) -> bool {
         let endpoints = || self.local_ports.iter().chain(&self.replies);
-        self.routes
-            .iter()
-            .any(|route| Family::of(route.addr()) == family)
+        self.routes.iter().any(|route| Family::of(route.addr()) == family)
             || endpoints().any(|(_, endpoint)| Family::of(endpoint.address) == family)
-            || self
-                .diverted
-                .iter()
-                .any(|cover| Family::of(cover.net.addr()) == family)
+            || self.diverted.iter().any(|cover| Family::of(cover.net.addr()) == family)
     }
 
     fn add_service(
@@ -127,8 +118,7 @@ impl Plan {
         }
         let backends = service.backends.iter().map(|backend| backend.address);
         let seen = backends.filter(|backend| !always_masqueraded(policy, backend.address));
-        self.replies
-            .extend(seen.map(|backend| (service.protocol, backend)));
+        self.replies.extend(seen.map(|backend| (service.protocol, backend)));
         Ok(())
     }
 }
@@ -141,23 +131,15 @@ impl Plan {
             return;
         };
         let service = policy.services.iter().find(|service| service.name == *name);
-        let Some(service) =
-            service.filter(|service| may_match(rule.protocol.as_ref(), service.protocol))
-        else {
+        let Some(service) = service.filter(|service| may_match(rule.protocol.as_ref(), service.protocol)) else {
             return;
         };
         let family = Family::of(service.address.address);
-        let net = plain(rule.destination.as_ref())
-            .map_or_else(|| family.default_net(), |net| net.trunc());
+        let net = plain(rule.destination.as_ref()).map_or_else(|| family.default_net(), |net| net.trunc());
         // Port 0 stands for a fragment in policy rules.
-        let ports = plain(rule.destination_port.as_ref())
-            .map_or((1, u16::MAX), |ports| (*ports.start(), *ports.end()));
+        let ports = plain(rule.destination_port.as_ref()).map_or((1, u16::MAX), |ports| (*ports.start(), *ports.end()));
         let protocol = service.protocol;
-        self.diverted.insert(Cover {
-            protocol,
-            net,
-            ports,
-        });
+        self.diverted.insert(Cover { protocol, net, ports });
         let local = owned
             .iter()
             .filter(|address| !address.is_loopback() && net.contains(*address));
@@ -183,8 +165,7 @@ fn plain<T>(condition: Option<&Condition<T>>) -> Option<&T> {
 /// Replies to the pool come back by the pool's route; no rule a backend is needed.
 fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
     let mut pool = policy.nat.pool.iter();
-    policy.nat.masquerade == Masquerade::Always
-        && pool.any(|pool| Family::of(pool.addr()) == Family::of(backend))
+    policy.nat.masquerade == Masquerade::Always && pool.any(|pool| Family::of(pool.addr()) == Family::of(backend))
 }
 
 #[cfg(test)]
@@ -237,9 +218,7 @@ mod tests {
     }
 
     fn endpoints(set: &BTreeSet<(Protocol, Endpoint)>) -> Vec<String> {
-        set.iter()
-            .map(|(_, endpoint)| endpoint.to_string())
-            .collect()
+        set.iter().map(|(_, endpoint)| endpoint.to_string()).collect()
     }
 
     #[test]
@@ -250,21 +229,14 @@ mod tests {
             service("10.96.0.10:443", None, &backends),
         ];
         let plan = Plan::new(&policy(services), &owned()).unwrap();
-        assert_eq!(
-            plan.routes,
-            BTreeSet::from(["10.96.0.10/32".parse().unwrap()])
-        );
+        assert_eq!(plan.routes, BTreeSet::from(["10.96.0.10/32".parse().unwrap()]));
         assert_eq!(endpoints(&plan.replies), ["10.2.0.11:8080"]);
         assert!(plan.local_ports.is_empty());
     }
 
     #[test]
     fn a_service_on_an_address_of_this_host_takes_its_port_only() {
-        let plan = Plan::new(
-            &policy(vec![service("203.0.113.1:80", None, &[])]),
-            &owned(),
-        )
-        .unwrap();
+        let plan = Plan::new(&policy(vec![service("203.0.113.1:80", None, &[])]), &owned()).unwrap();
         assert!(plan.routes.is_empty());
         assert_eq!(endpoints(&plan.local_ports), ["203.0.113.1:80"]);
     }
@@ -275,10 +247,7 @@ mod tests {
         policy.node_addresses.push("fd00::2".parse().unwrap());
         policy.node_addresses.push("192.0.2.7".parse().unwrap());
         let plan = Plan::new(&policy, &owned()).unwrap();
-        assert_eq!(
-            endpoints(&plan.local_ports),
-            ["192.0.2.7:30080", "192.168.0.2:30080"]
-        );
+        assert_eq!(endpoints(&plan.local_ports), ["192.0.2.7:30080", "192.168.0.2:30080"]);
     }
 
     #[test]
@@ -289,10 +258,7 @@ mod tests {
         policy.nat.pool = vec!["198.18.0.5/28".parse().unwrap()];
         let plan = Plan::new(&policy, &owned()).unwrap();
         let routes: Vec<String> = plan.routes.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            routes,
-            ["10.96.0.10/32", "198.18.0.0/28", "203.0.113.10/32"]
-        );
+        assert_eq!(routes, ["10.96.0.10/32", "198.18.0.0/28", "203.0.113.10/32"]);
     }
 
     #[test]
@@ -307,10 +273,7 @@ mod tests {
     fn a_service_on_a_loopback_address_is_refused_by_name() {
         let error = Plan::new(&policy(vec![service("127.0.0.1:80", None, &[])]), &owned());
         let text = error.unwrap_err().to_string();
-        assert!(
-            text.contains("127.0.0.1:80") && text.contains("loopback"),
-            "{text}"
-        );
+        assert!(text.contains("127.0.0.1:80") && text.contains("loopback"), "{text}");
     }
 
     #[test]
@@ -323,25 +286,14 @@ mod tests {
 
     #[test]
     fn while_old_flows_live_the_union_serves_both_configurations() {
-        let old = Plan::new(
-            &policy(vec![service("10.96.0.10:80", None, &["10.2.0.11:80"])]),
-            &[],
-        );
-        let new = Plan::new(
-            &policy(vec![service("10.96.0.10:80", None, &["10.2.0.12:80"])]),
-            &[],
-        );
+        let old = Plan::new(&policy(vec![service("10.96.0.10:80", None, &["10.2.0.11:80"])]), &[]);
+        let new = Plan::new(&policy(vec![service("10.96.0.10:80", None, &["10.2.0.12:80"])]), &[]);
         let both = new.unwrap().union(&old.unwrap());
         assert_eq!(endpoints(&both.replies), ["10.2.0.11:80", "10.2.0.12:80"]);
     }
 
     fn rule(destination: &str, port: u16, service: &str) -> Rule {
-        let condition = |value| {
-            Some(Condition {
-                negated: false,
-                value,
-            })
-        };
+        let condition = |value| Some(Condition { negated: false, value });
         Rule {
             name: None,
             source: None,
@@ -374,9 +326,6 @@ mod tests {
         policy.mode = Mode::Iptables;
         let plan = Plan::new(&policy, &owned()).unwrap();
         assert_eq!(show(&plan.diverted), ["192.168.0.0/24 (8000, 8000)"]);
-        assert_eq!(
-            show(&plan.diverted_locally),
-            ["192.168.0.2/32 (8000, 8000)"]
-        );
+        assert_eq!(show(&plan.diverted_locally), ["192.168.0.2/32 (8000, 8000)"]);
     }
 }

@@ -39,10 +39,7 @@ pub(super) fn prepare_device(device: &str) -> Result<(), Error> {
     // Not vital: without the first, a local client of a port that nobody serves waits instead of being told; redirects
     // are never due, since no rule leads a packet from the device back into it.
     let redirects = require(&format!("net/ipv4/conf/{device}/send_redirects"), "0");
-    for error in [accept_local(device), redirects]
-        .into_iter()
-        .filter_map(Result::err)
-    {
+    for error in [accept_local(device), redirects].into_iter().filter_map(Result::err) {
         tracing::debug!("{error}");
     }
     Ok(())
@@ -149,8 +146,7 @@ fn forwarding(family: Family, device: &str) -> Result<Setting, Error> {
 fn interfaces(family: Family) -> Result<Vec<String>, Error> {
     let path = file(family.configuration());
     let list = || -> io::Result<Vec<String>> {
-        let names =
-            fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names = fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         let mut names = names.collect::<io::Result<Vec<String>>>()?;
         names.sort();
         Ok(names)
@@ -215,13 +211,8 @@ mod tests {
 
     #[test]
     fn a_value_that_cannot_be_written_is_named_with_its_remedy() {
-        let error = require("kernel/random/boot_id", "1")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("sysctl -w kernel.random.boot_id=1"),
-            "{error}"
-        );
+        let error = require("kernel/random/boot_id", "1").unwrap_err().to_string();
+        assert!(error.contains("sysctl -w kernel.random.boot_id=1"), "{error}");
     }
 
     #[test]

@@ -22,8 +22,7 @@ fn host(v4: bool, net: u8, host: u16) -> IpAddr {
 
 fn duration() -> impl Strategy<Value = Duration> {
     // Down to single nanoseconds, from one second to 31 days.
-    (1..2_678_400_u64, 0..1_000_000_000_u32)
-        .prop_map(|(seconds, nanos)| Duration::new(seconds, nanos))
+    (1..2_678_400_u64, 0..1_000_000_000_u32).prop_map(|(seconds, nanos)| Duration::new(seconds, nanos))
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -47,10 +46,7 @@ fn backends(v4: bool) -> impl Strategy<Value = Vec<BackendSpec>> {
 
 fn persistence(v4: bool) -> impl Strategy<Value = Persistence> {
     let most = if v4 { 32 } else { 128_u8 };
-    (duration(), 0..=most).prop_map(|(timeout, prefix_length)| Persistence {
-        timeout,
-        prefix_length,
-    })
+    (duration(), 0..=most).prop_map(|(timeout, prefix_length)| Persistence { timeout, prefix_length })
 }
 
 prop_compose! {
@@ -101,15 +97,12 @@ fn apart(policy: &mut Policy) {
     }
 }
 
-fn condition<T: std::fmt::Debug>(
-    value: impl Strategy<Value = T>,
-) -> impl Strategy<Value = Option<Condition<T>>> {
+fn condition<T: std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Option<Condition<T>>> {
     of((any::<bool>(), value).prop_map(|(negated, value)| Condition { negated, value }))
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
-    (any::<u32>(), 0..=32_u8)
-        .prop_map(|(bits, length)| IpNet::new(IpAddr::V4(bits.into()), length).unwrap().trunc())
+    (any::<u32>(), 0..=32_u8).prop_map(|(bits, length)| IpNet::new(IpAddr::V4(bits.into()), length).unwrap().trunc())
 }
 
 fn port_range() -> impl Strategy<Value = RangeInclusive<u16>> {

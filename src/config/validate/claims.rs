@@ -73,9 +73,7 @@ impl Claimant<'_> {
         let problem = if owner == self.service {
             format!("{protocol} {what} is given twice in this service: remove one")
         } else {
-            format!(
-                "{protocol} {what} is already taken by service {owner:?}: give another address or port"
-            )
+            format!("{protocol} {what} is already taken by service {owner:?}: give another address or port")
         };
         report.bad(self.offset, self.key, self.written, problem);
     }

@@ -37,10 +37,7 @@ pub(super) fn datapath(raw: &raw::Datapath<'_>, report: &mut Report) -> Datapath
 
 /// `[tun]`
 pub(super) fn tun(raw: &raw::Tun<'_>, report: &mut Report) -> Tun {
-    let name = raw
-        .name
-        .given()
-        .and_then(|text| device_name("name", text, report));
+    let name = raw.name.given().and_then(|text| device_name("name", text, report));
     let mtu = raw
         .mtu
         .given()
@@ -49,10 +46,7 @@ pub(super) fn tun(raw: &raw::Tun<'_>, report: &mut Report) -> Tun {
     Tun {
         name: name.unwrap_or(default.name),
         mtu: mtu.unwrap_or(default.mtu),
-        offload: raw
-            .offload
-            .given()
-            .map_or(default.offload, |value| *value.get_ref()),
+        offload: raw.offload.given().map_or(default.offload, |value| *value.get_ref()),
     }
 }
 
@@ -85,10 +79,7 @@ pub(super) fn check_interfaces(file: &raw::File<'_>, backend: Backend, report: &
         Some(Key::Bad) => false,
         Some(Key::Given(list)) => list.get_ref().is_empty(),
     };
-    let written = file
-        .datapath
-        .given()
-        .and_then(|table| table.get_ref().backend.given());
+    let written = file.datapath.given().and_then(|table| table.get_ref().backend.given());
     if let (Backend::AfXdp, true, Some(written)) = (backend, missing, written) {
         let remedy = "interfaces = [\"eth0\"] to [af_xdp]";
         let problem = format!("no interface is named: add {remedy}");

@@ -30,8 +30,7 @@ fn pool(raw: &raw::Nat<'_>, report: &mut Report) -> Vec<IpNet> {
         return defaults::pool();
     };
     if list.get_ref().is_empty() {
-        let problem =
-            "at least one address is needed: give e.g. [\"198.18.0.0/28\"], or leave the key out";
+        let problem = "at least one address is needed: give e.g. [\"198.18.0.0/28\"], or leave the key out";
         report.bad(offset(list), "pool", "[]", problem);
     }
     let mut pool = Vec::new();
@@ -45,19 +44,13 @@ fn pool(raw: &raw::Nat<'_>, report: &mut Report) -> Vec<IpNet> {
 fn may_join(net: IpNet, pool: &[IpNet], text: &Spanned<Text<'_>>, report: &mut Report) -> bool {
     let address = net.network();
     let problem = if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        "no host can have these addresses: give unused unicast ones, e.g. \"198.18.0.0/28\""
-            .to_owned()
+        "no host can have these addresses: give unused unicast ones, e.g. \"198.18.0.0/28\"".to_owned()
     } else if let Some(other) = pool.iter().find(|other| overlap(**other, net)) {
         format!("overlaps with {other}: remove one of them")
     } else {
         return true;
     };
-    report.bad(
-        offset(text),
-        "pool",
-        format!("{:?}", text.get_ref()),
-        problem,
-    );
+    report.bad(offset(text), "pool", format!("{:?}", text.get_ref()), problem);
     false
 }
 
@@ -74,36 +67,23 @@ pub(super) fn check_outside_pool(
     report: &mut Report,
 ) {
     if let Some(net) = pool.iter().find(|net| net.contains(&address)) {
-        let problem =
-            format!("lies in nat.pool {net}: take another address, or set another pool in [nat]");
+        let problem = format!("lies in nat.pool {net}: take another address, or set another pool in [nat]");
         report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
     }
 }
 
 /// Services whose flows could not be masqueraded where they have to be.
-pub(super) fn check_pool_families(
-    raw: &raw::Nat<'_>,
-    nat: &Nat,
-    services: &[ServiceSpec],
-    report: &mut Report,
-) {
-    let (Masquerade::Auto | Masquerade::Always, Some(written)) = (nat.masquerade, raw.pool.given())
-    else {
+pub(super) fn check_pool_families(raw: &raw::Nat<'_>, nat: &Nat, services: &[ServiceSpec], report: &mut Report) {
+    let (Masquerade::Auto | Masquerade::Always, Some(written)) = (nat.masquerade, raw.pool.given()) else {
         return;
     };
-    for (family, v4, example) in [
-        ("IPv4", true, "198.18.0.0/28"),
-        ("IPv6", false, "2001:2::/124"),
-    ] {
-        let needed = services
-            .iter()
-            .any(|service| service.address.address.is_ipv4() == v4);
+    for (family, v4, example) in [("IPv4", true, "198.18.0.0/28"), ("IPv6", false, "2001:2::/124")] {
+        let needed = services.iter().any(|service| service.address.address.is_ipv4() == v4);
         let there = nat.pool.iter().any(|net| net.addr().is_ipv4() == v4);
         if needed && !there {
             let remedy = format!("add e.g. \"{example}\", or set masquerade = \"never\"");
-            let message = format!(
-                "pool has no {family} address: flows of {family} services cannot be masqueraded; {remedy}"
-            );
+            let message =
+                format!("pool has no {family} address: flows of {family} services cannot be masqueraded; {remedy}");
             report.warning(offset(written), message);
         }
     }
@@ -113,13 +93,7 @@ pub(super) fn check_pool_families(
 pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntrack {
     let mut read = defaults::conntrack();
     if let Some(value) = raw.max_flows.given() {
-        let flows = number(
-            "max_flows",
-            value,
-            1..=MOST_FLOWS,
-            " flows, e.g. 1048576",
-            report,
-        );
+        let flows = number("max_flows", value, 1..=MOST_FLOWS, " flows, e.g. 1048576", report);
         read.max_flows = flows.unwrap_or(read.max_flows);
     }
     read.on_backend_removed = word(
@@ -136,12 +110,7 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
     read
 }
 
-fn set_timeout(
-    key: &str,
-    written: &raw::Key<raw::Scalar<'_>>,
-    slot: &mut Duration,
-    report: &mut Report,
-) {
+fn set_timeout(key: &str, written: &raw::Key<raw::Scalar<'_>>, slot: &mut Duration, report: &mut Report) {
     let read = written
         .given()
         .and_then(|value| duration(key, value, SHORTEST_TIMEOUT, report));

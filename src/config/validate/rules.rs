@@ -21,50 +21,27 @@ pub(in crate::config) const CERTAIN: f64 = 4_294_967_296.0;
 pub(super) type Names<'t> = HashMap<&'t str, Option<Known>>;
 
 /// Every rule that could be read; what is wrong goes into the report.
-pub(super) fn rules(
-    list: &[Spanned<raw::Rule<'_>>],
-    names: &Names<'_>,
-    report: &mut Report,
-) -> Vec<Rule> {
-    list.iter()
-        .filter_map(|raw| rule(raw, names, report))
-        .collect()
+pub(super) fn rules(list: &[Spanned<raw::Rule<'_>>], names: &Names<'_>, report: &mut Report) -> Vec<Rule> {
+    list.iter().filter_map(|raw| rule(raw, names, report)).collect()
 }
 
 fn rule(at: &Spanned<raw::Rule<'_>>, names: &Names<'_>, report: &mut Report) -> Option<Rule> {
     let raw = at.get_ref();
     let missing = matches!(raw.action, Key::Absent);
-    require(
-        "[[rules]]",
-        offset(at),
-        [("action", missing, "\"drop\"")],
-        report,
-    );
+    require("[[rules]]", offset(at), [("action", missing, "\"drop\"")], report);
     let source = net("source", &raw.source, report);
     let destination = net("destination", &raw.destination, report);
     let protocol = raw.protocol.given().and_then(|text| protocol(text, report));
     check_families(raw, source.as_ref(), destination.as_ref(), report);
     let source_port = port("source_port", &raw.source_port, report);
     let destination_port = port("destination_port", &raw.destination_port, report);
-    let probability = raw
-        .probability
-        .given()
-        .and_then(|value| probability(value, report));
+    let probability = raw.probability.given().and_then(|value| probability(value, report));
     let name = raw.name.given().and_then(|text| name(text, report));
-    let action = raw
-        .action
-        .given()
-        .and_then(|text| action(text, names, report))?;
+    let action = raw.action.given().and_then(|text| action(text, names, report))?;
     if let Some(known) = target(&action, names) {
         check_protocol(raw, protocol.as_ref(), known, report);
         check_target_family("source", &raw.source, source.as_ref(), known, report);
-        check_target_family(
-            "destination",
-            &raw.destination,
-            destination.as_ref(),
-            known,
-            report,
-        );
+        check_target_family("destination", &raw.destination, destination.as_ref(), known, report);
     }
     Some(Rule {
         name,
@@ -98,24 +75,14 @@ fn protocol(text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Condition<P
     let (negated, rest) = split_negation(text.get_ref());
     let Some(value) = meaning_of(rest, PROTOCOLS) else {
         let hint = did_you_mean(rest, PROTOCOLS.iter().map(|&(word, _)| word));
-        let problem =
-            format!("unknown word:{hint} known: tcp, udp, sctp, each with \"!\" before it or not");
-        report.bad(
-            offset(text),
-            "protocol",
-            format!("{:?}", text.get_ref()),
-            problem,
-        );
+        let problem = format!("unknown word:{hint} known: tcp, udp, sctp, each with \"!\" before it or not");
+        report.bad(offset(text), "protocol", format!("{:?}", text.get_ref()), problem);
         return None;
     };
     Some(Condition { negated, value })
 }
 
-fn port(
-    key: &str,
-    written: &Key<Scalar<'_>>,
-    report: &mut Report,
-) -> Option<Condition<RangeInclusive<u16>>> {
+fn port(key: &str, written: &Key<Scalar<'_>>, report: &mut Report) -> Option<Condition<RangeInclusive<u16>>> {
     let at = written.given()?;
     let number;
     let text = match at.get_ref() {
@@ -158,12 +125,7 @@ fn action(text: &Spanned<Text<'_>>, names: &Names<'_>, report: &mut Report) -> O
             format!("unknown word:{hint} known: drop, reject, pass, service:NAME")
         }
     };
-    report.bad(
-        offset(text),
-        "action",
-        format!("{:?}", text.get_ref()),
-        problem,
-    );
+    report.bad(offset(text), "action", format!("{:?}", text.get_ref()), problem);
     None
 }
 
@@ -180,39 +142,21 @@ fn check_families(
     destination: Option<&Condition<IpNet>>,
     report: &mut Report,
 ) {
-    if let (Some(source), Some(destination), Some(text)) =
-        (source, destination, raw.destination.given())
+    if let (Some(source), Some(destination), Some(text)) = (source, destination, raw.destination.given())
         && source.value.addr().is_ipv4() != destination.value.addr().is_ipv4()
     {
         let problem = "source and destination are of different families, so no packet matches: make a rule for each";
-        report.bad(
-            offset(text),
-            "destination",
-            format!("{:?}", text.get_ref()),
-            problem,
-        );
+        report.bad(offset(text), "destination", format!("{:?}", text.get_ref()), problem);
     }
 }
 
-fn check_protocol(
-    raw: &raw::Rule<'_>,
-    protocol: Option<&Condition<Protocol>>,
-    service: Known,
-    report: &mut Report,
-) {
+fn check_protocol(raw: &raw::Rule<'_>, protocol: Option<&Condition<Protocol>>, service: Known, report: &mut Report) {
     if let (Some(condition), Some(text)) = (protocol, raw.protocol.given())
         && (condition.value == service.protocol) == condition.negated
     {
         let own = service.protocol;
-        let problem = format!(
-            "the service of this rule's action is {own}: write \"{own}\", or leave the key out"
-        );
-        report.bad(
-            offset(text),
-            "protocol",
-            format!("{:?}", text.get_ref()),
-            problem,
-        );
+        let problem = format!("the service of this rule's action is {own}: write \"{own}\", or leave the key out");
+        report.bad(offset(text), "protocol", format!("{:?}", text.get_ref()), problem);
     }
 }
 
@@ -227,8 +171,7 @@ fn check_target_family(
         && condition.value.addr().is_ipv4() != service.v4
     {
         let family = if service.v4 { "IPv4" } else { "IPv6" };
-        let problem =
-            format!("the service of this rule's action is {family}: give an {family} network");
+        let problem = format!("the service of this rule's action is {family}: give an {family} network");
         report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
     }
 }

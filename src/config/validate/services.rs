@@ -22,11 +22,8 @@ const SHORTEST_AFFINITY: Duration = Duration::from_secs(1);
 const WEIGHTS: std::ops::RangeInclusive<i128> = 0..=65535;
 
 /// Words of `protocol`.
-pub(super) const PROTOCOLS: &Words<Protocol> = &[
-    ("tcp", Protocol::Tcp),
-    ("udp", Protocol::Udp),
-    ("sctp", Protocol::Sctp),
-];
+pub(super) const PROTOCOLS: &Words<Protocol> =
+    &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 
 /// Words of `scheduler`.
 const SCHEDULERS: [(&str, Kind); Kind::ALL.len()] = {
@@ -89,9 +86,7 @@ pub(super) fn services<'t>(
     around: &mut Around<'_, 't>,
     report: &mut Report,
 ) -> Vec<ServiceSpec> {
-    list.iter()
-        .filter_map(|raw| service(raw, around, report))
-        .collect()
+    list.iter().filter_map(|raw| service(raw, around, report)).collect()
 }
 
 fn service<'t>(
@@ -164,12 +159,7 @@ const fn is_absent<T>(key: &Key<T>) -> bool {
 }
 
 /// Reports each (key, whether it is absent, example).
-pub(super) fn require<const N: usize>(
-    place: &str,
-    offset: usize,
-    keys: [(&str, bool, &str); N],
-    report: &mut Report,
-) {
+pub(super) fn require<const N: usize>(place: &str, offset: usize, keys: [(&str, bool, &str); N], report: &mut Report) {
     for (key, absent, example) in keys {
         if absent {
             report.error(
@@ -183,8 +173,7 @@ pub(super) fn require<const N: usize>(
 fn protocol(text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Protocol> {
     let protocol = known_word("protocol", text, PROTOCOLS, report)?;
     if protocol == Protocol::Sctp {
-        let problem =
-            "SCTP is not balanced by this version: remove the service, or give \"tcp\" or \"udp\"";
+        let problem = "SCTP is not balanced by this version: remove the service, or give \"tcp\" or \"udp\"";
         report.bad(offset(text), "protocol", "\"sctp\"", problem);
     }
     Some(protocol)
@@ -198,12 +187,7 @@ fn unique_name<'t>(
 ) -> Option<String> {
     if around.names.insert(text.get_ref(), known).is_some() {
         let problem = "another service has this name: names must be unique";
-        report.bad(
-            offset(text),
-            "name",
-            format!("{:?}", text.get_ref()),
-            problem,
-        );
+        report.bad(offset(text), "name", format!("{:?}", text.get_ref()), problem);
     }
     name(text, report)
 }
@@ -234,18 +218,12 @@ fn check_family(
     cluster: Option<Endpoint>,
     report: &mut Report,
 ) {
-    let Some(cluster) = cluster.filter(|cluster| cluster.address.is_ipv4() != address.is_ipv4())
-    else {
+    let Some(cluster) = cluster.filter(|cluster| cluster.address.is_ipv4() != address.is_ipv4()) else {
         return;
     };
-    let family = if cluster.address.is_ipv4() {
-        "IPv4"
-    } else {
-        "IPv6"
-    };
-    let problem = format!(
-        "the service {cluster} is {family}: give an {family} address, or make a service for each family"
-    );
+    let family = if cluster.address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let problem =
+        format!("the service {cluster} is {family}: give an {family} address, or make a service for each family");
     report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
 }
 
@@ -283,17 +261,10 @@ fn flags_of(kind: Kind) -> String {
     format!("whose flags are: {}", known.join(", "))
 }
 
-fn persistence(
-    raw: &raw::Persistence<'_>,
-    cluster: Option<Endpoint>,
-    report: &mut Report,
-) -> Option<Persistence> {
-    let timeout = raw
-        .timeout
-        .given()
-        .map_or(Some(defaults::PERSISTENCE), |value| {
-            duration("timeout", value, SHORTEST_AFFINITY, report)
-        });
+fn persistence(raw: &raw::Persistence<'_>, cluster: Option<Endpoint>, report: &mut Report) -> Option<Persistence> {
+    let timeout = raw.timeout.given().map_or(Some(defaults::PERSISTENCE), |value| {
+        duration("timeout", value, SHORTEST_AFFINITY, report)
+    });
     let v4 = cluster.is_none_or(|cluster| cluster.address.is_ipv4());
     let whole = if v4 { 32 } else { 128 };
     let prefix_length = raw
@@ -302,10 +273,7 @@ fn persistence(
         .map_or(Some(whole), |mask| netmask(mask, v4, report));
     timeout
         .zip(prefix_length)
-        .map(|(timeout, prefix_length)| Persistence {
-            timeout,
-            prefix_length,
-        })
+        .map(|(timeout, prefix_length)| Persistence { timeout, prefix_length })
 }
 
 fn netmask(mask: &Spanned<Scalar<'_>>, v4: bool, report: &mut Report) -> Option<u8> {
@@ -334,11 +302,7 @@ fn backends(
             continue;
         };
         if !seen.insert(spec.address) {
-            let place = at
-                .get_ref()
-                .address
-                .given()
-                .map_or_else(|| offset(at), offset);
+            let place = at.get_ref().address.given().map_or_else(|| offset(at), offset);
             let problem = "given twice in this service: remove one, and set its weight instead";
             report.error(place, format!("address = \"{}\": {problem}", spec.address));
         }
@@ -389,20 +353,14 @@ fn thresholds(raw: &raw::Backend<'_>, report: &mut Report) -> (u32, u32) {
         && lower > upper
         && !matches!(raw.upper_threshold, Key::Bad)
     {
-        let problem =
-            format!("above upper_threshold = {upper}: give at most that, or raise upper_threshold");
+        let problem = format!("above upper_threshold = {upper}: give at most that, or raise upper_threshold");
         report.bad(offset(value), "lower_threshold", lower, problem);
     }
     (upper, lower)
 }
 
 /// Claims every address and port of a service, and keeps its own backends off them.
-fn claim<'t>(
-    raw: &raw::Service<'t>,
-    spec: &ServiceSpec,
-    claims: &mut Claims<'t>,
-    report: &mut Report,
-) {
+fn claim<'t>(raw: &raw::Service<'t>, spec: &ServiceSpec, claims: &mut Claims<'t>, report: &mut Report) {
     let service = raw.name.given().map_or("", |text| *text.get_ref());
     let by = |key, written, offset| Claimant {
         service,
@@ -417,20 +375,12 @@ fn claim<'t>(
     }
     for text in raw.external_addresses.items() {
         if let Ok(address) = text.get_ref().parse() {
-            let by = by(
-                "external_addresses",
-                Scalar::Text(text.get_ref()),
-                offset(text),
-            );
+            let by = by("external_addresses", Scalar::Text(text.get_ref()), offset(text));
             claims.endpoint(Endpoint::new(address, spec.address.port), by, report);
         }
     }
     if let (Some(value), Some(port)) = (raw.node_port.given(), spec.node_port) {
-        let by = by(
-            "node_port",
-            Scalar::Integer(*value.get_ref()),
-            offset(value),
-        );
+        let by = by("node_port", Scalar::Integer(*value.get_ref()), offset(value));
         claims.node_port(port, spec.address.address.is_ipv4(), by, report);
     }
     check_no_loop(raw, spec, report);
@@ -449,12 +399,7 @@ fn check_no_loop(raw: &raw::Service<'_>, spec: &ServiceSpec, report: &mut Report
             .is_ok_and(|address: Endpoint| own.contains(&address))
         {
             let problem = "this is the service itself: give the address of a real server";
-            report.bad(
-                offset(text),
-                "address",
-                format!("{:?}", text.get_ref()),
-                problem,
-            );
+            report.bad(offset(text), "address", format!("{:?}", text.get_ref()), problem);
         }
     }
 }

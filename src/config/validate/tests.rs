@@ -52,18 +52,12 @@ fn errors(text: &str) -> Vec<String> {
 #[test]
 fn every_error_is_reported_letter_for_letter_at_its_place() {
     let sections = include_str!("errors.txt").split("\n#### ").skip(1);
-    let cases: Vec<&str> = sections
-        .flat_map(|section| section.split("\n----\n").skip(1))
-        .collect();
+    let cases: Vec<&str> = sections.flat_map(|section| section.split("\n----\n").skip(1)).collect();
     assert!(cases.len() > 140, "{} cases", cases.len());
     for case in cases {
         let (text, expected) = case.split_once("=>\n").unwrap();
         let text = with_snippets(text);
-        assert_eq!(
-            errors(&text),
-            expected.lines().collect::<Vec<_>>(),
-            "{text}"
-        );
+        assert_eq!(errors(&text), expected.lines().collect::<Vec<_>>(), "{text}");
     }
 }
 
@@ -74,20 +68,11 @@ fn an_empty_file_means_every_default() {
     assert_eq!(config.policy.mode, Mode::Ipvs);
     assert_eq!(config.policy.scheduler, None);
     assert_eq!(config.policy.conntrack.max_flows, 1_048_576);
-    let pool: Vec<String> = config
-        .policy
-        .nat
-        .pool
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let pool: Vec<String> = config.policy.nat.pool.iter().map(ToString::to_string).collect();
     assert_eq!(pool, ["198.18.0.0/28", "2001:2::/124"]);
     assert_eq!(config.node_addresses, None);
     assert_eq!(config.datapath.backend, Backend::Tun);
-    assert_eq!(
-        (config.datapath.workers, config.datapath.seed),
-        (None, None)
-    );
+    assert_eq!((config.datapath.workers, config.datapath.seed), (None, None));
     assert_eq!(
         (config.tun.name.as_str(), config.tun.mtu, config.tun.offload),
         ("lbd0", 1500, true)
@@ -98,10 +83,7 @@ fn an_empty_file_means_every_default() {
 #[test]
 fn a_seed_of_zero_is_a_seed_and_workers_of_zero_are_automatic() {
     let config = accepted("[datapath]\nseed = 0\nworkers = 0\n").config;
-    assert_eq!(
-        (config.datapath.seed, config.datapath.workers),
-        (Some(0), None)
-    );
+    assert_eq!((config.datapath.seed, config.datapath.workers), (Some(0), None));
 }
 
 #[test]
@@ -148,17 +130,14 @@ fn ports_may_be_numbers_or_text_and_an_exclamation_mark_negates() {
     ] {
         let config = accepted(&format!("{{rule}}destination_port = {written}")).config;
         let condition = config.policy.rules[0].destination_port.clone().unwrap();
-        assert_eq!(
-            (condition.negated, condition.value),
-            (negated, expected),
-            "{written}"
-        );
+        assert_eq!((condition.negated, condition.value), (negated, expected), "{written}");
     }
 }
 
 #[test]
 fn host_bits_of_a_network_are_masked_as_iptables_does() {
-    let text = "[nat]\npool = [\"203.0.113.9/24\"]\n{rule}source = \"! 10.1.2.3/255.255.0.0\"\ndestination = \"10.9.9.9\"";
+    let text =
+        "[nat]\npool = [\"203.0.113.9/24\"]\n{rule}source = \"! 10.1.2.3/255.255.0.0\"\ndestination = \"10.9.9.9\"";
     let policy = accepted(text).config.policy;
     assert_eq!(policy.nat.pool[0].to_string(), "203.0.113.0/24");
     let source = policy.rules[0].source.clone().unwrap();
@@ -172,12 +151,7 @@ fn host_bits_of_a_network_are_masked_as_iptables_does() {
 
 #[test]
 fn a_probability_becomes_a_share_of_two_to_the_32() {
-    for (written, expected) in [
-        ("0.5", 1 << 31),
-        ("1", 1 << 32),
-        ("1.0", 1 << 32),
-        ("1e-30", 1),
-    ] {
+    for (written, expected) in [("0.5", 1 << 31), ("1", 1 << 32), ("1.0", 1 << 32), ("1e-30", 1)] {
         let config = accepted(&format!("{{rule}}probability = {written}")).config;
         assert_eq!(
             config.policy.rules[0].probability,
@@ -189,8 +163,7 @@ fn a_probability_becomes_a_share_of_two_to_the_32() {
 
 #[test]
 fn a_rule_may_name_a_service_that_comes_later_in_the_file() {
-    let text =
-        "mode = \"iptables\"\n[[rules]]\nprotocol = \"tcp\"\naction = \"service:web\"\n{web}";
+    let text = "mode = \"iptables\"\n[[rules]]\nprotocol = \"tcp\"\naction = \"service:web\"\n{web}";
     let policy = accepted(text).config.policy;
     assert_eq!(policy.rules[0].action, Action::Service("web".into()));
 }
@@ -211,9 +184,7 @@ fn flags_belong_to_the_scheduler_that_the_service_really_uses() {
 
 #[test]
 fn tcp_and_udp_may_share_an_address_and_port() {
-    accepted(
-        "{web}[[services]]\nname = \"web-quic\"\nprotocol = \"udp\"\naddress = \"10.96.0.10:80\"",
-    );
+    accepted("{web}[[services]]\nname = \"web-quic\"\nprotocol = \"udp\"\naddress = \"10.96.0.10:80\"");
 }
 
 #[test]
@@ -224,10 +195,7 @@ fn two_families_may_share_a_node_port() {
 #[test]
 fn every_timeout_sets_the_state_it_is_named_after() {
     use crate::conntrack::tcp::State;
-    for (key, state) in crate::config::words::TCP_TIMEOUTS
-        .into_iter()
-        .zip(State::ALL)
-    {
+    for (key, state) in crate::config::words::TCP_TIMEOUTS.into_iter().zip(State::ALL) {
         let config = accepted(&format!("[conntrack]\n{key} = 77")).config;
         let timeout = config.policy.conntrack.timeouts.tcp(state);
         assert_eq!(timeout, Duration::from_secs(77), "{key}");
@@ -237,11 +205,7 @@ fn every_timeout_sets_the_state_it_is_named_after() {
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    accepted(text)
-        .warnings
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    accepted(text).warnings.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -274,15 +238,9 @@ fn a_file_that_cannot_be_read_is_named_without_a_line() {
     let path = directory.path().join("lbd.toml");
     let line = || load(&path).unwrap_err()[0].to_string();
     let start = format!("{}: cannot read: ", path.display());
-    assert_eq!(
-        line(),
-        format!("{start}No such file or directory (os error 2)")
-    );
+    assert_eq!(line(), format!("{start}No such file or directory (os error 2)"));
     std::fs::write(&path, b"mode = \"\xff\"").unwrap();
-    assert_eq!(
-        line(),
-        format!("{start}byte 8 is not UTF-8: save the file as UTF-8")
-    );
+    assert_eq!(line(), format!("{start}byte 8 is not UTF-8: save the file as UTF-8"));
 }
 
 #[test]

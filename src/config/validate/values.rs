@@ -21,26 +21,14 @@ pub(super) fn offset<T>(value: &Spanned<T>) -> usize {
 }
 
 /// Reports `key = "text": problem`.
-fn bad_text<T>(
-    key: &str,
-    text: &Spanned<Text<'_>>,
-    problem: &str,
-    report: &mut Report,
-) -> Option<T> {
+fn bad_text<T>(key: &str, text: &Spanned<Text<'_>>, problem: &str, report: &mut Report) -> Option<T> {
     report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
     None
 }
 
 /// A word of a closed set, or its default.
-pub(super) fn word<T: Copy + Default>(
-    key: &str,
-    written: &Key<Text<'_>>,
-    words: &Words<T>,
-    report: &mut Report,
-) -> T {
-    let known = written
-        .given()
-        .and_then(|text| known_word(key, text, words, report));
+pub(super) fn word<T: Copy + Default>(key: &str, written: &Key<Text<'_>>, words: &Words<T>, report: &mut Report) -> T {
+    let known = written.given().and_then(|text| known_word(key, text, words, report));
     known.unwrap_or_default()
 }
 
@@ -70,13 +58,12 @@ pub(super) fn number<T: TryFrom<i128>>(
 ) -> Option<T> {
     let number = *value.get_ref();
     let fits = range.contains(&number).then_some(number);
-    fits.and_then(|number| T::try_from(number).ok())
-        .or_else(|| {
-            let (low, high) = range.into_inner();
-            let problem = format!("must be {low} to {high}{meaning}");
-            report.bad(offset(value), key, number, problem);
-            None
-        })
+    fits.and_then(|number| T::try_from(number).ok()).or_else(|| {
+        let (low, high) = range.into_inner();
+        let problem = format!("must be {low} to {high}{meaning}");
+        report.bad(offset(value), key, number, problem);
+        None
+    })
 }
 
 /// A duration: `"15m"`, or whole seconds.
@@ -109,9 +96,7 @@ fn not_a_host(address: IpAddr) -> Option<String> {
     let why = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             let mapped = address.to_canonical();
-            return Some(format!(
-                "an IPv4-mapped IPv6 address: write it as IPv4, {mapped}"
-            ));
+            return Some(format!("an IPv4-mapped IPv6 address: write it as IPv4, {mapped}"));
         }
         IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
         _ if address.is_unspecified() => "the unspecified address",
@@ -124,8 +109,7 @@ fn not_a_host(address: IpAddr) -> Option<String> {
 /// The address of a host.
 pub(super) fn address(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) -> Option<IpAddr> {
     let Ok(address) = text.get_ref().parse::<IpAddr>() else {
-        let problem =
-            "not an IP address without a port: write e.g. \"203.0.113.10\" or \"fd00::10\"";
+        let problem = "not an IP address without a port: write e.g. \"203.0.113.10\" or \"fd00::10\"";
         return bad_text(key, text, problem, report);
     };
     match not_a_host(address) {
@@ -135,11 +119,7 @@ pub(super) fn address(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) 
 }
 
 /// An address and a port.
-pub(super) fn endpoint(
-    key: &str,
-    text: &Spanned<Text<'_>>,
-    report: &mut Report,
-) -> Option<Endpoint> {
+pub(super) fn endpoint(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Endpoint> {
     let problem = match split_endpoint(text.get_ref()) {
         Err(problem) => problem,
         Ok(endpoint) => match not_a_host(endpoint.address) {
@@ -162,9 +142,7 @@ fn split_endpoint(text: &str) -> Result<Endpoint, String> {
             let example = Endpoint::new(address, 80);
             format!("no port: write it after the address, e.g. \"{example}\"")
         }
-        Err(_) if text.contains('%') => {
-            "an interface (after %) cannot be given: leave it out".into()
-        }
+        Err(_) if text.contains('%') => "an interface (after %) cannot be given: leave it out".into(),
         Err(_) => wrong_endpoint(text),
     })
 }
@@ -202,12 +180,7 @@ fn plain_number<T: std::str::FromStr>(text: &str) -> Option<T> {
 }
 
 /// A network, or a single address. Host bits are masked, as iptables does.
-pub(super) fn network(
-    key: &str,
-    at: &Spanned<Text<'_>>,
-    text: &str,
-    report: &mut Report,
-) -> Option<IpNet> {
+pub(super) fn network(key: &str, at: &Spanned<Text<'_>>, text: &str, report: &mut Report) -> Option<IpNet> {
     let (host, mask) = text
         .split_once('/')
         .map_or((text, None), |(host, mask)| (host, Some(mask)));
@@ -225,9 +198,7 @@ pub(super) fn network(
         return bad_text(key, at, &problem, report);
     }
     let most = if address.is_ipv4() { 32 } else { 128 };
-    let length = mask.map_or(Some(most), |mask| {
-        prefix_length(&Scalar::Text(mask), address.is_ipv4())
-    });
+    let length = mask.map_or(Some(most), |mask| prefix_length(&Scalar::Text(mask), address.is_ipv4()));
     let network = length.and_then(|length| IpNet::new(address, length).ok());
     match network {
         Some(network) => Some(network.trunc()),
@@ -260,20 +231,14 @@ pub(super) fn ports(
 }
 
 /// Names that the kernel takes for a device (`dev_valid_name`, net/core/dev.c), without `%`, which it would replace.
-pub(super) fn device_name(
-    key: &str,
-    text: &Spanned<Text<'_>>,
-    report: &mut Report,
-) -> Option<String> {
+pub(super) fn device_name(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) -> Option<String> {
     let name = *text.get_ref();
     let letters = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':' | '%');
-    let valid =
-        (1..=15).contains(&name.len()) && name.chars().all(letters) && !matches!(name, "." | "..");
+    let valid = (1..=15).contains(&name.len()) && name.chars().all(letters) && !matches!(name, "." | "..");
     if valid {
         return Some(name.to_owned());
     }
-    let problem =
-        "not a device name: 1 to 15 bytes without blanks, '/', ':' and '%', e.g. \"lbd0\"";
+    let problem = "not a device name: 1 to 15 bytes without blanks, '/', ':' and '%', e.g. \"lbd0\"";
     bad_text(key, text, problem, report)
 }
 

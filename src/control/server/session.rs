@@ -174,9 +174,6 @@ mod tests {
     #[test]
     fn json_nested_without_end_is_answered_with_an_error() {
         let line = "[".repeat(MAX_REQUEST);
-        assert!(matches!(
-            answer(line.as_bytes(), &Willing),
-            Reply::Err { .. }
-        ));
+        assert!(matches!(answer(line.as_bytes(), &Willing), Reply::Err { .. }));
     }
 }

@@ -44,6 +44,7 @@ fn status() -> Status {
         max_flows: 1,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
+        unsent: 0,
         last_reload: None,
     }
 }
@@ -203,10 +204,7 @@ fn a_request_of_more_than_a_megabyte_is_refused() {
 fn a_request_that_lbd_fails_at_costs_its_own_connection_only() {
     let (_directory, path, server) = running();
     let error = client::ask(&path, &Request::Reload).unwrap_err();
-    assert!(
-        error.to_string().starts_with("no reply from lbd at "),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("no reply from lbd at "), "{error}");
     assert!(client::ask(&path, &Request::Mode).is_ok());
     server.stop();
 }
