@@ -39,24 +39,10 @@ fn noise(bytes: usize) -> Vec<u8> {
     words
 }
 
-/// One process without a master: nginx would otherwise change its user, which a user namespace does not let it do.
 fn start_nginx(name: &str, dir: &str) {
-    let config = format!(
-        "daemon on; master_process off; pid {dir}/nginx.pid; error_log {dir}/error.log;
-         events {{ worker_connections 4096; }}
-         http {{
-             access_log off; default_type text/plain; client_max_body_size 0; sendfile on;
-             client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
-             uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
-             server {{
-                 listen 8080 backlog=4096; listen [::]:8080 ipv6only=on backlog=4096;
-                 location / {{ return 200 \"{name}\\n\"; }}
-                 location = /big {{ alias {DIR}/big; }}
-                 location = /slow {{ alias {DIR}/slow; limit_rate 4m; }}
-                 location /put/ {{ root {dir}; dav_methods PUT; }}
-             }}
-         }}"
-    );
+    let config = include_str!("nginx.conf")
+        .replace("NAME", name)
+        .replace("RIG", DIR);
     let path = format!("{dir}/nginx.conf");
     fs::write(&path, config).expect("cannot write nginx.conf");
     let mut command = within(name, 10);
