@@ -50,6 +50,7 @@ fn run_again(name: &str, flags: &[&str]) {
     let output = command
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        .env("RUST_BACKTRACE", "0")
         .output()
         .expect("cannot run timeout");
     let said = String::from_utf8_lossy(&output.stdout);
