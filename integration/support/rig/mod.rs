@@ -77,7 +77,7 @@ impl Rig {
         let start = Instant::now();
         let mut command = within(namespace, 60);
         let output = command
-            .args(["sh", "-c", script])
+            .args(["bash", "-o", "pipefail", "-c", script])
             .stdin(Stdio::null())
             .output()
             .expect("cannot run a shell");
@@ -88,7 +88,7 @@ impl Rig {
     pub(crate) fn spawn(&self, namespace: &str, script: &str) -> Running {
         let mut command = within(namespace, 120);
         command
-            .args(["sh", "-c", script])
+            .args(["bash", "-o", "pipefail", "-c", script])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -138,9 +138,9 @@ impl Rig {
     /// The kernel's rules, routes, links and sysctls in `lb`: what lbd may change, and must put back.
     pub(crate) fn kernel_state(&self) -> String {
         let commands = [
-            "ip rule",
+            "ip -4 rule",
             "ip -6 rule",
-            "ip route show table all | sort",
+            "ip -4 route show table all | sort",
             "ip -6 route show table all | sort",
             "ip -o addr | sed 's/ *valid_lft.*//'",
             "ip -o link | sed 's/qlen.*//'",
@@ -156,10 +156,13 @@ impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(daemon::LOG).unwrap_or_default();
-            println!(
-                "--- what lbd said:\n{log}--- the kernel in lb:\n{}",
-                self.kernel_state()
-            );
+            let kernel = self.kernel_state();
+            let kernel = kernel
+                .lines()
+                .filter(|line| !line.starts_with("net."))
+                .collect::<Vec<_>>()
+                .join("\n");
+            println!("--- what lbd said:\n{log}--- the kernel in lb:\n{kernel}");
         }
     }
 }
