@@ -23,18 +23,35 @@ install_missing() {
         command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
     done
     ((${#packages[@]})) || return 0
-    local as_root=()
-    if ((EUID != 0)); then as_root=(sudo -n); fi
-    if command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }; then
+    local sudo=() get
+    if ((EUID != 0)); then sudo=(sudo -n); fi
+    if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
         say "installing: ${packages[*]}"
-        # A machine whose package lists are fresh needs no update, and one without network may not do one.
-        local get=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
-        "${get[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null 2>&1 && return 0
-        "${get[@]}" update >/dev/null || true
-        "${get[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null && return 0
+        get=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
+        quiet_services "${sudo[@]}"
+        # A machine with fresh package lists needs no update, and one without network may not do one.
+        "${get[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
+            { "${get[@]}" update && "${get[@]}" install -y --no-install-recommends "${packages[@]}"; } >/dev/null
+        local result=$?
+        loud_services "${sudo[@]}"
+        ((result)) || return 0
     fi
     say "missing, and not to be installed from here: ${packages[*]}"
     return 1
+}
+
+# Only the programs are wanted: installing nginx must not start a web server on this machine, now or at the next boot.
+quiet_services() {
+    [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
+    printf '#!/bin/sh\n# made by lbd, may be removed\nexit 101\n' | "$@" tee /usr/sbin/policy-rc.d >/dev/null
+    "$@" chmod +x /usr/sbin/policy-rc.d
+}
+
+loud_services() {
+    ! grep -q 'made by lbd' /usr/sbin/policy-rc.d || "$@" rm -f /usr/sbin/policy-rc.d
+    if [[ " ${packages[*]} " == *" nginx-light "* ]] && command -v systemctl >/dev/null; then
+        "$@" systemctl -q disable nginx 2>/dev/null || true
+    fi
 }
 
 # A rustc as new as Cargo.toml asks for.

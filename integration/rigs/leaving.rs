@@ -17,6 +17,16 @@ fn a_terminated_lbd_leaves_nothing_behind() {
 }
 
 #[test]
+fn control_c_is_as_good_as_sigterm() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.kernel_state();
+        rig.lbd(&everything(Mode::Ipvs)).interrupt();
+        assert_same(&before, &rig.kernel_state());
+    });
+}
+
+#[test]
 fn what_a_reload_takes_away_is_gone_from_the_kernel_at_once() {
     isolated(|| {
         let rig = Rig::new();

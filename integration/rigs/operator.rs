@@ -210,6 +210,41 @@ fn lbctl_without_an_lbd_says_so() {
     });
 }
 
+#[test]
+fn systemd_is_told_when_traffic_is_served() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        assert!(lbd.notified().contains("READY=1"), "{:?}", lbd.notified());
+        assert!(
+            lbd.log()
+                .contains("lbd ready: mode=ipvs backend=tun services=4 backends=12"),
+            "{}",
+            lbd.log()
+        );
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn a_second_lbd_does_not_disturb_the_first() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        let second = rig.sh(
+            "lb",
+            &format!(
+                "timeout 5 {} --config {DIR}/lbd.toml",
+                env!("CARGO_BIN_EXE_lbd")
+            ),
+        );
+        assert_eq!(second.code, 1, "it says that another one runs: {second:?}");
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        lbd.lbctl("status").ok();
+        lbd.terminate();
+    });
+}
+
 /// An lbd that has served six connections and two questions.
 fn served(rig: &Rig, mode: Mode) -> Lbd<'_> {
     let services = [Family::V4, Family::V6]

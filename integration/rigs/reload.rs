@@ -147,6 +147,29 @@ fn a_download_lives_on_when_its_backend_is_drained() {
 }
 
 #[test]
+fn a_download_from_a_removed_backend_is_reset_where_the_operator_wants_that() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let mut config = Config::new(mode, vec![Service::tcp(family, 80, 8080, &[1, 2])]);
+            config.more = "[conntrack]\non_backend_removed = \"reset\"\n";
+            let lbd = rig.lbd(&config);
+            let download = download(&rig, &family.web());
+            sleep(Duration::from_millis(500));
+            config.services = vec![Service::tcp(family, 80, 8080, &[2])];
+            lbd.reload(&config.to_string()).ok();
+            let ran = download.wait();
+            assert_eq!(
+                ran.code, 56,
+                "curl says that its peer reset the connection: {ran:?}"
+            );
+            assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
 fn a_bad_file_changes_nothing_and_is_reported() {
     isolated(|| {
         let rig = Rig::new();

@@ -258,3 +258,40 @@ fn the_balancers_own_services_and_plain_routing_are_left_alone() {
         }
     });
 }
+
+#[test]
+fn rules_of_the_operator_come_before_the_services() {
+    isolated(|| {
+        const RULES: &str = "
+            [[rules]]
+            name = \"not from s2\"
+            source = \"10.2.0.12\"
+            protocol = \"tcp\"
+            destination_port = \"80\"
+            action = \"reject\"
+            [[rules]]
+            name = \"only the client and the balancer's net\"
+            source = \"!10.0.0.0/8\"
+            destination = \"10.96.0.0/16\"
+            action = \"drop\"
+            [[rules]]
+            name = \"another way to the same service\"
+            destination = \"10.96.0.10\"
+            protocol = \"tcp\"
+            destination_port = \"8000-8999\"
+            action = \"service:test/web:V4-80\"
+        ";
+        let rig = Rig::new();
+        let mut config = Config::new(Mode::Iptables, vec![Service::web(Family::V4)]);
+        config.more = RULES;
+        let lbd = rig.lbd(&config);
+        assert_eq!(rig.spread("client", "10.96.0.10:80", 3), [1, 1, 1]);
+        assert_eq!(rig.spread("client", "10.96.0.10:8500", 3), [1, 1, 1]);
+        let refused = rig.get("s2", "10.96.0.10:80");
+        assert!(
+            refused.code == 7 && refused.took < Duration::from_secs(1),
+            "{refused:?}"
+        );
+        lbd.terminate();
+    });
+}

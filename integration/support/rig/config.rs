@@ -146,6 +146,8 @@ pub(crate) struct Config {
     pub(crate) offload: bool,
     /// `[[services]]`
     pub(crate) services: Vec<Service>,
+    /// Other tables, as they are written.
+    pub(crate) more: &'static str,
 }
 
 impl Config {
@@ -155,6 +157,7 @@ impl Config {
             mode,
             offload: true,
             services,
+            more: "",
         }
     }
 }
@@ -164,7 +167,10 @@ impl Display for Config {
         writeln!(f, "mode = \"{}\"", self.mode.name())?;
         writeln!(f, "[tun]\noffload = {}", self.offload)?;
         writeln!(f, "[control]\nsocket = \"{DIR}/lbd.sock\"")?;
-        self.services.iter().try_for_each(|service| service.fmt(f))
+        self.services
+            .iter()
+            .try_for_each(|service| service.fmt(f))?;
+        f.write_str(self.more)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `lbd` itself, running in `lb`.
 use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -10,6 +11,7 @@ use super::{Config, DIR, Ran, Rig, enter, wait_until};
 /// What lbd writes to stderr.
 pub(crate) const LOG: &str = "/run/rig/lbd.log";
 const CONFIG: &str = "/run/rig/lbd.toml";
+const NOTIFY: &str = "/run/rig/notify";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lbd");
 const CLIENT: &str = env!("CARGO_BIN_EXE_lbctl");
 
@@ -17,6 +19,7 @@ const CLIENT: &str = env!("CARGO_BIN_EXE_lbctl");
 pub(crate) struct Lbd<'a> {
     rig: &'a Rig,
     child: Child,
+    notify: UnixDatagram,
 }
 
 impl<'a> Lbd<'a> {
@@ -25,7 +28,10 @@ impl<'a> Lbd<'a> {
     pub(crate) fn start(rig: &'a Rig, config: &Config) -> Self {
         fs::write(CONFIG, config.to_string()).expect("cannot write the configuration");
         let log = File::create(LOG).expect("cannot write the log");
+        drop(fs::remove_file(NOTIFY)); // of the run before, if there was one
+        let notify = UnixDatagram::bind(NOTIFY).expect("cannot bind the notify socket");
         let mut command = enter("lb");
+        command.env("NOTIFY_SOCKET", NOTIFY);
         command
             .args([PROGRAM, "--config", CONFIG])
             .stdin(Stdio::null())
@@ -34,6 +40,7 @@ impl<'a> Lbd<'a> {
         let mut lbd = Self {
             rig,
             child: command.spawn().expect("cannot start lbd"),
+            notify,
         };
         wait_until("`lbd ready:`", Duration::from_secs(10), || {
             let gone = lbd.child.try_wait().expect("cannot ask for a child");
@@ -88,22 +95,35 @@ impl<'a> Lbd<'a> {
             .sum()
     }
 
+    /// What it told systemd first.
+    pub(crate) fn notified(&self) -> String {
+        let mut buffer = [0; 1024];
+        self.notify
+            .set_nonblocking(true)
+            .expect("a socket can be non-blocking");
+        let length = self.notify.recv(&mut buffer).unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
     /// SIGTERM: it must end by itself, with exit code 0.
     #[track_caller]
-    pub(crate) fn terminate(mut self) {
-        self.signal(Signal::TERM);
-        let start = Instant::now();
-        wait_until("lbd's end", Duration::from_secs(10), || {
-            self.child.try_wait().is_ok_and(|gone| gone.is_some())
-        });
+    pub(crate) fn terminate(self) {
+        self.end(Signal::TERM);
+    }
+
+    /// SIGINT, as Ctrl-C sends it: just so.
+    #[track_caller]
+    pub(crate) fn interrupt(self) {
+        self.end(Signal::INT);
+    }
+
+    #[track_caller]
+    fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
+        wait_until("lbd's end", Duration::from_secs(10), ended);
         let status = self.child.wait().expect("cannot wait for lbd");
-        assert_eq!(
-            status.code(),
-            Some(0),
-            "lbd ended after {:?} and said: {}",
-            start.elapsed(),
-            self.log()
-        );
+        assert_eq!(status.code(), Some(0), "lbd said: {}", self.log());
     }
 
     /// SIGKILL: it ends with nothing tidied.
