@@ -130,11 +130,7 @@ impl Tuple {
 
 impl fmt::Display for Tuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {} -> {}",
-            self.protocol, self.source, self.destination
-        )
+        write!(f, "{} {} -> {}", self.protocol, self.source, self.destination)
     }
 }
 

@@ -1,14 +1,19 @@
 //! lbd: a layer-4 load balancer in user space.
+pub mod affinity;
 pub mod config;
 pub mod conntrack;
 pub mod control;
+pub mod engine;
 pub mod flow;
 pub mod io;
 pub mod matcher;
+pub mod nat;
 pub mod packet;
 pub mod plumbing;
 pub mod policy;
 pub mod replay;
+pub mod rewrite;
+pub mod ruleset;
 pub mod scheduler;
 pub mod service;
 pub mod time;

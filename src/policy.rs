@@ -130,10 +130,7 @@ pub struct ServiceSpec {
 
 impl ServiceSpec {
     /// Every address that this service answers on: the cluster address, external addresses, then node ports.
-    pub fn endpoints<'a>(
-        &'a self,
-        node_addresses: &'a [IpAddr],
-    ) -> impl Iterator<Item = Endpoint> + 'a {
+    pub fn endpoints<'a>(&'a self, node_addresses: &'a [IpAddr]) -> impl Iterator<Item = Endpoint> + 'a {
         let external = self
             .external_addresses
             .iter()
@@ -143,9 +140,7 @@ impl ServiceSpec {
             let nodes = node_addresses.iter().filter(same_family);
             nodes.map(move |&address| Endpoint::new(address, port))
         });
-        std::iter::once(self.address)
-            .chain(external)
-            .chain(node_ports)
+        std::iter::once(self.address).chain(external).chain(node_ports)
     }
 }
 

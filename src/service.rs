@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
-use crate::flow::{Endpoint, Protocol};
+use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::policy::{BackendSpec, Persistence};
 use crate::scheduler::{Flags, Kind, Scheduler};
 
@@ -76,21 +76,21 @@ impl Stats {
     /// The sum over all workers.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.lanes
-            .iter()
-            .fold(Totals::default(), |sum, lane| Totals {
-                connections: sum.connections + lane.connections.load(Relaxed),
-                in_packets: sum.in_packets + lane.in_packets.load(Relaxed),
-                out_packets: sum.out_packets + lane.out_packets.load(Relaxed),
-                in_bytes: sum.in_bytes + lane.in_bytes.load(Relaxed),
-                out_bytes: sum.out_bytes + lane.out_bytes.load(Relaxed),
-            })
+        self.lanes.iter().fold(Totals::default(), |sum, lane| Totals {
+            connections: sum.connections + lane.connections.load(Relaxed),
+            in_packets: sum.in_packets + lane.in_packets.load(Relaxed),
+            out_packets: sum.out_packets + lane.out_packets.load(Relaxed),
+            in_bytes: sum.in_bytes + lane.in_bytes.load(Relaxed),
+            out_bytes: sum.out_bytes + lane.out_bytes.load(Relaxed),
+        })
     }
 }
 
 /// What stays the same of a service while its configuration changes.
 #[derive(Debug)]
 pub struct ServiceIdentity {
+    /// Unique among all services there ever were.
+    pub id: u64,
     /// Unique name.
     pub name: String,
     /// Traffic of all its backends, past ones included.
@@ -180,10 +180,7 @@ impl Backend {
     /// The configured thresholds, upper and lower; 0 is none.
     #[must_use]
     pub fn thresholds(&self) -> (u32, u32) {
-        (
-            self.upper_threshold.load(Relaxed),
-            self.lower_threshold.load(Relaxed),
-        )
+        (self.upper_threshold.load(Relaxed), self.lower_threshold.load(Relaxed))
     }
 
     /// Whether the upper threshold keeps new flows away (`IP_VS_DEST_F_OVERLOAD`).
@@ -218,11 +215,7 @@ impl Backend {
 
     /// A flow ends, in the state it had.
     pub fn unbind(&self, was_active: bool) {
-        let counter = if was_active {
-            &self.active
-        } else {
-            &self.inactive
-        };
+        let counter = if was_active { &self.active } else { &self.inactive };
         counter.fetch_sub(1, Relaxed);
         self.update_overload();
     }
@@ -276,12 +269,22 @@ pub struct Service {
     pub persistence: Option<Persistence>,
 }
 
+impl Service {
+    /// Whether a packet of `tuple` can be sent to this service's backends: same protocol, same IP version.
+    #[must_use]
+    pub fn takes(&self, tuple: &Tuple) -> bool {
+        let same_family = |endpoint: &Endpoint| endpoint.address.is_ipv4() == tuple.destination.address.is_ipv4();
+        self.protocol == tuple.protocol && self.endpoints.first().is_some_and(same_family)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn backend(upper_threshold: u32, lower_threshold: u32) -> Backend {
         let service = Arc::new(ServiceIdentity {
+            id: 1,
             name: "web".into(),
             stats: Stats::new(1),
         });
@@ -316,10 +319,7 @@ mod tests {
         let backend = backend(4, 0);
         (0..4).for_each(|_| backend.bind());
         backend.unbind(false);
-        assert!(
-            backend.is_overloaded(),
-            "three of four are not below three quarters"
-        );
+        assert!(backend.is_overloaded(), "three of four are not below three quarters");
         backend.unbind(false);
         assert!(!backend.is_overloaded());
     }

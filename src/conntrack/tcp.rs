@@ -33,8 +33,8 @@ pub enum State {
 }
 
 use State::{
-    Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI,
-    None as NO, SynRecv as SR, SynSent as SS, Synack as SA, TimeWait as TW,
+    Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI, None as NO,
+    SynRecv as SR, SynSent as SS, Synack as SA, TimeWait as TW,
 };
 
 impl State {

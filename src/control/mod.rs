@@ -1,1 +1,23 @@
 //! Talking to a running lbd: commands and replies as plain data, a socket to send them over, tables to show them in.
+//!
+//! [`server::Server`] listens inside lbd and hands every [`protocol::Request`] to a [`Handler`]; [`client::ask`] is the
+//! other end, in `lbctl`, which shows the [`protocol::Reply`] through [`render`].
+pub mod client;
+pub mod estimator;
+pub mod names;
+pub mod protocol;
+pub mod render;
+pub mod selector;
+pub mod server;
+pub mod text;
+
+use protocol::{Reply, Request};
+
+/// Where lbd listens unless `[control] socket` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";
+
+/// Carries out what an operator asks for. Called from several threads at once.
+pub trait Handler: Send + Sync {
+    /// Does it, or says why not.
+    fn handle(&self, request: Request) -> Reply;
+}

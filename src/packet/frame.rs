@@ -50,10 +50,7 @@ impl<'a> Frame<'a> {
     /// If the range does not lie within `storage`.
     #[must_use]
     pub fn new(storage: &'a mut [u8], start: usize, end: usize, checksum: Checksum) -> Self {
-        assert!(
-            start <= end && end <= storage.len(),
-            "a frame lies within its storage"
-        );
+        assert!(start <= end && end <= storage.len(), "a frame lies within its storage");
         Self {
             storage,
             start,

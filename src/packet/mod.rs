@@ -1,2 +1,169 @@
-//! Packets: parsed once, offsets kept.
+//! Packets: checked once by [`Headers::parse`], their offsets kept, so that nothing behind it checks again.
+//!
+//! Own offsets instead of etherparse in the path: 3.3 ns against 7 to 12 a packet, and etherparse has neither mutable
+//! slices nor the ports of fragments. It is the independent decoder of the tests instead.
+pub mod checksum;
 pub mod frame;
+pub mod ip;
+pub mod refusal;
+
+use std::net::IpAddr;
+
+use crate::flow::{Endpoint, Protocol, Tuple};
+
+/// Why bytes are no packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// Neither IPv4 nor IPv6.
+    NotIp,
+    /// Shorter than its headers say, or they contradict each other.
+    Malformed,
+}
+
+/// The IP version of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// RFC 791.
+    V4,
+    /// RFC 8200.
+    V6,
+}
+
+/// The flag bits of a TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// RFC 9293 section 3.1.
+    pub const FIN: u8 = 0x01;
+    /// See [`Self::FIN`].
+    pub const SYN: u8 = 0x02;
+    /// See [`Self::FIN`].
+    pub const RST: u8 = 0x04;
+    /// See [`Self::FIN`].
+    pub const ACK: u8 = 0x10;
+
+    /// Whether any of `bits` is set.
+    #[must_use]
+    pub const fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether the segment asks for a new connection: SYN without ACK or RST.
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
+    }
+}
+
+/// What a packet carries, as far as a balancer cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// A whole TCP segment.
+    Tcp(Ports, TcpFlags),
+    /// A whole UDP datagram.
+    Udp(Ports),
+    /// Part of a datagram.
+    Fragment,
+    /// Anything else.
+    Other,
+}
+
+/// Source and destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Of the sender.
+    pub source: u16,
+    /// Of the receiver.
+    pub destination: u16,
+}
+
+/// A packet's headers, checked: every offset lies within the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// IP version.
+    pub version: Version,
+    /// Sender.
+    pub source: IpAddr,
+    /// Receiver.
+    pub destination: IpAddr,
+    /// IANA number of the upper-layer protocol.
+    pub protocol: u8,
+    /// Offset of the upper-layer header.
+    pub transport: usize,
+    /// Length of the packet by its IP header; what the frame holds beyond is padding.
+    pub length: usize,
+    /// What it carries.
+    pub payload: Payload,
+}
+
+impl Headers {
+    /// Reads and checks the headers of an IP packet.
+    ///
+    /// # Errors
+    /// When the bytes are no IP packet, or one that contradicts itself.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let ip = ip::parse(bytes)?;
+        let payload = match ip.fragment {
+            true => Payload::Fragment,
+            false => parse_payload(ip.protocol, &bytes[ip.transport..ip.length])?,
+        };
+        Ok(Self {
+            version: ip.version,
+            source: ip.source,
+            destination: ip.destination,
+            protocol: ip.protocol,
+            transport: ip.transport,
+            length: ip.length,
+            payload,
+        })
+    }
+
+    /// The 5-tuple, where the packet has one.
+    #[must_use]
+    pub const fn tuple(&self) -> Option<Tuple> {
+        let (protocol, ports) = match self.payload {
+            Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
+            Payload::Udp(ports) => (Protocol::Udp, ports),
+            Payload::Fragment | Payload::Other => return None,
+        };
+        Some(Tuple {
+            protocol,
+            source: Endpoint::new(self.source, ports.source),
+            destination: Endpoint::new(self.destination, ports.destination),
+        })
+    }
+}
+
+fn parse_payload(protocol: u8, bytes: &[u8]) -> Result<Payload, ParseError> {
+    match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) => parse_tcp(bytes),
+        Some(Protocol::Udp) => parse_udp(bytes),
+        Some(Protocol::Sctp) | None => Ok(Payload::Other),
+    }
+}
+
+fn parse_tcp(bytes: &[u8]) -> Result<Payload, ParseError> {
+    let header: &[u8; 20] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
+    let header_length = usize::from(header[12] >> 4) * 4;
+    if header_length < header.len() || header_length > bytes.len() {
+        return Err(ParseError::Malformed);
+    }
+    Ok(Payload::Tcp(ports(header), TcpFlags(header[13])))
+}
+
+fn parse_udp(bytes: &[u8]) -> Result<Payload, ParseError> {
+    let header: &[u8; 8] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if length < header.len() || length > bytes.len() {
+        return Err(ParseError::Malformed);
+    }
+    Ok(Payload::Udp(ports(header)))
+}
+
+fn ports(header: &[u8]) -> Ports {
+    Ports {
+        source: u16::from_be_bytes([header[0], header[1]]),
+        destination: u16::from_be_bytes([header[2], header[3]]),
+    }
+}

@@ -2,6 +2,34 @@
 //!
 //! A scheduler sees the service's backends in configuration order, and returns an index into them. It is told of
 //! every change of the list, as the kernel's `add_dest`, `del_dest` and `upd_dest` hooks are.
+//!
+//! One scheduler a file; what they share: `load` (who is free, who is least loaded), `hash` and `table` (the hashing
+//! ones), `place` (a backend remembered), `cache` (backends remembered for a while).
+mod cache;
+mod dh;
+mod fo;
+mod hash;
+mod lblc;
+mod lblcr;
+mod lc;
+mod load;
+mod mh;
+mod nq;
+mod ovf;
+mod place;
+#[cfg(test)]
+mod properties;
+mod random;
+mod rr;
+mod sed;
+mod sh;
+mod table;
+#[cfg(test)]
+mod testing;
+mod twos;
+mod wlc;
+mod wrr;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -127,32 +155,130 @@ pub type Rng = fastrand::Rng;
 pub enum Scheduler {
     /// See [`Kind::Random`].
     Random,
+    /// See [`Kind::Rr`].
+    Rr(rr::Rr),
+    /// See [`Kind::Wrr`].
+    Wrr(wrr::Wrr),
+    /// See [`Kind::Lc`].
+    Lc,
+    /// See [`Kind::Wlc`].
+    Wlc,
+    /// See [`Kind::Sh`].
+    Sh(sh::Sh),
+    /// See [`Kind::Dh`].
+    Dh(dh::Dh),
+    /// See [`Kind::Mh`].
+    Mh(mh::Mh),
+    /// See [`Kind::Sed`].
+    Sed,
+    /// See [`Kind::Nq`].
+    Nq,
+    /// See [`Kind::Fo`].
+    Fo,
+    /// See [`Kind::Ovf`].
+    Ovf,
+    /// See [`Kind::Lblc`].
+    Lblc(lblc::Lblc),
+    /// See [`Kind::Lblcr`].
+    Lblcr(lblcr::Lblcr),
+    /// See [`Kind::Twos`].
+    Twos,
 }
 
 impl Scheduler {
     /// A scheduler that has not picked yet, over these backends (the kernel's `init_service`).
     #[must_use]
-    pub fn new(_kind: Kind, _flags: Flags, _backends: &[Arc<Backend>]) -> Self {
-        Self::Random
-    }
-
-    /// The index of the backend for a new flow that begins with a packet of `tuple`; None when no one may take it.
-    pub fn pick(
-        &mut self,
-        _tuple: &Tuple,
-        backends: &[Arc<Backend>],
-        _now: Instant,
-        rng: &mut Rng,
-    ) -> Option<usize> {
-        match self {
-            Self::Random => (!backends.is_empty()).then(|| rng.usize(..backends.len())),
+    pub fn new(kind: Kind, flags: Flags, backends: &[Arc<Backend>]) -> Self {
+        match kind {
+            Kind::Random => Self::Random,
+            Kind::Rr => Self::Rr(rr::Rr::default()),
+            Kind::Wrr => Self::Wrr(wrr::Wrr::new(backends)),
+            Kind::Lc => Self::Lc,
+            Kind::Wlc => Self::Wlc,
+            Kind::Sh => Self::Sh(sh::Sh::new(flags, backends)),
+            Kind::Dh => Self::Dh(dh::Dh::new(backends)),
+            Kind::Mh => Self::Mh(mh::Mh::new(flags, backends)),
+            Kind::Sed => Self::Sed,
+            Kind::Nq => Self::Nq,
+            Kind::Fo => Self::Fo,
+            Kind::Ovf => Self::Ovf,
+            Kind::Lblc => Self::Lblc(lblc::Lblc::new()),
+            Kind::Lblcr => Self::Lblcr(lblcr::Lblcr::new()),
+            Kind::Twos => Self::Twos,
         }
     }
 
-    /// The list changed from `before` to `after`, or weights in it did.
-    pub fn backends_changed(&mut self, _before: &[Arc<Backend>], _after: &[Arc<Backend>]) {
+    /// Which scheduler this is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
         match self {
-            Self::Random => {}
+            Self::Random => Kind::Random,
+            Self::Rr(_) => Kind::Rr,
+            Self::Wrr(_) => Kind::Wrr,
+            Self::Lc => Kind::Lc,
+            Self::Wlc => Kind::Wlc,
+            Self::Sh(_) => Kind::Sh,
+            Self::Dh(_) => Kind::Dh,
+            Self::Mh(_) => Kind::Mh,
+            Self::Sed => Kind::Sed,
+            Self::Nq => Kind::Nq,
+            Self::Fo => Kind::Fo,
+            Self::Ovf => Kind::Ovf,
+            Self::Lblc(_) => Kind::Lblc,
+            Self::Lblcr(_) => Kind::Lblcr,
+            Self::Twos => Kind::Twos,
+        }
+    }
+
+    /// The index of the backend for a new flow that begins with a packet of `tuple`; None when no one may take it.
+    ///
+    /// `backends` is the list of [`Scheduler::new`] or of the last [`Scheduler::backends_changed`]. The caller counts
+    /// the flow on the backend before it asks for the next one ([`Backend::bind`]).
+    pub fn pick(
+        &mut self,
+        tuple: &Tuple,
+        backends: &[Arc<Backend>],
+        now: Instant,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        match self {
+            Self::Random => random::pick(backends, rng),
+            Self::Rr(rr) => rr.pick(backends),
+            Self::Wrr(wrr) => wrr.pick(backends),
+            Self::Lc => lc::pick(backends),
+            Self::Wlc => wlc::pick(backends),
+            Self::Sh(sh) => sh.pick(tuple, backends),
+            Self::Dh(dh) => dh.pick(tuple, backends),
+            Self::Mh(mh) => mh.pick(tuple, backends),
+            Self::Sed => sed::pick(backends),
+            Self::Nq => nq::pick(backends),
+            Self::Fo => fo::pick(backends),
+            Self::Ovf => ovf::pick(backends),
+            Self::Lblc(lblc) => lblc.pick(tuple, backends, now),
+            Self::Lblcr(lblcr) => lblcr.pick(tuple, backends, now),
+            Self::Twos => twos::pick(backends, rng),
+        }
+    }
+
+    /// The list changed from `before` to `after`, or weights in it did (the kernel's `add_dest`, `del_dest` and
+    /// `upd_dest`). `wrr` begins at the head then, so this is not for lists that stay as they are.
+    pub fn backends_changed(&mut self, before: &[Arc<Backend>], after: &[Arc<Backend>]) {
+        match self {
+            Self::Rr(rr) => rr.backends_changed(before, after),
+            Self::Wrr(wrr) => wrr.backends_changed(after),
+            Self::Sh(sh) => sh.backends_changed(after),
+            Self::Dh(dh) => *dh = dh::Dh::new(after),
+            Self::Mh(mh) => mh.backends_changed(after),
+            Self::Lblc(lblc) => lblc.backends_changed(after),
+            Self::Lblcr(lblcr) => lblcr.backends_changed(after),
+            Self::Random
+            | Self::Lc
+            | Self::Wlc
+            | Self::Sed
+            | Self::Nq
+            | Self::Fo
+            | Self::Ovf
+            | Self::Twos => {}
         }
     }
 }

@@ -1,0 +1,169 @@
+//! One flow: who talks to which backend through which service, and how far they are.
+use std::sync::Arc;
+
+use super::tcp;
+use super::timeout::Timeouts;
+use crate::affinity::Template;
+use crate::flow::{Direction, Endpoint, Protocol, Tuple};
+use crate::packet::TcpFlags;
+use crate::service::Backend;
+use crate::time::Instant;
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// By the state table.
+    Tcp(tcp::State),
+    /// UDP knows one state; whether the backend ever answered only matters to eviction.
+    Udp {
+        /// The backend has sent something.
+        answered: bool,
+    },
+}
+
+/// Flows of a lower class are evicted first; see [`super::Conntrack`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Class {
+    /// The backend has not answered or the handshake is not over: the client's address may be forged.
+    Embryonic,
+    /// Over, but remembered for late packets.
+    Closing,
+    /// In use; never evicted.
+    Established,
+}
+
+impl State {
+    /// The state before the first packet.
+    #[must_use]
+    pub const fn new(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp(tcp::State::None),
+            Protocol::Udp | Protocol::Sctp => Self::Udp { answered: false },
+        }
+    }
+
+    /// The word in `ipvsadm -Lc`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp(state) => state.name(),
+            Self::Udp { .. } => "UDP",
+        }
+    }
+
+    /// Whether the flow counts as ActiveConn.
+    #[must_use]
+    pub const fn is_active(self) -> bool {
+        match self {
+            Self::Tcp(state) => state.is_active(),
+            Self::Udp { .. } => false,
+        }
+    }
+
+    /// What eviction makes of it.
+    #[must_use]
+    pub const fn class(self) -> Class {
+        match self {
+            Self::Tcp(state) if state.is_embryonic() => Class::Embryonic,
+            Self::Tcp(tcp::State::Established) => Class::Established,
+            Self::Tcp(_) => Class::Closing,
+            Self::Udp { answered: false } => Class::Embryonic,
+            Self::Udp { answered: true } => Class::Established,
+        }
+    }
+
+    /// The state after a packet; a TCP segment without any of SYN, FIN, RST and ACK changes nothing.
+    #[must_use]
+    pub fn next(self, direction: Direction, flags: Option<TcpFlags>) -> Self {
+        match self {
+            Self::Tcp(state) => match flags.and_then(event) {
+                Some(event) => Self::Tcp(state.next(direction, event)),
+                None => self,
+            },
+            Self::Udp { answered } => Self::Udp {
+                answered: answered || direction == Direction::Reply,
+            },
+        }
+    }
+
+    /// How long a flow in this state is remembered without a packet.
+    #[must_use]
+    pub const fn timeout(self, timeouts: &Timeouts) -> std::time::Duration {
+        match self {
+            Self::Tcp(state) => timeouts.tcp(state),
+            Self::Udp { .. } => timeouts.udp,
+        }
+    }
+}
+
+/// `tcp_state_idx` of ip_vs_proto_tcp.c: RST before SYN before FIN before ACK.
+const fn event(flags: TcpFlags) -> Option<tcp::Event> {
+    if flags.has(TcpFlags::RST) {
+        Some(tcp::Event::Rst)
+    } else if flags.has(TcpFlags::SYN) {
+        Some(tcp::Event::Syn)
+    } else if flags.has(TcpFlags::FIN) {
+        Some(tcp::Event::Fin)
+    } else if flags.has(TcpFlags::ACK) {
+        Some(tcp::Event::Ack)
+    } else {
+        None
+    }
+}
+
+/// A flow.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Who asked.
+    pub client: Endpoint,
+    /// Which service address was asked.
+    pub virtual_address: Endpoint,
+    /// The sender that the backend sees: the client, or one of the masquerade pool.
+    pub source: Endpoint,
+    /// Who answers; its address never changes.
+    pub backend: Arc<Backend>,
+    /// The client affinity that it keeps alive.
+    pub template: Option<Arc<Template>>,
+    /// How far it is.
+    pub state: State,
+    /// When it is forgotten unless a packet comes.
+    pub expires: Instant,
+}
+
+impl Connection {
+    /// The tuple that packets in `direction` arrive with.
+    #[must_use]
+    pub fn arriving(&self, direction: Direction) -> Tuple {
+        match direction {
+            Direction::Original => self.tuple(self.client, self.virtual_address),
+            Direction::Reply => self.tuple(self.backend.address, self.source),
+        }
+    }
+
+    /// The tuple that packets in `direction` leave with.
+    #[must_use]
+    pub fn leaving(&self, direction: Direction) -> Tuple {
+        self.arriving(match direction {
+            Direction::Original => Direction::Reply,
+            Direction::Reply => Direction::Original,
+        })
+        .reply()
+    }
+
+    /// Whether the backend sees another sender than the client.
+    #[must_use]
+    pub fn is_masqueraded(&self) -> bool {
+        self.source != self.client
+    }
+
+    const fn tuple(&self, source: Endpoint, destination: Endpoint) -> Tuple {
+        Tuple {
+            protocol: self.protocol,
+            source,
+            destination,
+        }
+    }
+}

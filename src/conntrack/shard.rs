@@ -1,0 +1,299 @@
+//! A part of the connection table: flows in slots, found by the tuple of either direction.
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+
+use super::ages::{Ages, Link, Links};
+use super::connection::{Class, Connection};
+use super::wheel::{Tick, Wheel};
+use crate::flow::{Direction, Tuple};
+use crate::time::Instant;
+
+/// A slot and a direction in one word, so that one probe says whose packet it is and which way it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry(u32);
+
+impl Entry {
+    const fn new(slot: u32, direction: Direction) -> Self {
+        Self(slot << 1 | matches!(direction, Direction::Reply) as u32)
+    }
+
+    const fn slot(self) -> u32 {
+        self.0 >> 1
+    }
+
+    const fn direction(self) -> Direction {
+        match self.0 & 1 {
+            0 => Direction::Original,
+            _ => Direction::Reply,
+        }
+    }
+}
+
+/// A flow in its slot.
+#[derive(Debug)]
+struct Occupied {
+    connection: Connection,
+    /// When the wheel will look at it.
+    armed: Tick,
+    /// Its place among the flows of its class.
+    link: Link,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    occupied: Vec<Option<Occupied>>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    fn get(&self, slot: u32) -> Option<&Occupied> {
+        self.occupied.get(slot as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Occupied> {
+        self.occupied.get_mut(slot as usize)?.as_mut()
+    }
+
+    fn insert(&mut self, occupied: Occupied) -> u32 {
+        if let Some(slot) = self.free.pop() {
+            self.occupied[slot as usize] = Some(occupied);
+            return slot;
+        }
+        self.occupied.push(Some(occupied));
+        // `max_flows` keeps the number below 2^31.
+        (self.occupied.len() - 1) as u32
+    }
+
+    fn remove(&mut self, slot: u32) -> Option<Occupied> {
+        let occupied = self.occupied.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        Some(occupied)
+    }
+}
+
+impl Links for Slots {
+    fn link(&mut self, slot: u32) -> &mut Link {
+        match &mut self.occupied[slot as usize] {
+            Some(occupied) => &mut occupied.link,
+            None => unreachable!("a linked slot is occupied"),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shard {
+    hasher: RandomState,
+    index: HashTable<Entry>,
+    slots: Slots,
+    wheel: Wheel,
+    embryonic: Ages,
+    closing: Ages,
+    live: usize,
+}
+
+impl Shard {
+    /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding.
+    #[must_use]
+    pub fn new(hasher: RandomState, now: Instant) -> Self {
+        Self {
+            hasher,
+            index: HashTable::new(),
+            slots: Slots::default(),
+            wheel: Wheel::new(now),
+            embryonic: Ages::default(),
+            closing: Ages::default(),
+            live: 0,
+        }
+    }
+
+    /// How many flows it holds.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Whether it holds no flow.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The flow that a packet of `tuple` belongs to, its slot, and the packet's direction.
+    #[must_use]
+    pub fn find(&self, tuple: &Tuple, now: Instant) -> Option<(u32, Direction, &Connection)> {
+        let entry = self.entry(tuple)?;
+        let connection = &self.slots.get(entry.slot())?.connection;
+        (connection.expires > now).then_some((entry.slot(), entry.direction(), connection))
+    }
+
+    /// The flow in an occupied slot, for a change that [`Self::changed`] must be told of.
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Connection> {
+        Some(&mut self.slots.get_mut(slot)?.connection)
+    }
+
+    /// Stores a flow in both directions, or not at all: the backend's direction may be another flow's.
+    ///
+    /// # Errors
+    /// Gives the flow back if a packet of either direction already belongs to another flow.
+    pub fn insert(&mut self, connection: Connection, now: Instant) -> Result<(), Connection> {
+        let tuples = [Direction::Original, Direction::Reply].map(|way| (way, connection.arriving(way)));
+        if tuples.iter().any(|(_, tuple)| !self.is_free(tuple, now)) {
+            return Err(connection);
+        }
+        let due = Tick::after(connection.expires);
+        let class = connection.state.class();
+        connection.backend.bind();
+        if connection.state.is_active() {
+            connection.backend.set_active(true);
+        }
+        let slot = self.slots.insert(Occupied {
+            connection,
+            armed: due,
+            link: Link::default(),
+        });
+        for (way, tuple) in tuples {
+            let (hasher, slots) = (&self.hasher, &self.slots);
+            let rehash = |entry: &Entry| hash_of(hasher, slots, *entry);
+            self.index
+                .insert_unique(hasher.hash_one(tuple), Entry::new(slot, way), rehash);
+        }
+        self.wheel.arm(slot, due);
+        self.enlist(slot, class);
+        self.live += 1;
+        Ok(())
+    }
+
+    /// Whether no living flow has packets of this tuple; one that is over but not yet forgotten makes room.
+    pub fn is_free(&mut self, tuple: &Tuple, now: Instant) -> bool {
+        match self.entry(tuple) {
+            None => true,
+            Some(_) if self.find(tuple, now).is_some() => false,
+            Some(entry) => {
+                self.remove(entry.slot());
+                true
+            }
+        }
+    }
+
+    /// Keeps the lists right after a change of a flow's state or deadline.
+    pub fn changed(&mut self, slot: u32, before: Class) {
+        let Some(occupied) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let due = Tick::after(occupied.connection.expires);
+        let class = occupied.connection.state.class();
+        if due < occupied.armed {
+            occupied.armed = due;
+            self.wheel.arm(slot, due);
+        }
+        if class != before {
+            self.delist(slot, before);
+            self.enlist(slot, class);
+        }
+    }
+
+    /// Forgets a flow.
+    pub fn remove(&mut self, slot: u32) -> Option<Connection> {
+        let connection = &self.slots.get(slot)?.connection;
+        let class = connection.state.class();
+        for way in [Direction::Original, Direction::Reply] {
+            let hash = self.hasher.hash_one(self.slots.get(slot)?.connection.arriving(way));
+            let wanted = Entry::new(slot, way);
+            if let Ok(found) = self.index.find_entry(hash, |&entry| entry == wanted) {
+                found.remove();
+            }
+        }
+        self.delist(slot, class);
+        let connection = self.slots.remove(slot)?.connection;
+        connection.backend.unbind(connection.state.is_active());
+        self.live -= 1;
+        Some(connection)
+    }
+
+    /// Forgets the oldest flow of a class that may be evicted.
+    pub fn evict(&mut self, class: Class) -> Option<Connection> {
+        let oldest = self.list(class)?.oldest()?;
+        self.remove(oldest)
+    }
+
+    /// Forgets every flow whose time is over; returns how many.
+    pub fn expire(&mut self, now: Instant) -> usize {
+        let before = self.live;
+        while let Some((tick, slots)) = self.wheel.advance(now) {
+            for slot in slots {
+                self.visit(slot, tick);
+            }
+        }
+        before - self.live
+    }
+
+    /// Every living flow.
+    pub fn connections(&self, now: Instant) -> impl Iterator<Item = &Connection> {
+        let occupied = self.slots.occupied.iter().flatten();
+        occupied
+            .map(|occupied| &occupied.connection)
+            .filter(move |connection| connection.expires > now)
+    }
+
+    fn visit(&mut self, slot: u32, tick: Tick) {
+        // A slot that was freed, or armed for another time since, needs nothing now.
+        let Some(occupied) = self.slots.get_mut(slot) else {
+            return;
+        };
+        if occupied.armed > tick {
+            // It waited in a coarse bucket.
+            let armed = occupied.armed;
+            return self.wheel.arm(slot, armed);
+        }
+        let due = Tick::after(occupied.connection.expires);
+        if due <= tick {
+            self.remove(slot);
+        } else {
+            occupied.armed = due;
+            self.wheel.arm(slot, due);
+        }
+    }
+
+    fn entry(&self, tuple: &Tuple) -> Option<Entry> {
+        let slots = &self.slots;
+        let matches = |entry: &Entry| {
+            slots
+                .get(entry.slot())
+                .is_some_and(|occupied| occupied.connection.arriving(entry.direction()) == *tuple)
+        };
+        self.index.find(self.hasher.hash_one(tuple), matches).copied()
+    }
+
+    const fn list(&mut self, class: Class) -> Option<&mut Ages> {
+        match class {
+            Class::Embryonic => Some(&mut self.embryonic),
+            Class::Closing => Some(&mut self.closing),
+            Class::Established => None,
+        }
+    }
+
+    fn enlist(&mut self, slot: u32, class: Class) {
+        match class {
+            Class::Embryonic => self.embryonic.push(&mut self.slots, slot),
+            Class::Closing => self.closing.push(&mut self.slots, slot),
+            Class::Established => {}
+        }
+    }
+
+    fn delist(&mut self, slot: u32, class: Class) {
+        match class {
+            Class::Embryonic => self.embryonic.remove(&mut self.slots, slot),
+            Class::Closing => self.closing.remove(&mut self.slots, slot),
+            Class::Established => {}
+        }
+    }
+}
+
+fn hash_of(hasher: &RandomState, slots: &Slots, entry: Entry) -> u64 {
+    match slots.get(entry.slot()) {
+        Some(occupied) => hasher.hash_one(occupied.connection.arriving(entry.direction())),
+        None => unreachable!("an indexed slot is occupied"),
+    }
+}

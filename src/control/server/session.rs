@@ -1,0 +1,130 @@
+//! One client of the control socket: requests in, replies out, within bounds.
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use crate::control::Handler;
+use crate::control::protocol::{Reply, Request};
+
+use super::MAX_CLIENTS;
+
+/// For a whole request to arrive, and for each part of a reply to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For a whole reply to be taken: a million connections are a few hundred megabytes.
+const REPLY_PATIENCE: Duration = Duration::from_secs(120);
+/// Bytes of a request.
+pub(super) const MAX_REQUEST: usize = 1 << 20;
+
+/// Answers requests until the client leaves, says nothing for too long or says too much.
+pub(super) fn serve(stream: &UnixStream, handler: &dyn Handler) {
+    if let Err(error) = talk(stream, handler) {
+        tracing::debug!("a control client was left: {error}");
+    }
+    // The registry of clients holds another descriptor of this connection, so closing ours would not end it.
+    stream.shutdown(Shutdown::Both).ok();
+}
+
+/// Says why there is no room, without waiting for the request.
+pub(super) fn turn_away(stream: &UnixStream) {
+    let message = format!(
+        "lbd already talks to {MAX_CLIENTS} control clients, as many as it does at once: try again in a few seconds"
+    );
+    // A few bytes into an empty socket buffer do not block; a client that has left hears nothing.
+    reply(stream, &Reply::error(message)).ok();
+}
+
+fn talk(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut incoming = Incoming::default();
+    while let Some(line) = incoming.line(stream)? {
+        if line.len() > MAX_REQUEST {
+            let message = format!("the request is longer than {MAX_REQUEST} bytes");
+            return reply(stream, &Reply::error(message));
+        }
+        reply(stream, &answer(&line, handler))?;
+    }
+    Ok(())
+}
+
+fn answer(line: &[u8], handler: &dyn Handler) -> Reply {
+    match serde_json::from_slice::<Request>(line) {
+        Ok(request) => handler.handle(request),
+        Err(error) => Reply::error(format!(
+            "not a request: {error}: expected one JSON document a line, e.g. {{\"command\":\"status\"}}"
+        )),
+    }
+}
+
+fn reply(stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let deadline = crossbeam_channel::after(REPLY_PATIENCE);
+    let mut writer = BufWriter::with_capacity(1 << 16, Hurried { stream, deadline });
+    serde_json::to_writer(&mut writer, reply)?;
+    writer.write_all(b"\n")?;
+    writer.flush()
+}
+
+fn too_slow(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("it took too long to {what}"))
+}
+
+/// What was read of the next requests.
+#[derive(Default)]
+struct Incoming(Vec<u8>);
+
+impl Incoming {
+    /// The next line, without its end; one byte more than [`MAX_REQUEST`] where it is longer than that. None when the
+    /// client has said everything.
+    fn line(&mut self, mut stream: &UnixStream) -> io::Result<Option<Vec<u8>>> {
+        let deadline = crossbeam_channel::after(PATIENCE);
+        let mut chunk = [0; 4096];
+        let mut searched = 0;
+        loop {
+            if let Some(end) = self.0[searched..].iter().position(|&byte| byte == b'\n') {
+                let rest = self.0.split_off(searched + end + 1);
+                let mut line = std::mem::replace(&mut self.0, rest);
+                line.pop();
+                return Ok(Some(line));
+            }
+            searched = self.0.len();
+            if searched > MAX_REQUEST {
+                return Ok(Some(std::mem::take(&mut self.0)));
+            }
+            if has_passed(&deadline) {
+                return Err(too_slow("send a request"));
+            }
+            match stream.read(&mut chunk)? {
+                0 if self.0.is_empty() => return Ok(None),
+                // The last line may lack its end.
+                0 => return Ok(Some(std::mem::take(&mut self.0))),
+                count => self.0.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+}
+
+/// Each write has its own timeout; this bounds them all together.
+struct Hurried<'a> {
+    stream: &'a UnixStream,
+    deadline: Receiver<Instant>,
+}
+
+impl Write for Hurried<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if has_passed(&self.deadline) {
+            return Err(too_slow("take a reply"));
+        }
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn has_passed(deadline: &Receiver<Instant>) -> bool {
+    deadline.try_recv().is_ok()
+}

@@ -1,0 +1,423 @@
+//! The way of a packet, top to bottom: [`Processor::process`] is the one place where the order of steps is written.
+//!
+//! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
+//! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
+//! between batches, whole, and for all workers at once.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use crate::affinity::Affinity;
+use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::wheel::Tick;
+use crate::conntrack::{Conntrack, Refused};
+use crate::flow::{Direction, Tuple};
+use crate::matcher::Match;
+use crate::nat::{self, NoSource};
+use crate::packet::frame::Frame;
+use crate::packet::{Headers, ParseError, Payload, TcpFlags, refusal};
+use crate::policy::{OnBackendRemoved, Policy};
+use crate::rewrite;
+use crate::ruleset::{Registry, Ruleset};
+use crate::scheduler::Rng;
+use crate::service::{Backend, Service};
+use crate::time::Instant;
+use crate::verdict::{Drop, Pass, Reject, Verdict};
+
+/// Verdicts given so far, one counter each; written by one worker, read by anyone.
+#[derive(Debug)]
+pub struct Counters([AtomicU64; Verdict::COUNT]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Verdict::COUNT])
+    }
+}
+
+impl Counters {
+    fn count(&self, verdict: Verdict) {
+        let counter = &self.0[verdict.index()];
+        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// How often this verdict was given.
+    #[must_use]
+    pub fn get(&self, verdict: Verdict) -> u64 {
+        self.0[verdict.index()].load(Relaxed)
+    }
+}
+
+/// What belongs to one worker alone.
+#[derive(Debug)]
+pub struct Lane {
+    index: usize,
+    rng: Rng,
+    counters: Arc<Counters>,
+    /// The last tick at which this worker looked for flows whose time is over.
+    expired: Tick,
+}
+
+/// The packet path with everything it knows.
+#[derive(Debug)]
+pub struct Engine {
+    ruleset: RwLock<Ruleset>,
+    registry: Mutex<Registry>,
+    conntrack: Conntrack,
+    affinity: Affinity,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Engine {
+    /// An engine for as many workers as lanes are returned. The same seed makes the same choices.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, workers: usize, seed: u64, now: Instant) -> (Self, Vec<Lane>) {
+        let mut rng = Rng::with_seed(seed);
+        let mut registry = Registry::new(workers);
+        let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
+        let conntrack = Conntrack::new(workers, policy.conntrack.max_flows, &mut rng, now);
+        let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
+            index,
+            rng: rng.fork(),
+            counters: Arc::clone(counters),
+            expired: Tick::default(),
+        });
+        let lanes = lanes.collect();
+        let engine = Self {
+            ruleset: RwLock::new(registry.build(policy, None)),
+            registry: Mutex::new(registry),
+            conntrack,
+            affinity: Affinity::default(),
+            counters,
+        };
+        (engine, lanes)
+    }
+
+    /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch.
+    pub fn enter<'a>(&'a self, lane: &'a mut Lane, now: Instant) -> Processor<'a> {
+        self.expire(lane, now);
+        Processor {
+            ruleset: self.ruleset.read(),
+            conntrack: &self.conntrack,
+            affinity: &self.affinity,
+            lane,
+        }
+    }
+
+    fn expire(&self, lane: &mut Lane, now: Instant) {
+        let tick = Tick::at(now);
+        if tick == lane.expired {
+            return;
+        }
+        lane.expired = tick;
+        self.conntrack.expire(lane.index, self.counters.len(), now);
+        if lane.index == 0 {
+            self.affinity.expire(now);
+        }
+    }
+
+    /// Puts a new policy into effect once every batch under way is done. Flows stay.
+    pub fn apply(&self, policy: Arc<Policy>) {
+        let mut registry = self.registry.lock();
+        let mut ruleset = self.ruleset.write();
+        self.conntrack.set_max_flows(policy.conntrack.max_flows);
+        let next = registry.build(policy, Some(&ruleset));
+        *ruleset = next;
+    }
+
+    /// The ruleset in effect. Holding it keeps a new one from being applied.
+    pub fn ruleset(&self) -> RwLockReadGuard<'_, Ruleset> {
+        self.ruleset.read()
+    }
+
+    /// The connection table.
+    #[must_use]
+    pub const fn conntrack(&self) -> &Conntrack {
+        &self.conntrack
+    }
+
+    /// How often a verdict was given, by all workers together.
+    #[must_use]
+    pub fn count(&self, verdict: Verdict) -> u64 {
+        self.counters.iter().map(|counters| counters.get(verdict)).sum()
+    }
+}
+
+/// Why a packet's way ended before it was forwarded.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Pass(Pass),
+    Reject(Reject),
+    Drop(Drop),
+}
+
+/// A packet that belongs, or could belong, to a flow.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    tuple: Tuple,
+    /// None for UDP.
+    flags: Option<TcpFlags>,
+    /// Of the IP packet, in bytes.
+    length: usize,
+}
+
+impl Segment {
+    /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN.
+    fn opens(&self) -> bool {
+        self.flags.is_none_or(TcpFlags::opens)
+    }
+}
+
+/// What the connection table says about a packet.
+enum Known {
+    /// It leaves with this tuple.
+    Flow(Tuple),
+    /// It belongs to no flow, or opens a new one in the place of an old one.
+    No,
+    /// Its flow has lost its backend, and ends.
+    Ended,
+}
+
+/// What becomes of a flow whose backend was removed, at its next packet.
+enum Orphan {
+    GoesOn,
+    /// Its sender is told, and the flow stays until the other side was told too.
+    Ends,
+    IsForgotten(Known),
+}
+
+fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
+    let opens = segment.opens() && direction == Direction::Original;
+    match (rule, segment.flags, opens) {
+        (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
+        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, Some(_), true)
+        | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
+        (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
+        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
+    }
+}
+
+/// An engine during one batch of one worker.
+#[derive(Debug)]
+pub struct Processor<'a> {
+    ruleset: RwLockReadGuard<'a, Ruleset>,
+    conntrack: &'a Conntrack,
+    affinity: &'a Affinity,
+    lane: &'a mut Lane,
+}
+
+impl Processor<'_> {
+    /// Decides on a packet and rewrites it. After [`Verdict::Reject`] the frame holds the answer to its sender.
+    pub fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict {
+        let verdict = match self.forward(frame, now) {
+            Ok(()) => Verdict::Forward,
+            Err(Stop::Pass(reason)) => Verdict::Pass(reason),
+            Err(Stop::Drop(reason)) => Verdict::Drop(reason),
+            Err(Stop::Reject(reason)) => refuse(frame, reason),
+        };
+        self.lane.counters.count(verdict);
+        verdict
+    }
+
+    /// The way of a packet.
+    fn forward(&mut self, frame: &mut Frame<'_>, now: Instant) -> Result<(), Stop> {
+        // 1. Check it and find its parts, once.
+        let headers = Headers::parse(frame.bytes())?;
+        // 2. Whose is it? A packet without ports can only meet a rule.
+        let Some(segment) = segment(&headers) else {
+            return Err(self.without_flow(&headers));
+        };
+        // 3. A packet of a known flow follows its flow.
+        let leaving = match self.follow(&segment, now) {
+            Known::Flow(leaving) => leaving,
+            Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
+            // 4. Any other one needs a service, a backend and a place in the table.
+            Known::No => self.open(&headers, &segment, now)?,
+        };
+        // 5. Translate it.
+        rewrite::apply(frame, &headers, &leaving);
+        Ok(())
+    }
+
+    /// Looks up the packet's flow and takes note of the packet there.
+    fn follow(&mut self, segment: &Segment, now: Instant) -> Known {
+        let policy = &self.ruleset.policy.conntrack;
+        let lane = self.lane.index;
+        let likely = match self.ruleset.is_to_service(&segment.tuple) {
+            true => Direction::Original,
+            false => Direction::Reply,
+        };
+        let found = self
+            .conntrack
+            .with_flow(&segment.tuple, likely, now, |shard, slot, direction| {
+                let Some(connection) = shard.get_mut(slot) else {
+                    return Known::No;
+                };
+                if is_reopened(connection, segment, direction) {
+                    shard.remove(slot);
+                    return Known::No;
+                }
+                if connection.backend.is_removed() {
+                    match orphaned(policy.on_backend_removed, segment, direction) {
+                        Orphan::GoesOn => {}
+                        Orphan::Ends => return Known::Ended,
+                        Orphan::IsForgotten(then) => {
+                            shard.remove(slot);
+                            return then;
+                        }
+                    }
+                }
+                let before = connection.state.class();
+                advance(connection, direction, segment.flags);
+                connection.expires = now + connection.state.timeout(&policy.timeouts);
+                count(&connection.backend, direction, lane, segment.length);
+                let leaving = connection.leaving(direction);
+                shard.changed(slot, before);
+                Known::Flow(leaving)
+            });
+        found.unwrap_or(Known::No)
+    }
+
+    /// Finds a service and a backend for a packet without a flow, and remembers the choice.
+    fn open(&mut self, headers: &Headers, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
+        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        let service = match self.ruleset.matcher.find(headers, Some(&segment.tuple), rng, *lane) {
+            Match::Service(service) => service,
+            Match::None => return Err(Stop::Pass(Pass::NoMatch)),
+            Match::Pass => return Err(Stop::Pass(Pass::Rule)),
+            Match::Reject => return Err(Stop::Reject(Reject::Rule)),
+            Match::Drop => return Err(Stop::Drop(Drop::Rule)),
+        };
+        if !segment.opens() {
+            return Err(Stop::Drop(Drop::NotSyn));
+        }
+        let client = segment.tuple.source.address;
+        let backend = match self.affinity.find(service, client, now) {
+            Some(template) => Arc::clone(&template.backend),
+            None => pick(service, &segment.tuple, now, rng).ok_or(Stop::Reject(Reject::NoBackend))?,
+        };
+        let source = nat::source(&self.ruleset, self.conntrack, &segment.tuple, &backend, now, rng)?;
+        let mut connection = Connection {
+            protocol: segment.tuple.protocol,
+            client: segment.tuple.source,
+            virtual_address: segment.tuple.destination,
+            source,
+            template: self.affinity.remember(service, client, &backend, now),
+            state: State::new(segment.tuple.protocol).next(Direction::Original, segment.flags),
+            expires: now,
+            backend,
+        };
+        connection.expires = now + connection.state.timeout(&self.ruleset.policy.conntrack.timeouts);
+        let leaving = connection.leaving(Direction::Original);
+        let backend = Arc::clone(&connection.backend);
+        match self.conntrack.insert(connection, now) {
+            Ok(()) => {}
+            Err(Refused::Full) => return Err(Stop::Drop(Drop::TableFull)),
+            // Another worker was faster with a packet of the same flow, and this one follows.
+            Err(Refused::InUse(_)) => {
+                return match self.follow(segment, now) {
+                    Known::Flow(leaving) => Ok(leaving),
+                    Known::No | Known::Ended => Err(Stop::Drop(Drop::TupleInUse)),
+                };
+            }
+        }
+        backend.stats.count_connection(*lane);
+        backend.service.stats.count_connection(*lane);
+        count(&backend, Direction::Original, *lane, segment.length);
+        Ok(leaving)
+    }
+
+    /// A packet that lbd does not track: a rule may still have a say, and fragments of services cannot be told apart.
+    fn without_flow(&mut self, headers: &Headers) -> Stop {
+        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        match self.ruleset.matcher.find(headers, None, rng, *lane) {
+            Match::Drop => Stop::Drop(Drop::Rule),
+            Match::Reject => Stop::Reject(Reject::Rule),
+            Match::Pass => Stop::Pass(Pass::Rule),
+            Match::Service(_) | Match::None => match headers.payload {
+                Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
+                Payload::Fragment => Stop::Pass(Pass::NoMatch),
+                Payload::Other | Payload::Tcp(..) | Payload::Udp(_) => Stop::Pass(Pass::UntrackedProtocol),
+            },
+        }
+    }
+
+    fn concerns_services(&self, headers: &Headers) -> bool {
+        self.ruleset.is_known(&headers.source) || self.ruleset.is_known(&headers.destination)
+    }
+}
+
+fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
+    let answered = Headers::parse(frame.bytes()).is_ok_and(|headers| refusal::answer(frame, &headers).is_ok());
+    match answered {
+        true => Verdict::Reject(reason),
+        false => Verdict::Drop(Drop::Unanswerable),
+    }
+}
+
+fn segment(headers: &Headers) -> Option<Segment> {
+    let flags = match headers.payload {
+        Payload::Tcp(_, flags) => Some(flags),
+        Payload::Udp(_) | Payload::Fragment | Payload::Other => None,
+    };
+    Some(Segment {
+        tuple: headers.tuple()?,
+        flags,
+        length: headers.length,
+    })
+}
+
+/// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
+/// it gets a fresh choice at once.
+fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
+    let over = match connection.state {
+        State::Tcp(state) => state.is_reusable(),
+        State::Udp { .. } => false,
+    };
+    over && direction == Direction::Original && segment.opens()
+}
+
+fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
+    let was_active = connection.state.is_active();
+    connection.state = connection.state.next(direction, flags);
+    let is_active = connection.state.is_active();
+    if was_active != is_active {
+        connection.backend.set_active(is_active);
+    }
+}
+
+fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
+    match direction {
+        Direction::Original => {
+            backend.stats.count_in(lane, bytes);
+            backend.service.stats.count_in(lane, bytes);
+        }
+        Direction::Reply => {
+            backend.stats.count_out(lane, bytes);
+            backend.service.stats.count_out(lane, bytes);
+        }
+    }
+}
+
+fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
+    let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
+    service.backends.get(chosen).map(Arc::clone)
+}
+
+impl From<ParseError> for Stop {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::NotIp => Self::Pass(Pass::NotIp),
+            ParseError::Malformed => Self::Drop(Drop::Malformed),
+        }
+    }
+}
+
+impl From<NoSource> for Stop {
+    fn from(error: NoSource) -> Self {
+        match error {
+            NoSource::InUse => Self::Drop(Drop::TupleInUse),
+            NoSource::PoolExhausted => Self::Drop(Drop::PoolExhausted),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The network layer: IPv4 (RFC 791) and IPv6 with its extension headers (RFC 8200).
+use std::net::IpAddr;
+
+use super::{ParseError, Version};
+
+/// An IPv4 header without options.
+pub const IPV4_HEADER: usize = 20;
+/// The fixed IPv6 header.
+pub const IPV6_HEADER: usize = 40;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Longer chains are refused: RFC 8504 section 5.3 lets a node limit the number of extension headers.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// What the network layer says about a packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ip {
+    pub(super) version: Version,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) protocol: u8,
+    pub(super) transport: usize,
+    pub(super) length: usize,
+    pub(super) fragment: bool,
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Ip, ParseError> {
+    match bytes.first().map(|first| first >> 4) {
+        Some(4) => parse_v4(bytes),
+        Some(6) => parse_v6(bytes),
+        Some(_) | None => Err(ParseError::NotIp),
+    }
+}
+
+fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
+    let header: &[u8; IPV4_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
+    let transport = usize::from(header[0] & 0x0f) * 4;
+    let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    if transport < IPV4_HEADER || length < transport || length > bytes.len() {
+        return Err(ParseError::Malformed);
+    }
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = [12, 13, 14, 15, 16, 17, 18, 19].map(|at| header[at]);
+    // More fragments to come, or this one does not begin the datagram.
+    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    Ok(Ip {
+        version: Version::V4,
+        source: IpAddr::from([s0, s1, s2, s3]),
+        destination: IpAddr::from([d0, d1, d2, d3]),
+        protocol: header[9],
+        transport,
+        length,
+        fragment,
+    })
+}
+
+fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
+    let header: &[u8; IPV6_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
+    let length = IPV6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if length > bytes.len() {
+        return Err(ParseError::Malformed);
+    }
+    let mut source = [0; 16];
+    let mut destination = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    destination.copy_from_slice(&header[24..40]);
+    let upper = walk_extension_headers(header[6], &bytes[..length])?;
+    Ok(Ip {
+        version: Version::V6,
+        source: IpAddr::from(source),
+        destination: IpAddr::from(destination),
+        protocol: upper.protocol,
+        transport: upper.offset,
+        length,
+        fragment: upper.fragment,
+    })
+}
+
+struct UpperLayer {
+    protocol: u8,
+    offset: usize,
+    fragment: bool,
+}
+
+fn walk_extension_headers(first: u8, packet: &[u8]) -> Result<UpperLayer, ParseError> {
+    let mut upper = UpperLayer {
+        protocol: first,
+        offset: IPV6_HEADER,
+        fragment: false,
+    };
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let Some(length) = extension_length(upper.protocol, &packet[upper.offset..])? else {
+            return Ok(upper);
+        };
+        let header = &packet[upper.offset..upper.offset + length];
+        if upper.protocol == ROUTING && header[3] != 0 {
+            // Segments left: the checksum covers another destination than the header shows (RFC 8200 section 8.1),
+            // so it is forwarded as it is, as something that lbd does not balance.
+            return Ok(upper);
+        }
+        if upper.protocol == FRAGMENT {
+            // Offset 0 without more fragments is a whole packet, an atomic fragment (RFC 6946).
+            upper.fragment = u16::from_be_bytes([header[2], header[3]]) & 0xfff9 != 0;
+        }
+        upper.protocol = header[0];
+        upper.offset += length;
+        if upper.fragment {
+            return Ok(upper);
+        }
+    }
+    Err(ParseError::Malformed)
+}
+
+/// The length of the extension header at the start of `bytes`; None when `protocol` is no extension header.
+fn extension_length(protocol: u8, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
+    let unit = match protocol {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8,
+        FRAGMENT => 0,
+        // An authentication header (RFC 4302) ends the walk as well: it covers the addresses, so NAT would break it.
+        _ => return Ok(None),
+    };
+    let start: &[u8; 8] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
+    let length = 8 + usize::from(start[1]) * unit;
+    match length <= bytes.len() {
+        true => Ok(Some(length)),
+        false => Err(ParseError::Malformed),
+    }
+}

@@ -1,0 +1,147 @@
+//! The answer to a packet that is refused: TCP RST (RFC 9293), or ICMP port unreachable (RFC 792, RFC 4443).
+use std::net::IpAddr;
+
+use super::ip::{IPV4_HEADER, IPV6_HEADER};
+use super::{Headers, Payload, TcpFlags, Version, checksum};
+use crate::packet::frame::Frame;
+
+/// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
+const TTL: u8 = 64;
+const TCP_HEADER: usize = 20;
+const ICMP_HEADER: usize = 8;
+/// "The ICMP datagram SHOULD contain as much of the original datagram as possible without the length of the ICMP
+/// datagram exceeding 576 bytes" (RFC 1812 section 4.3.2.3).
+const MAX_ICMPV4: usize = 576;
+/// "As much of invoking packet as possible without the ICMPv6 packet exceeding the minimum IPv6 MTU" (RFC 4443 section 3.1).
+const MAX_ICMPV6: usize = 1280;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// The packet may not be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswerable;
+
+/// Replaces a refused packet by the answer to its sender.
+///
+/// # Errors
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP message, a fragment, or one from or to
+/// an address that is no single host's (RFC 1122 section 3.2.2). The frame is unchanged then.
+pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
+    if !is_one_host(headers.source) || !is_one_host(headers.destination) {
+        return Err(Unanswerable);
+    }
+    let mut buffer = [0; MAX_ICMPV6];
+    let length = match headers.payload {
+        Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
+        Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
+        Payload::Other if headers.protocol == ICMP || headers.protocol == ICMPV6 => {
+            return Err(Unanswerable);
+        }
+        Payload::Udp(_) | Payload::Other => unreachable(&mut buffer, frame.bytes(), headers),
+        Payload::Fragment => return Err(Unanswerable),
+    };
+    frame.replace(&buffer[..length]);
+    Ok(())
+}
+
+fn is_one_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(broadcast || address.is_multicast() || address.is_unspecified())
+}
+
+/// RFC 9293 section 3.5.2: `<SEQ=SEG.ACK><CTL=RST>`, or without an ACK `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`.
+fn reset(buffer: &mut [u8], packet: &[u8], headers: &Headers, flags: TcpFlags) -> usize {
+    let segment = &packet[headers.transport..headers.length];
+    let header_length = usize::from(segment[12] >> 4) * 4;
+    let sequence = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
+    // SYN and FIN each occupy a sequence number; the length is below 2^16, so the cast is exact.
+    let controls = u32::from(flags.has(TcpFlags::SYN)) + u32::from(flags.has(TcpFlags::FIN));
+    let after = sequence
+        .wrapping_add((segment.len() - header_length) as u32)
+        .wrapping_add(controls);
+
+    let start = ip_header(buffer, headers, 6, TCP_HEADER);
+    let tcp = &mut buffer[start..start + TCP_HEADER];
+    tcp[0..2].copy_from_slice(&segment[2..4]);
+    tcp[2..4].copy_from_slice(&segment[0..2]);
+    if flags.has(TcpFlags::ACK) {
+        tcp[4..8].copy_from_slice(&segment[8..12]);
+        tcp[13] = TcpFlags::RST;
+    } else {
+        tcp[8..12].copy_from_slice(&after.to_be_bytes());
+        tcp[13] = TcpFlags::RST | TcpFlags::ACK;
+    }
+    tcp[12] = 5 << 4;
+    let sum = pseudo_header(headers, 6, TCP_HEADER);
+    let check = checksum::finish(checksum::add(sum, tcp));
+    tcp[16..18].copy_from_slice(&check.to_be_bytes());
+    start + TCP_HEADER
+}
+
+fn unreachable(buffer: &mut [u8], packet: &[u8], headers: &Headers) -> usize {
+    let (protocol, kind, code, ip, max) = match headers.version {
+        // RFC 792: destination unreachable, port unreachable.
+        Version::V4 => (ICMP, 3, 3, IPV4_HEADER, MAX_ICMPV4),
+        // RFC 4443 section 3.1: the same.
+        Version::V6 => (ICMPV6, 1, 4, IPV6_HEADER, MAX_ICMPV6),
+    };
+    let quoted = headers.length.min(max - ip - ICMP_HEADER);
+    let start = ip_header(buffer, headers, protocol, ICMP_HEADER + quoted);
+    let message = &mut buffer[start..start + ICMP_HEADER + quoted];
+    message[0] = kind;
+    message[1] = code;
+    message[ICMP_HEADER..].copy_from_slice(&packet[..quoted]);
+    let sum = match headers.version {
+        Version::V4 => 0,
+        Version::V6 => pseudo_header(headers, protocol, message.len()),
+    };
+    let check = checksum::finish(checksum::add(sum, message));
+    message[2..4].copy_from_slice(&check.to_be_bytes());
+    start + ICMP_HEADER + quoted
+}
+
+/// Writes the IP header of an answer, from the refused packet's destination to its source; returns its length.
+fn ip_header(buffer: &mut [u8], headers: &Headers, protocol: u8, payload: usize) -> usize {
+    match (headers.source, headers.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let header = &mut buffer[..IPV4_HEADER];
+            header[0] = 0x45;
+            // At most 576 bytes.
+            header[2..4].copy_from_slice(&((IPV4_HEADER + payload) as u16).to_be_bytes());
+            header[8] = TTL;
+            header[9] = protocol;
+            header[12..16].copy_from_slice(&destination.octets());
+            header[16..20].copy_from_slice(&source.octets());
+            let check = checksum::finish(checksum::add(0, header));
+            header[10..12].copy_from_slice(&check.to_be_bytes());
+            IPV4_HEADER
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = &mut buffer[..IPV6_HEADER];
+            header[0] = 0x60;
+            // At most 1240 bytes.
+            header[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+            header[6] = protocol;
+            header[7] = TTL;
+            header[8..24].copy_from_slice(&destination.octets());
+            header[24..40].copy_from_slice(&source.octets());
+            IPV6_HEADER
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
+            unreachable!("a packet has one IP version")
+        }
+    }
+}
+
+/// The pseudo-header's sum; it is the same in both directions (RFC 9293 section 3.1, RFC 8200 section 8.1).
+fn pseudo_header(headers: &Headers, protocol: u8, length: usize) -> u64 {
+    let sum = match headers.source {
+        IpAddr::V4(source) => checksum::add(0, &source.octets()),
+        IpAddr::V6(source) => checksum::add(0, &source.octets()),
+    };
+    let sum = match headers.destination {
+        IpAddr::V4(destination) => checksum::add(sum, &destination.octets()),
+        IpAddr::V6(destination) => checksum::add(sum, &destination.octets()),
+    };
+    sum + u64::from(protocol) + length as u64
+}

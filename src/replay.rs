@@ -1,1 +1,0 @@
-//! `lbd replay`: the engine over a capture file.

@@ -1,0 +1,79 @@
+//! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
+use std::net::IpAddr;
+
+use crate::flow::Tuple;
+use crate::packet::checksum::Difference;
+use crate::packet::frame::{Checksum, Frame};
+use crate::packet::{Headers, Payload};
+
+/// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
+pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
+    let partial = frame.checksum == Checksum::Partial;
+    let bytes = frame.bytes_mut();
+    let addresses = set_addresses(bytes, headers, tuple);
+    let ports = set_ports(&mut bytes[headers.transport..], tuple);
+    if let Some(field) = checksum_field(headers, bytes, partial) {
+        let old = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
+        let new = match partial {
+            // The field holds the pseudo-header's sum alone; the ports are the device's to add.
+            true => addresses.update_sum(old),
+            false => never_zero(headers, addresses.and(ports).update(old)),
+        };
+        bytes[field..field + 2].copy_from_slice(&new.to_be_bytes());
+    }
+}
+
+fn set_addresses(bytes: &mut [u8], headers: &Headers, tuple: &Tuple) -> Difference {
+    match (tuple.source.address, tuple.destination.address) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let change = replace(Difference::NONE, &mut bytes[12..16], &source.octets());
+            let change = replace(change, &mut bytes[16..20], &destination.octets());
+            let old = u16::from_be_bytes([bytes[10], bytes[11]]);
+            bytes[10..12].copy_from_slice(&change.update(old).to_be_bytes());
+            change
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let change = replace(Difference::NONE, &mut bytes[8..24], &source.octets());
+            replace(change, &mut bytes[24..40], &destination.octets())
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
+            unreachable!("a flow has one IP version, {:?} here", headers.version)
+        }
+    }
+}
+
+fn set_ports(transport: &mut [u8], tuple: &Tuple) -> Difference {
+    let change = replace(Difference::NONE, &mut transport[0..2], &tuple.source.port.to_be_bytes());
+    replace(change, &mut transport[2..4], &tuple.destination.port.to_be_bytes())
+}
+
+fn replace(change: Difference, field: &mut [u8], new: &[u8]) -> Difference {
+    if field == new {
+        return change;
+    }
+    let change = change.replaced(field, new);
+    field.copy_from_slice(new);
+    change
+}
+
+/// Where the transport checksum is; None for a UDP datagram that has none.
+fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usize> {
+    match headers.payload {
+        Payload::Tcp(..) => Some(headers.transport + 16),
+        Payload::Udp(_) => {
+            let field = headers.transport + 6;
+            // A zero says that the sender made none (RFC 768; RFC 6935 for IPv6), unless the device is to make it.
+            let none = bytes[field..field + 2] == [0, 0] && !partial;
+            (!none).then_some(field)
+        }
+        Payload::Fragment | Payload::Other => None,
+    }
+}
+
+/// RFC 768: a computed zero is sent as all ones, since zero means none.
+const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
+    match (headers.payload, checksum) {
+        (Payload::Udp(_), 0) => 0xffff,
+        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::Other, _) => checksum,
+    }
+}

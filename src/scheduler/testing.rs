@@ -1,0 +1,212 @@
+//! A service with a scheduler, driven by the tests of this room.
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Flags, Kind, Rng, Scheduler};
+use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::policy::BackendSpec;
+use crate::service::{Backend, ServiceIdentity, Stats};
+use crate::time::Instant;
+
+/// What becomes of a flow before the next one begins.
+#[derive(Clone, Copy)]
+pub(super) enum Ending {
+    /// It stays active.
+    Open,
+    /// It is in TIME_WAIT or CLOSE: inactive.
+    Closed,
+}
+
+/// The 24 flows of the recorded kernel runs.
+#[derive(Clone, Copy)]
+pub(super) enum Pattern {
+    /// 10.1.0.2, ports from 40000, to 10.9.9.9:80.
+    Ports,
+    /// 10.1.0.2 to 10.1.0.25, port 40000, to 10.9.9.9:80.
+    Sources,
+    /// 10.1.0.2, ports from 40000, to 10.9.9.1:80 to 10.9.9.24:80.
+    Vips,
+}
+
+impl Pattern {
+    fn tuple(self, number: u8) -> Tuple {
+        let (client, port, service) = match self {
+            Self::Ports => (2, 40_000 + u16::from(number), 9),
+            Self::Sources => (2 + number, 40_000, 9),
+            Self::Vips => (2, 40_000 + u16::from(number), 1 + number),
+        };
+        Tuple {
+            protocol: Protocol::Tcp,
+            source: Endpoint::new([10, 1, 0, client].into(), port),
+            destination: Endpoint::new([10, 9, 9, service].into(), 80),
+        }
+    }
+}
+
+pub(super) fn flags(word: &str) -> Flags {
+    Flags {
+        fallback: word.ends_with("-fallback"),
+        port: word.ends_with("-port"),
+    }
+}
+
+fn spec(id: u64, weight: u32, upper_threshold: u32) -> BackendSpec {
+    let [.., high, low] = id.to_be_bytes();
+    BackendSpec {
+        address: Endpoint::new([10, 2 + high, low, 2].into(), 80),
+        weight,
+        upper_threshold,
+        lower_threshold: 0,
+    }
+}
+
+pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
+    let service = Arc::new(ServiceIdentity {
+        name: "web".into(),
+        stats: Stats::new(1),
+    });
+    Arc::new(Backend::new(id, &spec(id, weight, 0), service, 1))
+}
+
+/// Backends 10.2.1.2:80, 10.2.2.2:80 and so on, with ids from 1.
+pub(super) fn backends(weights: &[u32]) -> Vec<Arc<Backend>> {
+    (1..)
+        .zip(weights)
+        .map(|(id, &it)| backend(id, it))
+        .collect()
+}
+
+/// Gives it flows.
+pub(super) fn bind(backend: &Backend, active: u32, inactive: u32) {
+    (0..active + inactive).for_each(|_| backend.bind());
+    (0..active).for_each(|_| backend.set_active(true));
+}
+
+/// Fills it up to its upper threshold.
+pub(super) fn overload(backend: &Backend) {
+    bind(backend, 1, 0);
+    backend.configure(&spec(backend.id, backend.weight(), 1));
+    assert!(backend.is_overloaded());
+}
+
+pub(super) struct World {
+    scheduler: Scheduler,
+    backends: Vec<Arc<Backend>>,
+    now: Instant,
+    rng: Rng,
+    start: Box<dyn Fn() -> (Scheduler, Vec<Arc<Backend>>)>,
+}
+
+impl World {
+    /// A service that had its backends from the beginning.
+    pub(super) fn with(kind: Kind, flags: Flags, backends: Vec<Arc<Backend>>) -> Self {
+        let start = move || (Scheduler::new(kind, flags, &backends), backends.clone());
+        Self::starting(start)
+    }
+
+    /// Servers 1, 2, 3 with weights 1, 2, 3, added one by one at the head as `ipvsadm -a` does.
+    pub(super) fn kernel(kind: Kind, flag: &str) -> Self {
+        let flags = flags(flag);
+        Self::starting(move || {
+            let mut scheduler = Scheduler::new(kind, flags, &[]);
+            let mut list = Vec::new();
+            for new in backends(&[1, 2, 3]) {
+                let before = list.clone();
+                list.insert(0, new);
+                scheduler.backends_changed(&before, &list);
+            }
+            (scheduler, list)
+        })
+    }
+
+    fn starting(start: impl Fn() -> (Scheduler, Vec<Arc<Backend>>) + 'static) -> Self {
+        let (scheduler, backends) = start();
+        Self {
+            scheduler,
+            backends,
+            now: Instant::ZERO,
+            rng: Rng::with_seed(7),
+            start: Box::new(start),
+        }
+    }
+
+    /// Who gets the 24 flows: ids, X for nobody. Each virtual address is a service of its own.
+    pub(super) fn run(&mut self, pattern: Pattern, ending: Ending) -> String {
+        (0..24)
+            .map(|number| {
+                if matches!(pattern, Pattern::Vips) {
+                    (self.scheduler, self.backends) = (self.start)();
+                }
+                self.flow(&pattern.tuple(number), Some(ending))
+            })
+            .collect()
+    }
+
+    /// Who would get the next flows of one client; their load is not counted.
+    pub(super) fn picks(&mut self, count: u8) -> String {
+        (0..count)
+            .map(|_| self.flow(&Pattern::Ports.tuple(0), None))
+            .collect()
+    }
+
+    fn flow(&mut self, tuple: &Tuple, ending: Option<Ending>) -> String {
+        let picked = self
+            .scheduler
+            .pick(tuple, &self.backends, self.now, &mut self.rng);
+        let Some(backend) = picked.map(|index| &self.backends[index]) else {
+            return "X".into();
+        };
+        match ending {
+            Some(Ending::Open) => bind(backend, 1, 0),
+            Some(Ending::Closed) => bind(backend, 0, 1),
+            None => {}
+        }
+        backend.id.to_string()
+    }
+
+    fn backend(&self, id: u64) -> &Arc<Backend> {
+        self.backends.iter().find(|it| it.id == id).unwrap()
+    }
+
+    pub(super) fn set_weight(&mut self, id: u64, weight: u32) {
+        self.backend(id).configure(&spec(id, weight, 0));
+        self.replace(|_| {});
+    }
+
+    pub(super) fn load(&self, id: u64, active: u32, inactive: u32) {
+        bind(self.backend(id), active, inactive);
+    }
+
+    pub(super) fn overload(&self, id: u64) {
+        overload(self.backend(id));
+    }
+
+    pub(super) fn overload_with_inactive(&self, id: u64) {
+        self.backend(id).bind();
+        let weight = self.backend(id).weight();
+        self.backend(id).configure(&spec(id, weight, 1));
+    }
+
+    pub(super) fn recover(&self, id: u64) {
+        self.backend(id).unbind(true);
+        assert!(!self.backend(id).is_overloaded());
+    }
+
+    pub(super) fn remove(&mut self, id: u64) {
+        self.replace(|backends| backends.retain(|backend| backend.id != id));
+    }
+
+    pub(super) fn add_at_head(&mut self, id: u64, weight: u32) {
+        self.replace(|backends| backends.insert(0, backend(id, weight)));
+    }
+
+    pub(super) fn replace(&mut self, change: impl FnOnce(&mut Vec<Arc<Backend>>)) {
+        let before = self.backends.clone();
+        change(&mut self.backends);
+        self.scheduler.backends_changed(&before, &self.backends);
+    }
+
+    pub(super) fn wait(&mut self, duration: Duration) {
+        self.now = self.now + duration;
+    }
+}
