@@ -1,7 +1,5 @@
 //! Many bytes, both ways, with and without super-packets: every one arrives, and as it was sent.
-use crate::rig::{
-    BIG, Config, DIR, Family, Mode, Rig, Service, isolated, udp_echo_integrity, write_big,
-};
+use crate::rig::{BIG, Config, DIR, Family, Mode, Rig, Service, isolated, udp_echo_integrity, write_big};
 
 #[test]
 fn two_hundred_megabytes_arrive_unchanged_over_tcp_in_both_directions() {
@@ -13,10 +11,7 @@ fn two_hundred_megabytes_arrive_unchanged_over_tcp_in_both_directions() {
             let mut config = Config::new(Mode::Ipvs, vec![Service::tcp(family, 80, 8080, &[1])]);
             config.offload = offload;
             let lbd = rig.lbd(&config);
-            let get = format!(
-                "curl -sS --max-time 50 http://{}/big | sha256sum",
-                family.web()
-            );
+            let get = format!("curl -sS --max-time 50 http://{}/big | sha256sum", family.web());
             assert_eq!(rig.sh("client", &get).ok(), expected, "down");
             let put = format!(
                 "curl -sS --fail --max-time 50 -T {DIR}/big http://{}/put/{family:?}",
@@ -64,17 +59,11 @@ fn paced_datagrams_are_neither_lost_nor_reordered() {
                 name: "udp".to_owned(),
                 ..Service::tcp(family, 5201, 5201, &[1])
             };
-            let mut config = Config::new(
-                Mode::Ipvs,
-                vec![Service::tcp(family, 5201, 5201, &[1]), udp],
-            );
+            let mut config = Config::new(Mode::Ipvs, vec![Service::tcp(family, 5201, 5201, &[1]), udp]);
             config.offload = offload;
             let lbd = rig.lbd(&config);
             for direction in ["", "--reverse"] {
-                let host = family
-                    .vip(5201)
-                    .replace(":5201", "")
-                    .replace(['[', ']'], "");
+                let host = family.vip(5201).replace(":5201", "").replace(['[', ']'], "");
                 let client = format!("iperf3 -c {host} -u -b 40M -l 1200 -t 2 {direction}");
                 let report = rig.sh("client", &client).ok();
                 assert!(

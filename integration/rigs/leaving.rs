@@ -79,11 +79,8 @@ fn after_a_kill_another_configuration_finds_what_the_old_one_left() {
 fn forwarding_that_was_on_before_stays_on() {
     isolated(|| {
         let rig = Rig::new();
-        rig.sh(
-            "lb",
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
-        )
-        .ok();
+        rig.sh("lb", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+            .ok();
         let before = rig.kernel_state();
         rig.lbd(&everything(Mode::Ipvs)).terminate();
         assert_same(&before, &rig.kernel_state());

@@ -24,11 +24,7 @@ fn lbctl_lists_services_backends_and_their_traffic_as_ipvsadm_does() {
                 .lines()
                 .find(|line| line.starts_with("TCP  10.96.0.10:80 "))
                 .expect("the service is listed");
-            assert_eq!(
-                web.split_whitespace().nth(2),
-                Some("6"),
-                "six connections: {stats}"
-            );
+            assert_eq!(web.split_whitespace().nth(2), Some("6"), "six connections: {stats}");
             assert!(
                 lbd.lbctl("list -n --rate").ok().contains("CPS"),
                 "the rates have ipvsadm's columns"
@@ -63,10 +59,7 @@ fn lbctl_shows_the_connections_that_live() {
         let rig = Rig::new();
         for mode in [Mode::Ipvs, Mode::Iptables] {
             let lbd = served(&rig, mode);
-            let download = rig.spawn(
-                "client",
-                "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow",
-            );
+            let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
             std::thread::sleep(std::time::Duration::from_millis(500));
             let connections = lbd.lbctl("connections").ok();
             let established = connections
@@ -75,19 +68,12 @@ fn lbctl_shows_the_connections_that_live() {
                 .collect::<Vec<_>>();
             assert_eq!(established.len(), 1, "{connections}");
             let fields: Vec<&str> = established[0].split_whitespace().collect();
-            assert_eq!(
-                (fields[0], fields[4]),
-                ("TCP", "10.96.0.10:80"),
-                "{connections}"
-            );
+            assert_eq!((fields[0], fields[4]), ("TCP", "10.96.0.10:80"), "{connections}");
             assert!(
                 fields[3].starts_with("10.1.0.2:") && fields[5].starts_with("10.2.0.1"),
                 "{connections}"
             );
-            assert!(
-                connections.lines().any(|line| line.starts_with("UDP")),
-                "{connections}"
-            );
+            assert!(connections.lines().any(|line| line.starts_with("UDP")), "{connections}");
             download.wait().ok();
             lbd.terminate();
         }
@@ -145,8 +131,8 @@ fn every_reading_command_speaks_json() {
             "mode",
         ] {
             let json = lbd.lbctl(&format!("{command} --json")).ok();
-            let value: serde_json::Value = serde_json::from_str(&json)
-                .unwrap_or_else(|error| panic!("{command}: {error}: {json}"));
+            let value: serde_json::Value =
+                serde_json::from_str(&json).unwrap_or_else(|error| panic!("{command}: {error}: {json}"));
             assert_lower_snake_case(command, &value);
         }
         lbd.terminate();
@@ -181,18 +167,10 @@ fn what_lbctl_saves_is_a_configuration_that_lbd_takes() {
             std::fs::write(format!("{DIR}/saved.toml"), &saved).expect("cannot write");
             rig.sh(
                 "lb",
-                &format!(
-                    "{} check --config {DIR}/saved.toml",
-                    env!("CARGO_BIN_EXE_lbd")
-                ),
+                &format!("{} check --config {DIR}/saved.toml", env!("CARGO_BIN_EXE_lbd")),
             )
             .ok();
-            for part in [
-                "10.96.0.10:80",
-                "[fd00:96::10]:80",
-                "10.2.0.12:8080",
-                mode.name(),
-            ] {
+            for part in ["10.96.0.10:80", "[fd00:96::10]:80", "10.2.0.12:8080", mode.name()] {
                 assert!(saved.contains(part), "{part} is missing: {saved}");
             }
         }
@@ -233,10 +211,7 @@ fn a_second_lbd_does_not_disturb_the_first() {
         let lbd = served(&rig, Mode::Ipvs);
         let second = rig.sh(
             "lb",
-            &format!(
-                "timeout 5 {} --config {DIR}/lbd.toml",
-                env!("CARGO_BIN_EXE_lbd")
-            ),
+            &format!("timeout 5 {} --config {DIR}/lbd.toml", env!("CARGO_BIN_EXE_lbd")),
         );
         assert_eq!(second.code, 1, "it says that another one runs: {second:?}");
         assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
@@ -259,7 +234,5 @@ fn served(rig: &Rig, mode: Mode) -> Lbd<'_> {
 
 /// How many lines are just this, but for space at the end.
 fn lines_of(text: &str, line: &str) -> usize {
-    text.lines()
-        .filter(|other| other.trim_end() == line)
-        .count()
+    text.lines().filter(|other| other.trim_end() == line).count()
 }

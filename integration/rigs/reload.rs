@@ -2,9 +2,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::rig::{
-    Config, DIR, Family, Load, Mode, Rig, Running, Service, isolated, matrix, wait_until,
-};
+use crate::rig::{Config, DIR, Family, Load, Mode, Rig, Running, Service, isolated, matrix, wait_until};
 
 #[test]
 fn no_request_fails_while_backends_come_and_go() {
@@ -38,11 +36,7 @@ fn requests_follow_a_reload_at_once() {
         let rig = Rig::new();
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
-            for (servers, expected) in [
-                (&[2][..], [0, 6, 0]),
-                (&[1, 3], [3, 0, 3]),
-                (&[3, 2, 1], [2, 2, 2]),
-            ] {
+            for (servers, expected) in [(&[2][..], [0, 6, 0]), (&[1, 3], [3, 0, 3]), (&[3, 2, 1], [2, 2, 2])] {
                 let config = Config::new(mode, vec![Service::tcp(family, 80, 8080, servers)]);
                 lbd.reload(&config.to_string()).ok();
                 assert_eq!(rig.spread("client", &family.web(), 6), expected);
@@ -66,11 +60,7 @@ fn services_come_and_go_with_a_reload() {
             assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1]);
             lbd.reload(&Config::new(mode, vec![Service::dns(family)]).to_string())
                 .ok();
-            assert_ne!(
-                rig.get("client", &family.web()).code,
-                0,
-                "the old service is gone"
-            );
+            assert_ne!(rig.get("client", &family.web()).code, 0, "the old service is gone");
             lbd.terminate();
         }
     });
@@ -137,8 +127,7 @@ fn a_download_lives_on_when_its_backend_is_drained() {
             let downloads: Vec<Running> = (0..2).map(|_| download(&rig, &family.web())).collect();
             sleep(Duration::from_millis(500));
             service.backends[0].1 = 0;
-            lbd.reload(&Config::new(mode, vec![service]).to_string())
-                .ok();
+            lbd.reload(&Config::new(mode, vec![service]).to_string()).ok();
             assert_eq!(rig.spread("client", &family.web(), 4), [0, 4, 0]);
             assert_complete(downloads, &expected);
             lbd.terminate();
@@ -159,10 +148,7 @@ fn a_download_from_a_removed_backend_is_reset_where_the_operator_wants_that() {
             config.services = vec![Service::tcp(family, 80, 8080, &[2])];
             lbd.reload(&config.to_string()).ok();
             let ran = download.wait();
-            assert_eq!(
-                ran.code, 56,
-                "curl says that its peer reset the connection: {ran:?}"
-            );
+            assert_eq!(ran.code, 56, "curl says that its peer reset the connection: {ran:?}");
             assert!(ran.took < Duration::from_secs(3), "{ran:?}");
             lbd.terminate();
         }
@@ -179,15 +165,8 @@ fn a_bad_file_changes_nothing_and_is_reported() {
             for bad in bad_files(&good) {
                 let reload = lbd.reload(&bad);
                 assert_eq!(reload.code, 1, "{reload:?}");
-                assert!(
-                    reload.err.contains("lbd.toml:"),
-                    "the place is told: {reload:?}"
-                );
-                assert!(
-                    lbd.hangup(&bad).contains("lbd.toml:"),
-                    "and logged: {}",
-                    lbd.log()
-                );
+                assert!(reload.err.contains("lbd.toml:"), "the place is told: {reload:?}");
+                assert!(lbd.hangup(&bad).contains("lbd.toml:"), "and logged: {}", lbd.log());
                 assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2]);
             }
             lbd.reload(&good).ok();

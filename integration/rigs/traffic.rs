@@ -56,9 +56,7 @@ fn dns_questions_over_udp_are_answered_by_every_server() {
         let rig = Rig::new();
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::dns(family)]));
-            let mut answers: Vec<String> = (0..6)
-                .map(|_| rig.dig("client", family.dns()).ok())
-                .collect();
+            let mut answers: Vec<String> = (0..6).map(|_| rig.dig("client", family.dns()).ok()).collect();
             answers.sort();
             assert_eq!(answers, ["s1\n", "s1\n", "s2\n", "s2\n", "s3\n", "s3\n"]);
             lbd.terminate();
@@ -90,10 +88,7 @@ fn a_client_on_the_balancer_itself_is_served() {
     isolated(|| {
         let rig = Rig::new();
         for (mode, family) in matrix() {
-            let lbd = rig.lbd(&Config::new(
-                mode,
-                vec![Service::web(family), Service::dns(family)],
-            ));
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family), Service::dns(family)]));
             assert_eq!(rig.spread("lb", &family.web(), 9), [3, 3, 3]);
             assert!(SERVERS.contains(&rig.dig("lb", family.dns()).ok().trim()));
             lbd.terminate();
@@ -180,10 +175,7 @@ fn a_service_without_backends_refuses_at_once() {
 /// A connected UDP socket is told of an ICMP port unreachable; dig says so and stops waiting.
 #[track_caller]
 fn assert_refused_udp(rig: &Rig, from: &str, server: &str) {
-    let dig = rig.sh(
-        from,
-        &format!("dig @{server} +tries=1 +time=5 who.lbd.test"),
-    );
+    let dig = rig.sh(from, &format!("dig @{server} +tries=1 +time=5 who.lbd.test"));
     let refused = dig.out.contains("refused") || dig.err.contains("refused");
     assert!(
         refused && dig.took < Duration::from_secs(2),

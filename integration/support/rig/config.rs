@@ -52,11 +52,7 @@ impl Family {
 
     /// A port of server 1, 2 or 3.
     pub(crate) fn server(self, number: usize, port: u16) -> String {
-        self.endpoint(
-            &format!("10.2.0.1{number}"),
-            &format!("fd00:2::1{number}"),
-            port,
-        )
+        self.endpoint(&format!("10.2.0.1{number}"), &format!("fd00:2::1{number}"), port)
     }
 
     /// A port of the balancer's own address towards the client.
@@ -122,9 +118,7 @@ impl Service {
 
     /// The DNS service over all three servers.
     pub(crate) fn dns(family: Family) -> Self {
-        let backends = (1..=3)
-            .map(|number| (family.server(number, 53), 1))
-            .collect();
+        let backends = (1..=3).map(|number| (family.server(number, 53), 1)).collect();
         let address = family.endpoint(Family::V4.dns(), Family::V6.dns(), 53);
         Self {
             name: format!("test/dns:{family:?}"),
@@ -167,9 +161,7 @@ impl Display for Config {
         writeln!(f, "mode = \"{}\"", self.mode.name())?;
         writeln!(f, "[tun]\noffload = {}", self.offload)?;
         writeln!(f, "[control]\nsocket = \"{DIR}/lbd.sock\"")?;
-        self.services
-            .iter()
-            .try_for_each(|service| service.fmt(f))?;
+        self.services.iter().try_for_each(|service| service.fmt(f))?;
         f.write_str(self.more)
     }
 }

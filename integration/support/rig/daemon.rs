@@ -44,11 +44,7 @@ impl<'a> Lbd<'a> {
         };
         wait_until("`lbd ready:`", Duration::from_secs(10), || {
             let gone = lbd.child.try_wait().expect("cannot ask for a child");
-            assert!(
-                gone.is_none(),
-                "lbd ended ({gone:?}) and said: {}",
-                lbd.log()
-            );
+            assert!(gone.is_none(), "lbd ended ({gone:?}) and said: {}", lbd.log());
             lbd.log().contains("lbd ready:")
         });
         lbd
@@ -79,28 +75,21 @@ impl<'a> Lbd<'a> {
 
     /// Runs `lbctl` in `lb`.
     pub(crate) fn lbctl(&self, arguments: &str) -> Ran {
-        self.rig.sh(
-            "lb",
-            &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"),
-        )
+        self.rig
+            .sh("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
     }
 
     /// Packets that came in from the TUN device and went out to it, by the kernel's own count.
     pub(crate) fn packets_on_tun(&self) -> u64 {
         let count = "ip -j -s link show dev lbd0 | tr ',{' '\\n\\n' | sed -n 's/^\"packets\"://p'";
         let counts = self.rig.sh("lb", count).ok();
-        counts
-            .lines()
-            .map(|line| line.parse::<u64>().expect("a count"))
-            .sum()
+        counts.lines().map(|line| line.parse::<u64>().expect("a count")).sum()
     }
 
     /// What it told systemd first.
     pub(crate) fn notified(&self) -> String {
         let mut buffer = [0; 1024];
-        self.notify
-            .set_nonblocking(true)
-            .expect("a socket can be non-blocking");
+        self.notify.set_nonblocking(true).expect("a socket can be non-blocking");
         let length = self.notify.recv(&mut buffer).unwrap_or(0);
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }

@@ -14,10 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::SERVERS;
 
 /// Runs `work` in a thread of its own within a network namespace; sockets made there belong to it.
-fn inside<T: Send + 'static>(
-    namespace: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> JoinHandle<T> {
+fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     let namespace = File::open(format!("/run/netns/{namespace}")).expect("no such namespace");
     thread::spawn(move || {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
@@ -35,9 +32,7 @@ pub(crate) struct Load {
 impl Load {
     /// Starts the clients.
     pub(crate) fn start(namespace: &str, address: &str) -> Self {
-        let server = address
-            .parse::<SocketAddr>()
-            .expect("an address with a port");
+        let server = address.parse::<SocketAddr>().expect("an address with a port");
         let stop = Arc::new(AtomicBool::new(false));
         let client = |_| {
             let stop = Arc::clone(&stop);
@@ -54,13 +49,10 @@ impl Load {
             .clients
             .into_iter()
             .map(|client| client.join().expect("a client panicked"));
-        results.fold(
-            (0, Vec::new()),
-            |(answered, mut failures), (more, failed)| {
-                failures.extend(failed);
-                (answered + more, failures)
-            },
-        )
+        results.fold((0, Vec::new()), |(answered, mut failures), (more, failed)| {
+            failures.extend(failed);
+            (answered + more, failures)
+        })
     }
 }
 
@@ -101,12 +93,8 @@ const WINDOW: u64 = 32;
 /// Echoes `total` bytes in numbered datagrams from `client` off a server in `s1`, comparing every byte of every echo;
 /// what is lost on the way is sent again. Returns how many were sent again.
 pub(crate) fn udp_echo_integrity(server: &str, service: &str, total: usize) -> u64 {
-    let server = server
-        .parse::<SocketAddr>()
-        .expect("an address with a port");
-    let service = service
-        .parse::<SocketAddr>()
-        .expect("an address with a port");
+    let server = server.parse::<SocketAddr>().expect("an address with a port");
+    let service = service.parse::<SocketAddr>().expect("an address with a port");
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let echo = inside("s1", move || echo_until(&stopped, server));
@@ -155,9 +143,7 @@ fn echo_all(service: SocketAddr, count: u64) -> u64 {
                 missing.len()
             );
             again += if attempt > 0 { missing.len() as u64 } else { 0 };
-            missing
-                .iter()
-                .for_each(|number| drop(socket.send(&datagram(*number))));
+            missing.iter().for_each(|number| drop(socket.send(&datagram(*number))));
             receive(&socket, &mut missing);
             if missing.is_empty() {
                 break;

@@ -97,10 +97,7 @@ impl Rig {
 
     /// One HTTP request by curl, each on a connection of its own: who answered.
     pub(crate) fn get(&self, namespace: &str, address: &str) -> Ran {
-        self.sh(
-            namespace,
-            &format!("curl -sS --max-time 5 http://{address}/"),
-        )
+        self.sh(namespace, &format!("curl -sS --max-time 5 http://{address}/"))
     }
 
     /// `count` HTTP requests one after the other, each on a connection of its own: who answered how often (s1, s2, s3).
@@ -124,8 +121,7 @@ impl Rig {
 
     /// One DNS question by dig: who answered.
     pub(crate) fn dig(&self, namespace: &str, server: &str) -> Ran {
-        let question =
-            format!("dig @{server} +short +tries=1 +time=3 TXT who.lbd.test | tr -d '\"'");
+        let question = format!("dig @{server} +short +tries=1 +time=3 TXT who.lbd.test | tr -d '\"'");
         self.sh(namespace, &question)
     }
 
@@ -202,10 +198,7 @@ fn within(namespace: &str, seconds: u32) -> Command {
 pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(
-            start.elapsed() < limit,
-            "waited {limit:?} in vain for {what}"
-        );
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -12,9 +12,7 @@ const INSIDE: &str = "LBD_RIG_INSIDE";
 const LIMIT: &str = "300";
 
 /// What a rig runs, besides util-linux and coreutils.
-const TOOLS: [&str; 8] = [
-    "ip", "iptables", "nginx", "dnsmasq", "dig", "curl", "sysctl", "iperf3",
-];
+const TOOLS: [&str; 8] = ["ip", "iptables", "nginx", "dnsmasq", "dig", "curl", "sysctl", "iperf3"];
 
 /// Runs a test (a closure written in a `#[test]` function, whose name is taken from its type) in namespaces of its own.
 /// Where there can be none, says why on stderr and returns.
@@ -36,17 +34,13 @@ pub(crate) fn isolated<F: FnOnce()>(test: F) {
 fn test_name<F>() -> &'static str {
     let path = type_name::<F>();
     let path = path.split_once("::").map_or(path, |(_crate, rest)| rest);
-    path.split_once("::{{closure}}")
-        .map_or(path, |(test, _)| test)
+    path.split_once("::{{closure}}").map_or(path, |(test, _)| test)
 }
 
 fn run_again(name: &str, flags: &[&str]) {
     let this = std::env::current_exe().expect("the test has a file");
     let mut command = Command::new("timeout");
-    command
-        .args(["-k", "5", LIMIT, "unshare"])
-        .args(flags)
-        .arg(this);
+    command.args(["-k", "5", LIMIT, "unshare"]).args(flags).arg(this);
     let output = command
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
@@ -69,9 +63,7 @@ fn how_to_unshare() -> &'static Result<Vec<&'static str>, String> {
     static FLAGS: OnceLock<Result<Vec<&str>, String>> = OnceLock::new();
     FLAGS.get_or_init(|| {
         if let Some(tool) = TOOLS.iter().find(|tool| which(tool).is_none()) {
-            return Err(format!(
-                "there is no `{tool}` here; scripts/test installs it"
-            ));
+            return Err(format!("there is no `{tool}` here; scripts/test installs it"));
         }
         let as_root = AS_ROOT.to_vec();
         let as_anybody = [&AS_ANYBODY[..], &AS_ROOT[..]].concat();
@@ -86,19 +78,14 @@ fn how_to_unshare() -> &'static Result<Vec<&'static str>, String> {
 
 /// Whether these flags give what a rig needs: namespaces, and a TUN device in them.
 fn probe(flags: &[&str]) -> Result<(), String> {
-    let script = "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun";
-    let output = Command::new("unshare")
-        .args(flags)
-        .args(["sh", "-c", script])
-        .output();
+    let script =
+        "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun";
+    let output = Command::new("unshare").args(flags).args(["sh", "-c", script]).output();
     let output = output.map_err(|error| format!("cannot run unshare: {error}"))?;
     if output.status.success() {
         Ok(())
     } else {
-        Err(format!(
-            "no namespaces with a TUN device here: {}",
-            first_line(&output)
-        ))
+        Err(format!("no namespaces with a TUN device here: {}", first_line(&output)))
     }
 }
 

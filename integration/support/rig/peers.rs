@@ -40,9 +40,7 @@ fn noise(bytes: usize) -> Vec<u8> {
 }
 
 fn start_nginx(name: &str, dir: &str) {
-    let config = include_str!("nginx.conf")
-        .replace("NAME", name)
-        .replace("RIG", DIR);
+    let config = include_str!("nginx.conf").replace("NAME", name).replace("RIG", DIR);
     let path = format!("{dir}/nginx.conf");
     fs::write(&path, config).expect("cannot write nginx.conf");
     let mut command = within(name, 10);
@@ -69,13 +67,8 @@ fn start_dnsmasq(name: &str, dir: &str) {
     command
         .arg(format!("--log-facility={log}"))
         .arg(format!("--txt-record=who.lbd.test,{name}"));
-    command.arg(format!(
-        "--listen-address=10.2.0.1{number},fd00:2::1{number}"
-    ));
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg(format!("--listen-address=10.2.0.1{number},fd00:2::1{number}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     drop(command.spawn().expect("cannot run dnsmasq"));
     let started = || fs::read_to_string(&log).is_ok_and(|text| text.contains("started"));
     wait_until("dnsmasq", Duration::from_secs(5), started);
