@@ -61,7 +61,7 @@ fn lbctl_shows_the_connections_that_live() {
             let lbd = served(&rig, mode);
             let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
             std::thread::sleep(std::time::Duration::from_millis(500));
-            let connections = lbd.lbctl("connections").ok();
+            let connections = lbd.lbctl("connections -n").ok();
             let established = connections
                 .lines()
                 .filter(|line| line.contains("ESTABLISHED"))
