@@ -1,0 +1,99 @@
+//! Many bytes, both ways, with and without super-packets: every one arrives, and as it was sent.
+use crate::rig::{BIG, Config, DIR, Family, Mode, Rig, Service, isolated, udp_echo_integrity, write_big};
+
+#[test]
+fn two_hundred_megabytes_arrive_unchanged_over_tcp_in_both_directions() {
+    isolated(|| {
+        let rig = Rig::new();
+        write_big();
+        let expected = rig.sh("client", &format!("sha256sum < {DIR}/big")).ok();
+        for (offload, family) in cases() {
+            let mut config = Config::new(Mode::Ipvs, vec![Service::tcp(family, 80, 8080, &[1])]);
+            config.offload = offload;
+            let lbd = rig.lbd(&config);
+            let get = format!("curl -sS --max-time 50 http://{}/big | sha256sum", family.web());
+            assert_eq!(rig.sh("client", &get).ok(), expected, "down");
+            let put = format!(
+                "curl -sS --fail --max-time 50 -T {DIR}/big http://{}/put/{family:?}",
+                family.web()
+            );
+            rig.sh("client", &put).ok();
+            let stored = rig.sh(
+                "client",
+                &format!("sha256sum < {DIR}/s1/put/{family:?} && rm {DIR}/s1/put/{family:?}"),
+            );
+            assert_eq!(stored.ok(), expected, "up");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn twenty_megabytes_of_datagrams_arrive_unchanged_in_both_directions() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (offload, family) in cases() {
+            let service = Service {
+                protocol: "udp",
+                ..Service::tcp(family, 7, 7, &[1])
+            };
+            let mut config = Config::new(Mode::Ipvs, vec![service]);
+            config.offload = offload;
+            let lbd = rig.lbd(&config);
+            let again = udp_echo_integrity(&family.server(1, 7), &family.vip(7), BIG / 10);
+            println!("{again} datagrams were sent twice");
+            lbd.terminate();
+        }
+    });
+}
+
+/// iperf3's own sequence numbers: nothing lost, nothing out of order.
+#[test]
+fn paced_datagrams_are_neither_lost_nor_reordered() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.sh("s1", "iperf3 -s -D -p 5201").ok();
+        for (offload, family) in cases() {
+            let udp = Service {
+                protocol: "udp",
+                name: "udp".to_owned(),
+                ..Service::tcp(family, 5201, 5201, &[1])
+            };
+            let mut config = Config::new(Mode::Ipvs, vec![Service::tcp(family, 5201, 5201, &[1]), udp]);
+            config.offload = offload;
+            let lbd = rig.lbd(&config);
+            for direction in ["", "--reverse"] {
+                let host = family.vip(5201).replace(":5201", "").replace(['[', ']'], "");
+                let client = format!("iperf3 -c {host} -u -b 40M -l 1200 -t 2 {direction}");
+                let report = rig.sh("client", &client).ok();
+                assert!(
+                    !report.contains("out-of-order") && !report.contains("OUT OF ORDER"),
+                    "{report}"
+                );
+                assert!(receiver_lost(&report) < 1.0, "{report}");
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+/// Percent lost, from the line `… 0/8333 (0%)  receiver`.
+fn receiver_lost(report: &str) -> f64 {
+    let line = report
+        .lines()
+        .find(|line| line.contains("receiver"))
+        .expect("a line of the receiver");
+    let percent = line
+        .split_once('(')
+        .and_then(|(_, rest)| rest.split_once('%'))
+        .expect("a percentage")
+        .0;
+    percent.parse().expect("a number")
+}
+
+fn cases() -> impl Iterator<Item = (bool, Family)> {
+    let families = [Family::V4, Family::V6].into_iter();
+    families
+        .flat_map(|family| [(true, family), (false, family)])
+        .inspect(|case| println!("--- offload, family: {case:?}"))
+}

@@ -1,0 +1,13 @@
+//! lbd between real programs in network namespaces: what a client sees. See `support/rig/mod.rs` for the network.
+#![allow(clippy::disallowed_methods, reason = "real programs take real time")]
+#![allow(clippy::print_stdout, reason = "cargo test shows it where a test fails")]
+
+#[path = "../support/rig/mod.rs"]
+mod rig;
+
+mod bulk;
+mod kernel;
+mod leaving;
+mod operator;
+mod reload;
+mod traffic;

@@ -1,0 +1,238 @@
+//! What `lbctl` tells the operator of a running lbd.
+use crate::rig::{Config, DIR, Family, Lbd, Mode, Rig, Service, isolated};
+
+#[test]
+fn lbctl_lists_services_backends_and_their_traffic_as_ipvsadm_does() {
+    isolated(|| {
+        let rig = Rig::new();
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = served(&rig, mode);
+            let list = lbd.lbctl("list -n").ok();
+            assert_eq!(lines_of(&list, "TCP  10.96.0.10:80 rr"), 1, "{list}");
+            assert_eq!(lines_of(&list, "TCP  [fd00:96::10]:80 rr"), 1, "{list}");
+            assert_eq!(lines_of(&list, "UDP  10.96.0.53:53 rr"), 1, "{list}");
+            for backend in ["10.2.0.11:8080", "10.2.0.13:53", "[fd00:2::12]:8080"] {
+                let line = list
+                    .lines()
+                    .find(|line| line.contains(&format!("-> {backend} ")))
+                    .unwrap_or_else(|| panic!("{list}"));
+                assert_eq!(line.split_whitespace().nth(2), Some("Masq"), "{line}");
+                assert_eq!(line.split_whitespace().nth(3), Some("1"), "{line}");
+            }
+            let stats = lbd.lbctl("list -n --stats").ok();
+            let web = stats
+                .lines()
+                .find(|line| line.starts_with("TCP  10.96.0.10:80 "))
+                .expect("the service is listed");
+            assert_eq!(web.split_whitespace().nth(2), Some("6"), "six connections: {stats}");
+            assert!(
+                lbd.lbctl("list -n --rate").ok().contains("CPS"),
+                "the rates have ipvsadm's columns"
+            );
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn lbctl_lists_one_service_by_its_name() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        let list = lbd.lbctl("list -n test/dns:V4").ok();
+        assert!(
+            list.contains("10.96.0.53:53") && !list.contains("10.96.0.10:80"),
+            "{list}"
+        );
+        let unknown = lbd.lbctl("list -n no/such:service");
+        assert!(
+            unknown.code == 1 && unknown.err.contains("no/such:service"),
+            "{unknown:?}"
+        );
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn lbctl_shows_the_connections_that_live() {
+    isolated(|| {
+        let rig = Rig::new();
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = served(&rig, mode);
+            let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let connections = lbd.lbctl("connections -n").ok();
+            let established = connections
+                .lines()
+                .filter(|line| line.contains("ESTABLISHED"))
+                .collect::<Vec<_>>();
+            assert_eq!(established.len(), 1, "{connections}");
+            let fields: Vec<&str> = established[0].split_whitespace().collect();
+            assert_eq!((fields[0], fields[4]), ("TCP", "10.96.0.10:80"), "{connections}");
+            assert!(
+                fields[3].starts_with("10.1.0.2:") && fields[5].starts_with("10.2.0.1"),
+                "{connections}"
+            );
+            assert!(connections.lines().any(|line| line.starts_with("UDP")), "{connections}");
+            download.wait().ok();
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn lbctl_tells_the_mode_and_the_state_of_things() {
+    isolated(|| {
+        let rig = Rig::new();
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = served(&rig, mode);
+            assert_eq!(lbd.lbctl("mode").ok().trim(), mode.name());
+            assert!(lbd.lbctl("status").ok().contains(mode.name()));
+            let drops = lbd.lbctl("drops").ok();
+            assert!(
+                drops.contains("malformed") && drops.contains("table_full"),
+                "every reason is told: {drops}"
+            );
+            lbd.lbctl("rules").ok();
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn lbctl_switches_the_mode_of_a_running_lbd() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        lbd.lbctl("mode iptables").ok();
+        assert_eq!(lbd.lbctl("mode").ok().trim(), "iptables");
+        assert!(
+            lbd.lbctl("rules").ok().contains("10.96.0.10"),
+            "now there is a rule for each service"
+        );
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn every_reading_command_speaks_json() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        for command in [
+            "status",
+            "list",
+            "list --stats",
+            "list --rate",
+            "connections",
+            "rules",
+            "drops",
+            "mode",
+        ] {
+            let json = lbd.lbctl(&format!("{command} --json")).ok();
+            let value: serde_json::Value =
+                serde_json::from_str(&json).unwrap_or_else(|error| panic!("{command}: {error}: {json}"));
+            assert_lower_snake_case(command, &value);
+        }
+        lbd.terminate();
+    });
+}
+
+fn assert_lower_snake_case(command: &str, value: &serde_json::Value) {
+    if let Some(object) = value.as_object() {
+        for (key, value) in object {
+            let good = key
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            assert!(good, "{command}: key {key:?}");
+            assert_lower_snake_case(command, value);
+        }
+    }
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .for_each(|item| assert_lower_snake_case(command, item));
+}
+
+#[test]
+fn what_lbctl_saves_is_a_configuration_that_lbd_takes() {
+    isolated(|| {
+        let rig = Rig::new();
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = served(&rig, mode);
+            let saved = lbd.lbctl("save").ok();
+            lbd.terminate();
+            std::fs::write(format!("{DIR}/saved.toml"), &saved).expect("cannot write");
+            rig.sh(
+                "lb",
+                &format!("{} check --config {DIR}/saved.toml", env!("CARGO_BIN_EXE_lbd")),
+            )
+            .ok();
+            for part in ["10.96.0.10:80", "[fd00:96::10]:80", "10.2.0.12:8080", mode.name()] {
+                assert!(saved.contains(part), "{part} is missing: {saved}");
+            }
+        }
+    });
+}
+
+#[test]
+fn lbctl_without_an_lbd_says_so() {
+    isolated(|| {
+        let rig = Rig::new();
+        let client = env!("CARGO_BIN_EXE_lbctl");
+        let ran = rig.sh("lb", &format!("{client} --socket {DIR}/nobody.sock status"));
+        assert!(ran.code == 1 && ran.err.contains("nobody.sock"), "{ran:?}");
+        assert_eq!(rig.sh("lb", &format!("{client} no-such-command")).code, 2);
+    });
+}
+
+#[test]
+fn systemd_is_told_when_traffic_is_served() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        assert!(lbd.notified().contains("READY=1"), "{:?}", lbd.notified());
+        assert!(
+            lbd.log()
+                .contains("lbd ready: mode=ipvs backend=tun services=4 backends=12"),
+            "{}",
+            lbd.log()
+        );
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn a_second_lbd_does_not_disturb_the_first() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        let second = rig.sh(
+            "lb",
+            &format!("timeout 5 {} --config {DIR}/lbd.toml", env!("CARGO_BIN_EXE_lbd")),
+        );
+        assert_eq!(second.code, 1, "it says that another one runs: {second:?}");
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        lbd.lbctl("status").ok();
+        lbd.terminate();
+    });
+}
+
+/// An lbd that has served six connections and two questions.
+fn served(rig: &Rig, mode: Mode) -> Lbd<'_> {
+    let services = [Family::V4, Family::V6]
+        .into_iter()
+        .flat_map(|family| [Service::web(family), Service::dns(family)]);
+    let lbd = rig.lbd(&Config::new(mode, services.collect()));
+    assert_eq!(rig.spread("client", &Family::V4.web(), 6), [2, 2, 2]);
+    rig.dig("client", Family::V4.dns()).ok();
+    rig.dig("client", Family::V4.dns()).ok();
+    lbd
+}
+
+/// How many lines are just this, but for space at the end.
+fn lines_of(text: &str, line: &str) -> usize {
+    text.lines().filter(|other| other.trim_end() == line).count()
+}

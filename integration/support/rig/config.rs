@@ -1,0 +1,193 @@
+//! Configurations of the rigs, written out as TOML.
+use std::fmt::{self, Display, Formatter};
+
+use super::DIR;
+
+/// How lbd finds a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// `mode = "ipvs"`
+    Ipvs,
+    /// `mode = "iptables"`
+    Iptables,
+}
+
+impl Mode {
+    /// As in the configuration.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ipvs => "ipvs",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
+/// Which Internet protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// The web service's address and port.
+    pub(crate) fn web(self) -> String {
+        self.vip(80)
+    }
+
+    /// A port of the web service's address.
+    pub(crate) fn vip(self, port: u16) -> String {
+        self.endpoint("10.96.0.10", "fd00:96::10", port)
+    }
+
+    /// The DNS service's address.
+    pub(crate) const fn dns(self) -> &'static str {
+        match self {
+            Self::V4 => "10.96.0.53",
+            Self::V6 => "fd00:96::53",
+        }
+    }
+
+    /// A port of server 1, 2 or 3.
+    pub(crate) fn server(self, number: usize, port: u16) -> String {
+        self.endpoint(&format!("10.2.0.1{number}"), &format!("fd00:2::1{number}"), port)
+    }
+
+    /// A port of the balancer's own address towards the client.
+    pub(crate) fn balancer(self, port: u16) -> String {
+        self.endpoint("10.1.0.1", "fd00:1::1", port)
+    }
+
+    fn endpoint(self, v4: &str, v6: &str, port: u16) -> String {
+        match self {
+            Self::V4 => format!("{v4}:{port}"),
+            Self::V6 => format!("[{v6}]:{port}"),
+        }
+    }
+}
+
+/// Every mode with every family.
+pub(crate) fn matrix() -> impl Iterator<Item = (Mode, Family)> {
+    let modes = [Mode::Ipvs, Mode::Iptables].into_iter();
+    modes
+        .flat_map(|mode| [(mode, Family::V4), (mode, Family::V6)])
+        .inspect(|case| println!("--- {case:?}"))
+}
+
+/// A `[[services]]` table.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// `name`
+    pub(crate) name: String,
+    /// `protocol`
+    pub(crate) protocol: &'static str,
+    /// `address`
+    pub(crate) address: String,
+    /// `scheduler`
+    pub(crate) scheduler: &'static str,
+    /// `node_port`
+    pub(crate) node_port: Option<u16>,
+    /// `backends`: address and weight
+    pub(crate) backends: Vec<(String, u16)>,
+}
+
+impl Service {
+    /// The web service over all three servers.
+    pub(crate) fn web(family: Family) -> Self {
+        Self::tcp(family, 80, 8080, &[1, 2, 3])
+    }
+
+    /// A TCP service on a port of the web address, over some servers.
+    pub(crate) fn tcp(family: Family, port: u16, target: u16, servers: &[usize]) -> Self {
+        let backends = servers
+            .iter()
+            .map(|number| (family.server(*number, target), 1))
+            .collect();
+        let (name, address) = (format!("test/web:{family:?}-{port}"), family.vip(port));
+        Self {
+            name,
+            protocol: "tcp",
+            address,
+            scheduler: "rr",
+            node_port: None,
+            backends,
+        }
+    }
+
+    /// The DNS service over all three servers.
+    pub(crate) fn dns(family: Family) -> Self {
+        let backends = (1..=3).map(|number| (family.server(number, 53), 1)).collect();
+        let address = family.endpoint(Family::V4.dns(), Family::V6.dns(), 53);
+        Self {
+            name: format!("test/dns:{family:?}"),
+            protocol: "udp",
+            address,
+            scheduler: "rr",
+            node_port: None,
+            backends,
+        }
+    }
+}
+
+/// A whole configuration file.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// `mode`
+    pub(crate) mode: Mode,
+    /// `[tun] offload`
+    pub(crate) offload: bool,
+    /// `[[services]]`
+    pub(crate) services: Vec<Service>,
+    /// Other tables, as they are written.
+    pub(crate) more: &'static str,
+}
+
+impl Config {
+    /// The mode, these services, and the defaults for the rest.
+    pub(crate) const fn new(mode: Mode, services: Vec<Service>) -> Self {
+        Self {
+            mode,
+            offload: true,
+            services,
+            more: "",
+        }
+    }
+}
+
+impl Display for Config {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "mode = \"{}\"", self.mode.name())?;
+        writeln!(f, "[tun]\noffload = {}", self.offload)?;
+        writeln!(f, "[control]\nsocket = \"{DIR}/lbd.sock\"")?;
+        self.services.iter().try_for_each(|service| service.fmt(f))?;
+        f.write_str(self.more)
+    }
+}
+
+impl Display for Service {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            protocol,
+            address,
+            scheduler,
+            node_port,
+            backends,
+        } = self;
+        writeln!(
+            f,
+            "[[services]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\naddress = \"{address}\""
+        )?;
+        writeln!(f, "scheduler = \"{scheduler}\"")?;
+        if let Some(port) = node_port {
+            writeln!(f, "node_port = {port}")?;
+        }
+        writeln!(f, "backends = [")?;
+        for (backend, weight) in backends {
+            writeln!(f, "  {{ address = \"{backend}\", weight = {weight} }},")?;
+        }
+        writeln!(f, "]")
+    }
+}

@@ -1,0 +1,139 @@
+//! `lbd` itself, running in `lb`.
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Config, DIR, Ran, Rig, enter, wait_until};
+
+/// What lbd writes to stderr.
+pub(crate) const LOG: &str = "/run/rig/lbd.log";
+const CONFIG: &str = "/run/rig/lbd.toml";
+const NOTIFY: &str = "/run/rig/notify";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lbd");
+const CLIENT: &str = env!("CARGO_BIN_EXE_lbctl");
+
+/// A running `lbd`; killed when dropped.
+pub(crate) struct Lbd<'a> {
+    rig: &'a Rig,
+    child: Child,
+    notify: UnixDatagram,
+}
+
+impl<'a> Lbd<'a> {
+    /// Starts it and waits for its `lbd ready:` line.
+    #[track_caller]
+    pub(crate) fn start(rig: &'a Rig, config: &Config) -> Self {
+        fs::write(CONFIG, config.to_string()).expect("cannot write the configuration");
+        let log = File::create(LOG).expect("cannot write the log");
+        drop(fs::remove_file(NOTIFY)); // of the run before, if there was one
+        let notify = UnixDatagram::bind(NOTIFY).expect("cannot bind the notify socket");
+        let mut command = enter("lb");
+        command.env("NOTIFY_SOCKET", NOTIFY);
+        command
+            .args([PROGRAM, "--config", CONFIG])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let mut lbd = Self {
+            rig,
+            child: command.spawn().expect("cannot start lbd"),
+            notify,
+        };
+        wait_until("`lbd ready:`", Duration::from_secs(10), || {
+            let gone = lbd.child.try_wait().expect("cannot ask for a child");
+            assert!(gone.is_none(), "lbd ended ({gone:?}) and said: {}", lbd.log());
+            lbd.log().contains("lbd ready:")
+        });
+        lbd
+    }
+
+    /// What it said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(LOG).unwrap_or_default()
+    }
+
+    /// Writes a new configuration and has it read by `lbctl reload`; returns what that said.
+    pub(crate) fn reload(&self, config: &str) -> Ran {
+        fs::write(CONFIG, config).expect("cannot write the configuration");
+        self.lbctl("reload")
+    }
+
+    /// Writes a new configuration and has it read by SIGHUP; returns what lbd then logged.
+    #[track_caller]
+    pub(crate) fn hangup(&self, config: &str) -> String {
+        fs::write(CONFIG, config).expect("cannot write the configuration");
+        let before = self.log();
+        self.signal(Signal::HUP);
+        wait_until("a line about the reload", Duration::from_secs(5), || {
+            self.log().len() > before.len()
+        });
+        self.log().split_off(before.len())
+    }
+
+    /// Runs `lbctl` in `lb`.
+    pub(crate) fn lbctl(&self, arguments: &str) -> Ran {
+        self.rig
+            .sh("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
+    }
+
+    /// Packets that came in from the TUN device and went out to it, by the kernel's own count.
+    pub(crate) fn packets_on_tun(&self) -> u64 {
+        let count = "ip -j -s link show dev lbd0 | tr ',{' '\\n\\n' | sed -n 's/^\"packets\"://p'";
+        let counts = self.rig.sh("lb", count).ok();
+        counts.lines().map(|line| line.parse::<u64>().expect("a count")).sum()
+    }
+
+    /// What it told systemd first.
+    pub(crate) fn notified(&self) -> String {
+        let mut buffer = [0; 1024];
+        self.notify.set_nonblocking(true).expect("a socket can be non-blocking");
+        let length = self.notify.recv(&mut buffer).unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    /// SIGTERM: it must end by itself, with exit code 0.
+    #[track_caller]
+    pub(crate) fn terminate(self) {
+        self.end(Signal::TERM);
+    }
+
+    /// SIGINT, as Ctrl-C sends it: just so.
+    #[track_caller]
+    pub(crate) fn interrupt(self) {
+        self.end(Signal::INT);
+    }
+
+    #[track_caller]
+    fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
+        wait_until("lbd's end", Duration::from_secs(10), ended);
+        let status = self.child.wait().expect("cannot wait for lbd");
+        assert_eq!(status.code(), Some(0), "lbd said: {}", self.log());
+    }
+
+    /// SIGKILL: it ends with nothing tidied.
+    pub(crate) fn kill9(mut self) {
+        self.child.kill().expect("cannot kill lbd");
+        self.child.wait().expect("cannot wait for lbd");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process id");
+        kill_process(pid, signal).expect("cannot signal lbd");
+    }
+}
+
+impl Drop for Lbd<'_> {
+    fn drop(&mut self) {
+        // Already gone after `terminate` and `kill9`; there is nothing to do about an error here.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,204 @@
+//! A network in one test: a client, a balancer and three servers in namespaces of their own, with real programs in them.
+//!
+//! ```text
+//! client 10.1.0.2 ---- 10.1.0.1 lb 10.2.0.1 ---- 10.2.0.11 s1
+//!        fd00:1::2              |            ---- 10.2.0.12 s2
+//!                               lbd          ---- 10.2.0.13 s3
+//! ```
+//! Every server has a link of its own, as pods have, so that even what one server sends another passes `lb`.
+//! [`isolated`] runs a test in fresh user, network, mount and process namespaces: nothing it does is seen outside, and
+//! all of its processes end with it.
+mod config;
+mod daemon;
+mod load;
+mod namespaces;
+mod peers;
+
+pub(crate) use config::{Config, Family, Mode, Service, matrix};
+pub(crate) use daemon::Lbd;
+pub(crate) use load::{Load, udp_echo_integrity};
+pub(crate) use namespaces::isolated;
+pub(crate) use peers::{BIG, write_big};
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where a rig keeps its files: a private tmpfs.
+pub(crate) const DIR: &str = "/run/rig";
+
+/// The servers' namespaces; server `N` has the addresses `10.2.0.(10 + N)` and `fd00:2::(10 + N)`.
+pub(crate) const SERVERS: [&str; 3] = ["s1", "s2", "s3"];
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// Exit code; 124 after a timeout, -1 after a signal.
+    pub(crate) code: i32,
+    /// Standard output.
+    pub(crate) out: String,
+    /// Standard error.
+    pub(crate) err: String,
+    /// How long it ran.
+    pub(crate) took: Duration,
+}
+
+impl Ran {
+    fn new(output: &Output, took: Duration) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took,
+        }
+    }
+
+    /// Its standard output, where it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self.out
+    }
+}
+
+/// The namespaces with their links, addresses, routes and servers.
+pub(crate) struct Rig(());
+
+impl Rig {
+    /// Lays the links and starts the servers. Call it inside [`isolated`] only.
+    pub(crate) fn new() -> Self {
+        namespaces::lay();
+        peers::start();
+        Self(())
+    }
+
+    /// Runs a shell command in a namespace, for 60 s at most.
+    pub(crate) fn sh(&self, namespace: &str, script: &str) -> Ran {
+        let start = Instant::now();
+        let mut command = within(namespace, 60);
+        let output = command
+            .args(["bash", "-o", "pipefail", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .expect("cannot run a shell");
+        Ran::new(&output, start.elapsed())
+    }
+
+    /// Starts a shell command in a namespace; it may run for 120 s.
+    pub(crate) fn spawn(&self, namespace: &str, script: &str) -> Running {
+        let mut command = within(namespace, 120);
+        command
+            .args(["bash", "-o", "pipefail", "-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Running(command.spawn().expect("cannot run a shell"), Instant::now())
+    }
+
+    /// One HTTP request by curl, each on a connection of its own: who answered.
+    pub(crate) fn get(&self, namespace: &str, address: &str) -> Ran {
+        self.sh(namespace, &format!("curl -sS --max-time 5 http://{address}/"))
+    }
+
+    /// `count` HTTP requests one after the other, each on a connection of its own: who answered how often (s1, s2, s3).
+    #[track_caller]
+    pub(crate) fn spread(&self, namespace: &str, address: &str, count: usize) -> [usize; 3] {
+        let url = format!("http://{address}/?[1-{count}]");
+        let answers = self
+            .sh(
+                namespace,
+                &format!("curl -sS --fail --max-time 20 -H 'Connection: close' '{url}'"),
+            )
+            .ok();
+        let spread = SERVERS.map(|name| answers.lines().filter(|line| *line == name).count());
+        assert_eq!(
+            spread.iter().sum::<usize>(),
+            count,
+            "some answers came from nobody: {answers}"
+        );
+        spread
+    }
+
+    /// One DNS question by dig: who answered.
+    pub(crate) fn dig(&self, namespace: &str, server: &str) -> Ran {
+        let question = format!("dig @{server} +short +tries=1 +time=3 TXT who.lbd.test | tr -d '\"'");
+        self.sh(namespace, &question)
+    }
+
+    /// Starts `lbd` in `lb` and waits until it serves.
+    #[track_caller]
+    pub(crate) fn lbd(&self, config: &Config) -> Lbd<'_> {
+        Lbd::start(self, config)
+    }
+
+    /// The kernel's rules, routes, links and sysctls in `lb`: what lbd may change, and must put back.
+    pub(crate) fn kernel_state(&self) -> String {
+        let commands = [
+            "ip -4 rule",
+            "ip -6 rule",
+            "ip -4 route show table all | sort",
+            "ip -6 route show table all | sort",
+            "ip -o addr | sed 's/ *valid_lft.*//'",
+            "ip -o link | sed 's/qlen.*//'",
+            "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_nonlocal|route\\.flush)' 2>/dev/null",
+        ];
+        commands
+            .map(|command| format!("# {command}\n{}", self.sh("lb", command).out))
+            .concat()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(daemon::LOG).unwrap_or_default();
+            let kernel = self.kernel_state();
+            let kernel = kernel
+                .lines()
+                .filter(|line| !line.starts_with("net."))
+                .collect::<Vec<_>>()
+                .join("\n");
+            println!("--- what lbd said:\n{log}--- the kernel in lb:\n{kernel}");
+        }
+    }
+}
+
+/// A command that runs while the test goes on.
+pub(crate) struct Running(std::process::Child, Instant);
+
+impl Running {
+    /// Waits for its end.
+    pub(crate) fn wait(self) -> Ran {
+        let output = self.0.wait_with_output().expect("cannot wait for a child");
+        Ran::new(&output, self.1.elapsed())
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.0.try_wait().expect("cannot ask for a child").is_none()
+    }
+}
+
+/// A command prefix that enters a namespace; what follows keeps its process id.
+fn enter(namespace: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}"));
+    command
+}
+
+/// A command prefix that enters a namespace and ends after some seconds.
+fn within(namespace: &str, seconds: u32) -> Command {
+    let mut command = enter(namespace);
+    command.args(["timeout", "-k", "1", &seconds.to_string()]);
+    command
+}
+
+/// Waits until `done`, looking often.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,117 @@
+//! Namespaces for one test, as root or without: the test's own process is run again inside them.
+use std::any::type_name;
+use std::fs;
+use std::io::{Write, stderr};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Set in the inner process.
+const INSIDE: &str = "LBD_RIG_INSIDE";
+
+/// How long one test may take, in seconds.
+const LIMIT: &str = "300";
+
+/// What a rig runs, besides util-linux and coreutils.
+const TOOLS: [&str; 8] = ["ip", "iptables", "nginx", "dnsmasq", "dig", "curl", "sysctl", "iperf3"];
+
+/// Runs a test (a closure written in a `#[test]` function, whose name is taken from its type) in namespaces of its own.
+/// Where there can be none, says why on stderr and returns.
+pub(crate) fn isolated<F: FnOnce()>(test: F) {
+    if std::env::var_os(INSIDE).is_some() {
+        return test();
+    }
+    let name = test_name::<F>();
+    match how_to_unshare() {
+        Ok(flags) => run_again(name, flags),
+        // Not eprintln: the test harness would hide it.
+        Err(why) => stderr()
+            .write_all(format!("skipped: {name}: {why}\n").as_bytes())
+            .expect("cannot write to stderr"),
+    }
+}
+
+/// `rigs::traffic::a_test::{{closure}}` is the type of a closure in the test `traffic::a_test`.
+fn test_name<F>() -> &'static str {
+    let path = type_name::<F>();
+    let path = path.split_once("::").map_or(path, |(_crate, rest)| rest);
+    path.split_once("::{{closure}}").map_or(path, |(test, _)| test)
+}
+
+fn run_again(name: &str, flags: &[&str]) {
+    let this = std::env::current_exe().expect("the test has a file");
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", LIMIT, "unshare"]).args(flags).arg(this);
+    let output = command
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .expect("cannot run timeout");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{}\n{}",
+        said,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The flags of `unshare` that work here. With a process namespace of its own nothing of a test outlives it.
+fn how_to_unshare() -> &'static Result<Vec<&'static str>, String> {
+    const AS_ROOT: [&str; 5] = ["--net", "--mount", "--pid", "--fork", "--kill-child"];
+    const AS_ANYBODY: [&str; 2] = ["--user", "--map-root-user"];
+    static FLAGS: OnceLock<Result<Vec<&str>, String>> = OnceLock::new();
+    FLAGS.get_or_init(|| {
+        if let Some(tool) = TOOLS.iter().find(|tool| which(tool).is_none()) {
+            return Err(format!("there is no `{tool}` here; scripts/test installs it"));
+        }
+        let as_root = AS_ROOT.to_vec();
+        let as_anybody = [&AS_ANYBODY[..], &AS_ROOT[..]].concat();
+        // The variable lets root see what others see.
+        let force_user = std::env::var_os("LBD_RIG_USERNS").is_some();
+        if !force_user && probe(&as_root).is_ok() {
+            return Ok(as_root);
+        }
+        probe(&as_anybody).map(|()| as_anybody)
+    })
+}
+
+/// Whether these flags give what a rig needs: namespaces, and a TUN device in them.
+fn probe(flags: &[&str]) -> Result<(), String> {
+    let script =
+        "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun";
+    let output = Command::new("unshare").args(flags).args(["sh", "-c", script]).output();
+    let output = output.map_err(|error| format!("cannot run unshare: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("no namespaces with a TUN device here: {}", first_line(&output)))
+    }
+}
+
+fn first_line(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .next()
+        .unwrap_or("no reason given")
+        .to_owned()
+}
+
+fn which(tool: &str) -> Option<()> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].into_iter();
+    path.split(':')
+        .chain(sbin)
+        .any(|dir| fs::exists(format!("{dir}/{tool}")).unwrap_or(false))
+        .then_some(())
+}
+
+/// The five namespaces, their links, addresses and routes; a private /run for their names and the rig's files.
+pub(crate) fn lay() {
+    const SCRIPT: &str = include_str!("lay.sh");
+    let output = Command::new("sh")
+        .args(["-eu", "-c", SCRIPT])
+        .output()
+        .expect("cannot run sh");
+    assert!(output.status.success(), "cannot lay the rig: {output:?}");
+}
