@@ -93,7 +93,6 @@ fn lbctl_tells_the_mode_and_the_state_of_things() {
                 drops.contains("malformed") && drops.contains("table_full"),
                 "every reason is told: {drops}"
             );
-            lbd.lbctl("rules").ok();
             lbd.terminate();
         }
     });
