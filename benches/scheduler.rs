@@ -15,6 +15,7 @@ const SIZES: [u32; 3] = [3, 100, 10_000];
 /// Weights 1 to 3 and a few flows each, so that no comparison ends early.
 fn backends(count: u32) -> Vec<Arc<Backend>> {
     let identity = Arc::new(ServiceIdentity {
+        id: 1,
         name: "bench".into(),
         stats: Stats::new(1),
     });

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use lbd::control::Handler;
 use lbd::control::protocol::{
-    BackendView, ConnectionView, Data, Drops, PacketCounts, RatesView, Reply, Request, RuleKind,
-    RuleView, ServiceView, StatsView, Status,
+    BackendView, ConnectionView, Data, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView, ServiceView,
+    StatsView, Status,
 };
 use lbd::control::selector::Selector;
 use lbd::control::server::Server;
@@ -44,9 +44,7 @@ impl Handler for Scripted {
 fn list(wanted: Option<&str>) -> Reply {
     let service = service();
     match wanted.map(Selector::new) {
-        Some(only) if !only.picks(&service.name, &service.addresses) => {
-            Reply::error(only.unknown())
-        }
+        Some(only) if !only.picks(&service.name, &service.addresses) => Reply::error(only.unknown()),
         Some(_) | None => Reply::Ok(Data::Services(vec![service])),
     }
 }
@@ -137,6 +135,7 @@ fn status() -> Status {
             drop: 3,
             ..PacketCounts::default()
         },
+        unsent: 0,
         last_reload: None,
     }
 }
@@ -235,10 +234,7 @@ fn a_service_that_does_not_exist_fails_and_is_named() {
 fn list_as_json_has_stable_keys_and_numbers() {
     let list = World::new().json(&["list", "--json"]);
     let service = &list["services"][0];
-    assert_eq!(
-        service["addresses"],
-        json!(["127.0.0.1:80", "203.0.113.10:80"])
-    );
+    assert_eq!(service["addresses"], json!(["127.0.0.1:80", "203.0.113.10:80"]));
     assert_eq!(service["stats"]["connections"], json!(10));
     assert_eq!(service["rates"]["connections_per_second"], json!(2));
     assert_eq!(service["backends"][0]["inactive_connections"], json!(5));
@@ -283,15 +279,9 @@ fn rules_and_drops_are_tables_and_json() {
     let rules = world.prints(&["rules"]);
     let row = "\n1        7   420 drop   tcp  !203.0.113.0/24      any                  dpt:80 /* office only */\n";
     assert!(rules.ends_with(row), "{rules}");
-    assert_eq!(
-        world.json(&["rules", "--json"])["rules"][0]["packets"],
-        json!(7)
-    );
+    assert_eq!(world.json(&["rules", "--json"])["rules"][0]["packets"], json!(7));
     let drops = world.prints(&["drops"]);
-    assert!(
-        drops.contains("\ndrop    not_syn                       3\n"),
-        "{drops}"
-    );
+    assert!(drops.contains("\ndrop    not_syn                       3\n"), "{drops}");
     let json = world.json(&["drops", "--json"]);
     assert_eq!(json["drops"]["not_syn"], json!(3));
     assert_eq!(json["drops"]["fragment"], json!(0));
@@ -316,10 +306,7 @@ fn the_mode_is_read_and_switched() {
     let world = World::new();
     assert_eq!(world.prints(&["mode"]), "ipvs\n");
     assert_eq!(world.json(&["mode", "--json"]), json!({"mode": "ipvs"}));
-    assert_eq!(
-        world.prints(&["mode", "iptables"]),
-        "mode is now iptables\n"
-    );
+    assert_eq!(world.prints(&["mode", "iptables"]), "mode is now iptables\n");
 }
 
 #[test]
@@ -335,14 +322,8 @@ fn the_configuration_is_printed_or_written_to_a_file() {
     assert_eq!(world.prints(&["save"]), "mode = \"ipvs\"\n");
     assert_eq!(world.json(&["save", "--json"]), json!({"mode": "ipvs"}));
     let file = world.directory.path().join("saved.toml");
-    std::fs::File::create(&file)
-        .unwrap()
-        .write_all(b"old")
-        .unwrap();
-    assert_eq!(
-        world.prints(&["save", "--output", file.to_str().unwrap()]),
-        ""
-    );
+    std::fs::File::create(&file).unwrap().write_all(b"old").unwrap();
+    assert_eq!(world.prints(&["save", "--output", file.to_str().unwrap()]), "");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mode = \"ipvs\"\n");
     let names = std::fs::read_dir(world.directory.path()).unwrap();
     assert_eq!(names.count(), 2, "the socket and the file, and no draft");
@@ -365,9 +346,7 @@ fn a_file_that_cannot_be_written_is_named() {
 
 #[test]
 fn without_lbd_the_error_names_the_socket_and_the_remedy() {
-    let output = lbctl(Path::new("/nonexistent/lbd.sock"), &["status"])
-        .output()
-        .unwrap();
+    let output = lbctl(Path::new("/nonexistent/lbd.sock"), &["status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
     assert!(
@@ -382,15 +361,8 @@ fn without_lbd_the_error_names_the_socket_and_the_remedy() {
 
 #[test]
 fn bad_usage_exits_with_2() {
-    for args in [
-        &["fly"][..],
-        &["list", "--stats", "--rate"],
-        &["mode", "nftables"],
-        &[],
-    ] {
-        let output = lbctl(Path::new("/nonexistent/lbd.sock"), args)
-            .output()
-            .unwrap();
+    for args in [&["fly"][..], &["list", "--stats", "--rate"], &["mode", "nftables"], &[]] {
+        let output = lbctl(Path::new("/nonexistent/lbd.sock"), args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }

@@ -54,10 +54,7 @@ fn recording() -> Option<Value> {
     );
     let path = shared.join("reference/scheduler-sequences.json");
     if !path.exists() {
-        println!(
-            "SKIPPED: no recordings at {}; set LBD_SHARED",
-            path.display()
-        );
+        println!("SKIPPED: no recordings at {}; set LBD_SHARED", path.display());
         return None;
     }
     let text = std::fs::read_to_string(path).unwrap();
@@ -139,9 +136,7 @@ impl Service {
 
     /// A connection that is established, and closed unless it `stays_open`: then it is in TIME_WAIT or CLOSE.
     fn connect(&mut self, tuple: &Tuple, stays_open: bool, rng: &mut Rng) -> Option<u64> {
-        let index = self
-            .scheduler
-            .pick(tuple, &self.backends, Instant::ZERO, rng)?;
+        let index = self.scheduler.pick(tuple, &self.backends, Instant::ZERO, rng)?;
         let backend = &self.backends[index];
         backend.bind();
         backend.set_active(true);
@@ -166,6 +161,7 @@ fn flags(words: &str) -> Flags {
 
 fn backend(id: u8, weight: u32) -> Arc<Backend> {
     let identity = Arc::new(ServiceIdentity {
+        id: 1,
         name: "recorded".into(),
         stats: Stats::new(1),
     });

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
@@ -48,6 +49,15 @@ impl Counters {
     }
 }
 
+/// Where randomness comes from.
+#[derive(Clone, Debug)]
+pub struct Seeds {
+    /// Of schedulers, rule probabilities and masquerade ports: the same seed makes the same choices.
+    pub choices: u64,
+    /// Of the connection table's hash. It changes no choice, and strangers must not be able to guess it.
+    pub hashing: RandomState,
+}
+
 /// What belongs to one worker alone.
 #[derive(Debug)]
 pub struct Lane {
@@ -69,13 +79,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for as many workers as lanes are returned. The same seed makes the same choices.
+    /// An engine for as many workers as lanes are returned.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, workers: usize, seed: u64, now: Instant) -> (Self, Vec<Lane>) {
-        let mut rng = Rng::with_seed(seed);
+    pub fn new(policy: Arc<Policy>, workers: usize, seeds: Seeds, now: Instant) -> (Self, Vec<Lane>) {
+        let mut rng = Rng::with_seed(seeds.choices);
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
-        let conntrack = Conntrack::new(workers, policy.conntrack.max_flows, &mut rng, now);
+        let conntrack = Conntrack::new(workers, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
             index,
             rng: rng.fork(),
@@ -240,7 +250,7 @@ impl Processor<'_> {
     }
 
     /// Looks up the packet's flow and takes note of the packet there.
-    fn follow(&mut self, segment: &Segment, now: Instant) -> Known {
+    fn follow(&self, segment: &Segment, now: Instant) -> Known {
         let policy = &self.ruleset.policy.conntrack;
         let lane = self.lane.index;
         let likely = match self.ruleset.is_to_service(&segment.tuple) {

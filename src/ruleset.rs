@@ -80,7 +80,10 @@ impl Registry {
         let unchanged = Unchanged::between(previous, &policy);
         let build_service = |spec: &ServiceSpec| match former.get(spec.name.as_str()) {
             Some(service) if unchanged.contains(spec) => Arc::clone(service),
-            known => Arc::new(self.build_service(&policy, spec, known.copied())),
+            known => {
+                let old = known.copied().zip(unchanged.former.get(spec.name.as_str()).copied());
+                Arc::new(self.build_service(&policy, spec, old))
+            }
         };
         let services: Vec<Arc<Service>> = policy.services.iter().map(build_service).collect();
         self.bury(previous, &services);
@@ -103,7 +106,13 @@ impl Registry {
         }
     }
 
-    fn build_service(&mut self, policy: &Policy, spec: &ServiceSpec, known: Option<&Arc<Service>>) -> Service {
+    fn build_service(
+        &mut self,
+        policy: &Policy,
+        spec: &ServiceSpec,
+        old: Option<(&Arc<Service>, &ServiceSpec)>,
+    ) -> Service {
+        let known = old.map(|(service, _)| service);
         let identity = match known {
             Some(service) => Arc::clone(&service.identity),
             None => Arc::new(ServiceIdentity {
@@ -131,7 +140,7 @@ impl Registry {
         let backends: Vec<Arc<Backend>> = backends.collect();
         let kind = policy.scheduler_of(spec);
         Service {
-            scheduler: Mutex::new(continue_scheduler(policy, spec, known, &backends)),
+            scheduler: Mutex::new(continue_scheduler(policy, spec, old, &backends)),
             identity,
             protocol: spec.protocol,
             endpoints: spec.endpoints(&policy.node_addresses).collect(),
@@ -201,15 +210,18 @@ impl<'a> Unchanged<'a> {
 fn continue_scheduler(
     policy: &Policy,
     spec: &ServiceSpec,
-    known: Option<&Arc<Service>>,
+    old: Option<(&Arc<Service>, &ServiceSpec)>,
     backends: &[Arc<Backend>],
 ) -> Scheduler {
     let kind = policy.scheduler_of(spec);
-    let Some(known) = known.filter(|service| service.kind == kind && service.flags == spec.flags) else {
+    let same = old.filter(|(service, _)| service.kind == kind && service.flags == spec.flags);
+    let Some((service, former)) = same else {
         return Scheduler::new(kind, spec.flags, backends);
     };
-    let mut scheduler = known.scheduler.lock().clone();
-    scheduler.backends_changed(&known.backends, backends);
+    let mut scheduler = service.scheduler.lock().clone();
+    if former.backends != spec.backends {
+        scheduler.backends_changed(&service.backends, backends);
+    }
     scheduler
 }
 

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
-use pcap_file::pcapng::blocks::interface_description::{
-    InterfaceDescriptionBlock, InterfaceDescriptionOption,
-};
+use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
 use pcap_file::pcapng::{Block, PcapNgReader, PcapNgWriter};
 pub use pcap_file::{DataLink, Endianness, TsResolution};
 
@@ -19,12 +17,7 @@ pub use pcap_file::{DataLink, Endianness, TsResolution};
 pub type Timed = (u64, Vec<u8>);
 
 /// A pcap file.
-pub fn pcap(
-    packets: &[Timed],
-    link: DataLink,
-    endianness: Endianness,
-    resolution: TsResolution,
-) -> Vec<u8> {
+pub fn pcap(packets: &[Timed], link: DataLink, endianness: Endianness, resolution: TsResolution) -> Vec<u8> {
     let header = PcapHeader {
         datalink: link,
         endianness,
@@ -43,12 +36,7 @@ pub fn pcap(
 
 /// A little-endian pcap file of IP packets, with nanoseconds.
 pub fn raw_pcap(packets: &[Timed]) -> Vec<u8> {
-    pcap(
-        packets,
-        DataLink::RAW,
-        Endianness::Little,
-        TsResolution::NanoSecond,
-    )
+    pcap(packets, DataLink::RAW, Endianness::Little, TsResolution::NanoSecond)
 }
 
 /// A pcapng file with one interface for each of `links`, whose unit is the nanosecond.

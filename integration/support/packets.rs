@@ -10,8 +10,8 @@ use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{
-    Icmpv4Type, Icmpv6Type, IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket,
-    TcpHeader, TransportSlice, icmpv4, icmpv6,
+    Icmpv4Type, Icmpv6Type, IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
+    TransportSlice, icmpv4, icmpv6,
 };
 
 /// TCP flags (RFC 9293 section 3.1), to be combined with `|`.
@@ -42,19 +42,11 @@ pub enum IcmpError {
 
 pub fn socket(text: impl Display) -> SocketAddr {
     let text = text.to_string();
-    text.parse()
-        .unwrap_or_else(|_| panic!("{text:?} is not ADDRESS:PORT"))
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is not ADDRESS:PORT"))
 }
 
 /// A TCP segment.
-pub fn tcp(
-    source: impl Display,
-    destination: impl Display,
-    flags: u8,
-    seq: u32,
-    ack: u32,
-    payload: &[u8],
-) -> Vec<u8> {
+pub fn tcp(source: impl Display, destination: impl Display, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
     let (source, destination) = (socket(source), socket(destination));
     let mut header = TcpHeader::new(source.port(), destination.port(), seq, 64_240);
     header.acknowledgment_number = ack;
@@ -104,12 +96,8 @@ pub fn ping(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = ip(source, destination);
     match source {
-        IpAddr::V4(_) => builder
-            .icmpv4_echo_request(7, 1)
-            .write(&mut packet, b"ping"),
-        IpAddr::V6(_) => builder
-            .icmpv6_echo_request(7, 1)
-            .write(&mut packet, b"ping"),
+        IpAddr::V4(_) => builder.icmpv4_echo_request(7, 1).write(&mut packet, b"ping"),
+        IpAddr::V6(_) => builder.icmpv6_echo_request(7, 1).write(&mut packet, b"ping"),
     }
     .unwrap();
     packet
@@ -168,24 +156,15 @@ pub fn endpoints(packet: &[u8]) -> (SocketAddr, SocketAddr) {
         Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
         _ => (0, 0),
     };
-    (
-        SocketAddr::new(source, from),
-        SocketAddr::new(destination, to),
-    )
+    (SocketAddr::new(source, from), SocketAddr::new(destination, to))
 }
 
 /// Source and destination address of a packet.
 pub fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
     let sliced = etherparse::LaxSlicedPacket::from_ip(packet).expect("an IP packet");
     match sliced.net.expect("an IP packet") {
-        etherparse::LaxNetSlice::Ipv4(v4) => (
-            v4.header().source_addr().into(),
-            v4.header().destination_addr().into(),
-        ),
-        etherparse::LaxNetSlice::Ipv6(v6) => (
-            v6.header().source_addr().into(),
-            v6.header().destination_addr().into(),
-        ),
+        etherparse::LaxNetSlice::Ipv4(v4) => (v4.header().source_addr().into(), v4.header().destination_addr().into()),
+        etherparse::LaxNetSlice::Ipv6(v6) => (v6.header().source_addr().into(), v6.header().destination_addr().into()),
         other => panic!("not IP: {other:?}"),
     }
 }
@@ -193,15 +172,11 @@ pub fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
 /// Decodes `packet` and checks every length and checksum in it; in an ICMP error also those of the packet it quotes.
 #[track_caller]
 pub fn assert_valid(packet: &[u8]) {
-    let sliced = SlicedPacket::from_ip(packet)
-        .unwrap_or_else(|error| panic!("malformed packet: {error}: {packet:02x?}"));
+    let sliced =
+        SlicedPacket::from_ip(packet).unwrap_or_else(|error| panic!("malformed packet: {error}: {packet:02x?}"));
     let (segment, number) = match sliced.net.as_ref().expect("an IP packet") {
         NetSlice::Ipv4(v4) => {
-            assert_eq!(
-                usize::from(v4.header().total_len()),
-                packet.len(),
-                "total length"
-            );
+            assert_eq!(usize::from(v4.header().total_len()), packet.len(), "total length");
             assert_eq!(checksum(v4.header().slice()), 0, "IPv4 header checksum");
             (v4.payload().payload, v4.payload().ip_number)
         }
@@ -238,15 +213,7 @@ pub fn assert_quote_valid(quote: &[u8]) {
 #[track_caller]
 fn assert_transport_valid(packet: &[u8], number: u8, segment: &[u8]) {
     let (source, destination) = addresses(packet);
-    let sum = || {
-        checksum(
-            &[
-                &pseudo_header(source, destination, number, segment.len()),
-                segment,
-            ]
-            .concat(),
-        )
-    };
+    let sum = || checksum(&[&pseudo_header(source, destination, number, segment.len()), segment].concat());
     match number {
         1 => assert_eq!(checksum(segment), 0, "ICMP checksum"),
         6 => assert_eq!(sum(), 0, "TCP checksum"),
@@ -296,9 +263,7 @@ fn checksum(data: &[u8]) -> u16 {
 /// RFC 9260 appendix A, bit by bit.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
-        })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
     })
 }
 
@@ -319,12 +284,8 @@ fn icmpv4_type(error: IcmpError) -> Icmpv4Type {
     match error {
         IcmpError::HostUnreachable => Icmpv4Type::DestinationUnreachable(Host),
         IcmpError::PortUnreachable => Icmpv4Type::DestinationUnreachable(Port),
-        IcmpError::TimeExceeded => {
-            Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
-        }
-        IcmpError::TooBig { mtu } => {
-            Icmpv4Type::DestinationUnreachable(FragmentationNeeded { next_hop_mtu: mtu })
-        }
+        IcmpError::TimeExceeded => Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
+        IcmpError::TooBig { mtu } => Icmpv4Type::DestinationUnreachable(FragmentationNeeded { next_hop_mtu: mtu }),
     }
 }
 
@@ -333,9 +294,7 @@ fn icmpv6_type(error: IcmpError) -> Icmpv6Type {
     match error {
         IcmpError::HostUnreachable => Icmpv6Type::DestinationUnreachable(Address),
         IcmpError::PortUnreachable => Icmpv6Type::DestinationUnreachable(Port),
-        IcmpError::TimeExceeded => {
-            Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded)
-        }
+        IcmpError::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
         IcmpError::TooBig { mtu } => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
     }
 }

@@ -17,7 +17,7 @@ use lbd::policy::Mode;
 
 /// Shows and changes what a running lbd does.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "lbctl", version, arg_required_else_help = true)]
 struct Cli {
     /// The control socket of lbd
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -151,9 +151,7 @@ fn request(command: &Command) -> Request {
         Command::Mode(ModeArgs { mode, .. }) => match mode {
             None => Request::Mode,
             Some(ModeWord::Ipvs) => Request::SwitchMode { mode: Mode::Ipvs },
-            Some(ModeWord::Iptables) => Request::SwitchMode {
-                mode: Mode::Iptables,
-            },
+            Some(ModeWord::Iptables) => Request::SwitchMode { mode: Mode::Iptables },
         },
         Command::Reload => Request::Reload,
         Command::Save(_) => Request::Save,
@@ -174,9 +172,7 @@ fn show(command: &Command, data: Data) -> Outcome<String> {
         (Command::Drops(_), Data::Drops(drops)) => Ok(render::drops(&drops)),
         (Command::Mode(args), data @ Data::Mode(_)) if args.json.json => json(&data),
         (Command::Mode(_), Data::Mode(mode)) => Ok(format!("{}\n", mode.name())),
-        (Command::Mode(_) | Command::Reload, Data::Message(message)) => {
-            Ok(format!("{}\n", message.trim_end()))
-        }
+        (Command::Mode(_) | Command::Reload, Data::Message(message)) => Ok(format!("{}\n", message.trim_end())),
         (Command::Save(args), Data::Configuration(toml)) => save(args, toml),
         (_, data) => Err(format!(
             "lbd answered something else than was asked for: {}: use the lbctl that came with it",

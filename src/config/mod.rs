@@ -1,6 +1,17 @@
 //! The configuration file: written as TOML ([`raw`]), valid once it is a [`Config`].
+mod defaults;
+pub mod diagnostic;
 pub mod raw;
+pub mod reload;
+pub mod save;
+mod settings;
+mod suggest;
 pub mod validate;
+mod words;
+
+pub use diagnostic::Diagnostic;
+pub use save::to_toml;
+pub use validate::{Loaded, load, parse};
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -23,7 +23,6 @@ use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::flow::{Direction, Endpoint, Tuple};
-use crate::scheduler::Rng;
 use crate::time::Instant;
 use connection::{Class, Connection};
 use shard::Shard;
@@ -49,8 +48,7 @@ pub enum Refused {
 impl Conntrack {
     /// An empty table for `workers` threads. A single worker gets a single shard, so that eviction is exactly by age.
     #[must_use]
-    pub fn new(workers: usize, max_flows: usize, rng: &mut Rng, now: Instant) -> Self {
-        let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
+    pub fn new(workers: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
         let count = match workers {
             0 | 1 => 1,
             // Enough that two workers rarely meet at one lock.
@@ -159,14 +157,11 @@ impl Conntrack {
         })
     }
 
-    /// Copies of all flows that `wanted` chooses, one shard locked at a time.
-    pub fn list(&self, now: Instant, wanted: impl Fn(&Connection) -> bool) -> Vec<Connection> {
-        let mut list = Vec::new();
+    /// Shows every flow to `see`, one shard locked at a time.
+    pub fn each(&self, now: Instant, mut see: impl FnMut(&Connection)) {
         for shard in &self.shards {
-            let shard = shard.lock();
-            list.extend(shard.connections(now).filter(|flow| wanted(flow)).cloned());
+            shard.lock().connections(now).for_each(&mut see);
         }
-        list
     }
 
     fn lock(&self, index: usize) -> MutexGuard<'_, Shard> {

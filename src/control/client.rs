@@ -16,9 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nothing listens there.
-    #[error(
-        "cannot reach lbd at {socket}: {cause}: is it running? start `lbd --config FILE` or give --socket PATH"
-    )]
+    #[error("cannot reach lbd at {socket}: {cause}: is it running? start `lbd --config FILE` or give --socket PATH")]
     Unreachable {
         /// Where.
         socket: PathBuf,
@@ -42,9 +40,7 @@ pub enum ClientError {
         cause: io::Error,
     },
     /// What came back is not in lbd's words.
-    #[error(
-        "the reply from {socket} makes no sense: {cause}: use the lbctl that came with the running lbd"
-    )]
+    #[error("the reply from {socket} makes no sense: {cause}: use the lbctl that came with the running lbd")]
     Garbled {
         /// Where.
         socket: PathBuf,
@@ -76,11 +72,7 @@ pub(super) fn exchange(
     line.push(b'\n');
     match stream.write_all(&line) {
         // A server that turns clients away does not wait for what they say, but has left a word.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
         written => written.map_err(serde_json::Error::io)?,
     }
     let reader = BufReader::with_capacity(1 << 16, stream);
@@ -101,10 +93,7 @@ fn broken(socket: &Path, cause: serde_json::Error) -> ClientError {
     if cause.is_io() || cause.is_eof() {
         let cause = io::Error::from(cause);
         let cause = if cause.kind() == io::ErrorKind::WouldBlock {
-            io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("it was silent for {PATIENCE:?}"),
-            )
+            io::Error::new(io::ErrorKind::TimedOut, format!("it was silent for {PATIENCE:?}"))
         } else {
             cause
         };

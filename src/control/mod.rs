@@ -10,6 +10,7 @@ pub mod render;
 pub mod selector;
 pub mod server;
 pub mod text;
+pub mod views;
 
 use protocol::{Reply, Request};
 

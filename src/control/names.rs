@@ -92,14 +92,8 @@ mod tests {
     #[test]
     fn without_names_addresses_and_ports_are_numbers() {
         let names = Names::numeric();
-        assert_eq!(
-            names.show(Protocol::Tcp, endpoint("10.9.9.9:80")),
-            "10.9.9.9:80"
-        );
-        assert_eq!(
-            names.show(Protocol::Tcp, endpoint("[fd00::9]:80")),
-            "[fd00::9]:80"
-        );
+        assert_eq!(names.show(Protocol::Tcp, endpoint("10.9.9.9:80")), "10.9.9.9:80");
+        assert_eq!(names.show(Protocol::Tcp, endpoint("[fd00::9]:80")), "[fd00::9]:80");
     }
 
     #[test]

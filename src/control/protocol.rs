@@ -132,6 +132,8 @@ pub struct Status {
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.
     pub packets: PacketCounts,
+    /// Packets that the device did not take.
+    pub unsent: u64,
     /// None before the first reload.
     pub last_reload: Option<LastReload>,
 }
@@ -408,14 +410,13 @@ impl Drops {
     #[must_use]
     pub fn new(count: impl Fn(Verdict) -> u64) -> Self {
         let counts = |ending: Ending| {
-            let verdicts =
-                Verdict::all().filter(move |&verdict| Ending::of(verdict) == Some(ending));
+            let verdicts = Verdict::all().filter(move |&verdict| Ending::of(verdict) == Some(ending));
             verdicts.filter_map(|verdict| Some((verdict, verdict.reason()?)))
         };
         let endings = [Ending::Drop, Ending::Reject, Ending::Pass];
-        let reasons = endings.into_iter().flat_map(|ending| {
-            counts(ending).map(move |(verdict, reason)| (ending, verdict, reason))
-        });
+        let reasons = endings
+            .into_iter()
+            .flat_map(|ending| counts(ending).map(move |(verdict, reason)| (ending, verdict, reason)));
         let count = |(verdict, of, reason)| ReasonCount {
             verdict,
             reason: Cow::Borrowed(reason),

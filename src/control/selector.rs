@@ -21,9 +21,7 @@ impl<'a> Selector<'a> {
     /// Whether it means the service of this name and these addresses.
     #[must_use]
     pub fn picks(&self, name: &str, addresses: &[Endpoint]) -> bool {
-        addresses
-            .iter()
-            .any(|&address| self.picks_address(name, address))
+        addresses.iter().any(|&address| self.picks_address(name, address))
     }
 
     /// Whether it means this one address of the service of this name: a name means all of them.
@@ -36,9 +34,7 @@ impl<'a> Selector<'a> {
     #[must_use]
     pub fn unknown(&self) -> String {
         let text = self.text;
-        format!(
-            "no service {text:?}: give a name or ADDRESS:PORT of one that `lbctl list -n --json` shows"
-        )
+        format!("no service {text:?}: give a name or ADDRESS:PORT of one that `lbctl list -n --json` shows")
     }
 }
 
@@ -54,16 +50,8 @@ mod tests {
 
     #[test]
     fn a_service_is_found_by_its_name_and_by_each_of_its_addresses() {
-        for text in [
-            "default/web:http",
-            "10.96.0.10:80",
-            "203.0.113.10:80",
-            "[fd00::10]:80",
-        ] {
-            assert!(
-                Selector::new(text).picks("default/web:http", &addresses()),
-                "{text}"
-            );
+        for text in ["default/web:http", "10.96.0.10:80", "203.0.113.10:80", "[fd00::10]:80"] {
+            assert!(Selector::new(text).picks("default/web:http", &addresses()), "{text}");
         }
     }
 
@@ -81,15 +69,8 @@ mod tests {
     #[test]
     fn another_name_or_port_is_unknown_and_named_in_the_error() {
         for text in ["web", "10.96.0.10:81", "10.96.0.10"] {
-            assert!(
-                !Selector::new(text).picks("default/web:http", &addresses()),
-                "{text}"
-            );
+            assert!(!Selector::new(text).picks("default/web:http", &addresses()), "{text}");
         }
-        assert!(
-            Selector::new("web")
-                .unknown()
-                .starts_with("no service \"web\": ")
-        );
+        assert!(Selector::new("web").unknown().starts_with("no service \"web\": "));
     }
 }

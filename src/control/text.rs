@@ -26,8 +26,7 @@ where
 }
 
 fn parse<T: FromStr<Err: Display>, E: Error>(text: &str) -> Result<T, E> {
-    text.parse()
-        .map_err(|error| E::custom(format!("{text:?}: {error}")))
+    text.parse().map_err(|error| E::custom(format!("{text:?}: {error}")))
 }
 
 /// The same for a list.
@@ -93,7 +92,6 @@ pub mod mode {
     /// The word is no mode.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Mode, D::Error> {
         let word = String::deserialize(from)?;
-        parse(&word)
-            .ok_or_else(|| D::Error::custom(format!("no mode {word:?}: expected ipvs or iptables")))
+        parse(&word).ok_or_else(|| D::Error::custom(format!("no mode {word:?}: expected ipvs or iptables")))
     }
 }

@@ -1,2 +1,34 @@
 //! Where packets come from and go to: the only room with packet file descriptors and `unsafe`.
+//!
+//! A device owns its buffers and lends them for one batch: it receives, has the batch decided, and sends what is left
+//! of it. So nothing is copied between a receive and a send buffer, on TUN as on AF_XDP, where both are one frame.
 pub mod capture;
+pub mod tun;
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::packet::frame::Frame;
+
+/// What one exchange moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exchanged {
+    /// Packets received.
+    pub received: usize,
+    /// Packets that could not be sent: the kernel had no buffer, or refused them.
+    pub unsent: usize,
+}
+
+/// A source and sink of packets.
+pub trait PacketIo: Send {
+    /// Receives what is there, at most one batch, has each frame's fate decided by `decide`, and sends what is kept.
+    ///
+    /// Never waits: without packets it returns zero.
+    ///
+    /// # Errors
+    /// When the device itself fails, not for a packet that cannot be sent.
+    fn exchange(&mut self, decide: &mut dyn FnMut(&mut [Frame<'_>])) -> io::Result<Exchanged>;
+
+    /// The descriptor that becomes readable when packets arrive.
+    fn readiness(&self) -> RawFd;
+}

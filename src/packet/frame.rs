@@ -28,6 +28,7 @@ pub struct Frame<'a> {
     storage: &'a mut [u8],
     start: usize,
     end: usize,
+    is_answer: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -55,6 +56,7 @@ impl<'a> Frame<'a> {
             storage,
             start,
             end,
+            is_answer: false,
             checksum,
             fate: Fate::Send,
         }
@@ -89,6 +91,18 @@ impl<'a> Frame<'a> {
         self.storage.len() - self.start
     }
 
+    /// The packet with the `length` bytes before it; they are zero for an answer made by the engine, which they did not
+    /// come with.
+    ///
+    /// # Panics
+    /// If there are fewer bytes before the packet.
+    pub fn with_header(&mut self, length: usize) -> &[u8] {
+        if self.is_answer {
+            self.storage[self.start - length..self.start].fill(0);
+        }
+        &self.storage[self.start - length..self.end]
+    }
+
     /// Where the IP packet is in its buffer.
     #[must_use]
     pub const fn range(&self) -> std::ops::Range<usize> {
@@ -99,6 +113,7 @@ impl<'a> Frame<'a> {
     pub fn replace(&mut self, answer: &[u8]) {
         let len = answer.len().min(self.capacity());
         self.end = self.start + len;
+        self.is_answer = true;
         self.checksum = Checksum::Complete;
         self.bytes_mut().copy_from_slice(&answer[..len]);
     }

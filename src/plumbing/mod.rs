@@ -1,1 +1,171 @@
-//! What lbd asks of the kernel by netlink, and how it is undone.
+//! What lbd asks of the kernel in TUN mode: device up, routes, policy rules, sysctls; and how all of it is undone.
+//!
+//! The caller opens a non-persistent TUN device, so the device and every route over it vanish with the process.
+//! The rest is put in by [`Plumbing::install`], follows the configuration by [`Plumbing::update`], is taken out by
+//! [`Plumbing::remove`], and what a killed lbd left behind is taken out by [`clear_leftovers`].
+//!
+//! A packet's way, as policy rules (all marked with [`object::OWNER`], `ip rule` shows `proto 108`):
+//!
+//! ```text
+//!  10: iif lbd0 goto 20                          what lbd wrote is never taken in again      (only with
+//!  11: to NODE ipproto tcp dport 30080 -> 7763   node ports and services on local addresses   local
+//!  20: lookup local                              moved here from 0                            ports)
+//!  30: iif lbd0 goto 39
+//!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
+//!      (and `to` destinations of iptables-mode rules that lead to a service)
+//!  32: lookup 7762                               service, external and pool addresses -> lbd0
+//!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
+//! 32766: lookup main
+//! ```
+//!
+//! Facts about the kernel that this rests on (measured on 6.18, each has a test in `integration/plumbing.rs`):
+//! - A device without any IPv4 address has strict reverse path filtering even when it is set to loose
+//!   (`__fib_validate_source`, `no_addr`), so the device gets [`device::DUMMY_ADDRESS`] at host scope. That scope
+//!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
+//!   another interface. On a host with no other address, IPv4 clients send from 0.0.0.0 and IPv6 clients from ::1.
+//! - The kernel walks policy rules one by one for each packet; see [`cover`] for the cost and what is done about it.
+//! - A rule with a port never matches a fragment (its ports are not dissected): a fragmented reply bypasses lbd.
+mod address;
+mod cover;
+mod device;
+mod error;
+mod journal;
+mod leftovers;
+mod message;
+mod netlink;
+mod object;
+mod plan;
+mod sysctl;
+
+use std::path::Path;
+
+pub use address::{Monitor, local_addresses, owned_addresses};
+pub use cover::Cover;
+pub use device::Device;
+pub use error::Error;
+pub use leftovers::{Summary, clear_leftovers};
+pub use plan::{Plan, PlanError};
+
+use journal::Journal;
+use netlink::Handle;
+use object::{Families, Family, Object, Step};
+
+/// Everything lbd has put into the kernel, and how to undo it. Dropping it undoes it too, but hides errors.
+#[derive(Debug)]
+pub struct Plumbing {
+    handle: Handle,
+    device: Device,
+    index: u32,
+    journal: Journal,
+    /// Families whose local table's rule stood at priority 0 before lbd came.
+    first_local_rule: Families,
+    plan: Plan,
+    installed: Vec<Object>,
+    removed: bool,
+}
+
+impl Plumbing {
+    /// Brings `device` up and puts `plan` into the kernel; all or nothing. The old values of sysctls are kept in a
+    /// file in the directory `journal` (created when missing; one file a network namespace) before they are changed.
+    /// Call [`clear_leftovers`] before.
+    ///
+    /// # Errors
+    /// When another lbd runs in this network namespace, or the kernel refuses anything.
+    pub fn install(device: Device, plan: Plan, journal: &Path) -> Result<Self, Error> {
+        let mut handle = Handle::open()?;
+        let journal = Journal::claim(journal, &device.name)?;
+        let first_local_rule = leftovers::first_local_rules(&mut handle)?;
+        let index = device.bring_up(&mut handle)?;
+        let mut plumbing = Self {
+            handle,
+            device,
+            index,
+            journal,
+            first_local_rule,
+            plan: Plan::default(),
+            installed: Vec::new(),
+            removed: false,
+        };
+        // On failure `plumbing` is dropped, which undoes the sysctls that were already set.
+        plumbing.update(plan)?;
+        Ok(plumbing)
+    }
+
+    /// Changes what is installed into `plan`: first adds what is new, then removes what is gone; all or nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses anything; then what was changed has been changed back.
+    pub fn update(&mut self, plan: Plan) -> Result<(), Error> {
+        for family in Family::BOTH {
+            if plan.uses(family) && !self.plan.uses(family) {
+                sysctl::prepare(family, &self.device.name, &mut self.journal)?;
+            }
+        }
+        if plan.has_local_ports() {
+            sysctl::accept_local(&self.device.name)?;
+        }
+        let wanted = object::objects(&plan, self.first_local_rule);
+        let steps = object::difference(&self.installed, &wanted);
+        self.apply(&steps)?;
+        self.installed = wanted;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// Takes everything out of the kernel again. The device stays, down to its owner.
+    ///
+    /// # Errors
+    /// What the kernel refused to undo first; the rest has been undone as far as that is safe.
+    pub fn remove(mut self) -> Result<(), Error> {
+        self.undo()
+    }
+
+    /// What is installed now.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn apply(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let outcome = self.handle.run(steps, self.context());
+        let Some(error) = outcome.error else {
+            return Ok(());
+        };
+        let back: Vec<Step> = outcome.done.into_iter().rev().map(Step::inverse).collect();
+        let rollback = self.handle.run_all(&back, self.context());
+        if let Some(second) = rollback {
+            tracing::error!("could not undo a failed change of routes and rules: {second}");
+        }
+        Err(error)
+    }
+
+    fn undo(&mut self) -> Result<(), Error> {
+        self.removed = true;
+        let steps = object::difference(&self.installed, &[]);
+        let refused = self.handle.run_all(&steps, self.context());
+        self.installed.clear();
+        let sysctls = sysctl::restore(&mut self.journal);
+        match refused {
+            Some(error) => Err(error),
+            None => sysctls,
+        }
+    }
+
+    fn context(&self) -> message::Context {
+        message::Context {
+            device: self.device.name.clone(),
+            index: self.index,
+        }
+    }
+}
+
+impl Drop for Plumbing {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        if let Err(error) = self.undo() {
+            tracing::error!("could not undo what lbd put into the kernel: {error}");
+        }
+    }
+}

@@ -7,6 +7,7 @@
 //! - A damaged capture is replayed up to the damage. OUT and the verdicts then hold that part, and the run fails with
 //!   [`ReplayError::Damaged`]. Every other failure leaves OUT and the verdicts as they were before.
 mod output;
+pub mod run;
 mod verdicts;
 
 use std::fmt;
@@ -195,10 +196,7 @@ impl Outcome {
 
 impl Replay<'_> {
     /// Replays until the end, or until the capture is damaged.
-    fn play<R: io::Read>(
-        &mut self,
-        reader: &mut Reader<R>,
-    ) -> Result<Option<CaptureError>, ReplayError> {
+    fn play<R: io::Read>(&mut self, reader: &mut Reader<R>) -> Result<Option<CaptureError>, ReplayError> {
         let mut data = Vec::new();
         loop {
             match reader.next(&mut data) {
@@ -230,8 +228,7 @@ impl Replay<'_> {
             Verdict::Pass(_) | Verdict::Drop(_) => return Ok(()),
         };
         let frame = &data[..outcome.len];
-        self.output
-            .write(|out| record.write(out, frame, original_len))
+        self.output.write(|out| record.write(out, frame, original_len))
     }
 
     /// Has the engine process the IP packet that begins at `start`.
@@ -274,9 +271,7 @@ impl Replay<'_> {
         if let Some(verdicts) = verdicts {
             verdicts.publish()?;
         }
-        Ok(Summary {
-            counts: self.counts,
-        })
+        Ok(Summary { counts: self.counts })
     }
 }
 

@@ -109,9 +109,7 @@ fn create_beside(target: &Path) -> io::Result<(File, PathBuf)> {
         let path = target.with_file_name(hidden);
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => return Ok((file, path)),
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists && attempt < MAX_ATTEMPTS =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < MAX_ATTEMPTS => {
                 attempt += 1;
             }
             Err(error) => return Err(error),
@@ -122,9 +120,7 @@ fn create_beside(target: &Path) -> io::Result<(File, PathBuf)> {
 /// Whether two paths name one regular file, be it there already or not; a pipe or device may serve twice.
 pub(super) fn same_file(one: &Path, other: &Path) -> bool {
     match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => {
-            one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino())
-        }
+        (Ok(one), Ok(other)) => one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()),
         (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
         (Err(_), Err(_)) => absolute(one) == absolute(other),
     }

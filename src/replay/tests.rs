@@ -119,21 +119,13 @@ fn forwarded(packet: &[u8]) -> Vec<u8> {
 }
 
 fn ethernet(frames: &[Timed]) -> Vec<u8> {
-    captures::pcap(
-        frames,
-        DataLink::ETHERNET,
-        Endianness::Big,
-        TsResolution::MicroSecond,
-    )
+    captures::pcap(frames, DataLink::ETHERNET, Endianness::Big, TsResolution::MicroSecond)
 }
 
 #[test]
 fn only_forwarded_packets_and_answers_are_emitted_each_at_its_cause_s_time() {
     let ports = [FORWARD, PASS, REJECT, DROP];
-    let input: Vec<Timed> = ports
-        .iter()
-        .map(|&port| (u64::from(port) * 10, to(port)))
-        .collect();
+    let input: Vec<Timed> = ports.iter().map(|&port| (u64::from(port) * 10, to(port))).collect();
     let mut run = Run::of(&captures::raw_pcap(&input));
     let summary = run.run().unwrap();
     let (header, out) = captures::read_pcap(&run.out());
@@ -141,10 +133,7 @@ fn only_forwarded_packets_and_answers_are_emitted_each_at_its_cause_s_time() {
     assert_eq!(out, [(10, forwarded(&to(FORWARD))), (30, ANSWER.to_vec())]);
     assert_eq!(summary.packets(), 4);
     assert_eq!(summary.count(Verdict::Reject(Reject::NoBackend)), 1);
-    assert_eq!(
-        summary.to_string(),
-        "4 packets, forward 1, pass 1, reject 1, drop 1"
-    );
+    assert_eq!(summary.to_string(), "4 packets, forward 1, pass 1, reject 1, drop 1");
 }
 
 #[test]
@@ -169,11 +158,7 @@ fn every_packet_gets_one_line_of_verdict() {
 
 #[test]
 fn the_clock_never_runs_back_but_packets_keep_their_times() {
-    let input = [
-        (1_000, to(FORWARD)),
-        (400, to(FORWARD)),
-        (1_001, to(FORWARD)),
-    ];
+    let input = [(1_000, to(FORWARD)), (400, to(FORWARD)), (1_001, to(FORWARD))];
     let mut run = Run::of(&captures::raw_pcap(&input));
     run.run().unwrap();
     assert_eq!(run.engine.clock, [1_000, 1_000, 1_001]);
@@ -195,10 +180,7 @@ fn link_headers_and_padding_stay_on_forwarded_frames_and_answers_have_no_padding
     };
     let tagged = frame(FORWARD, &[7, 8]);
     let refused = frame(REJECT, &[9]);
-    let mut run = Run::of(&ethernet(&[
-        (1_000, tagged.clone()),
-        (2_000, refused.clone()),
-    ]));
+    let mut run = Run::of(&ethernet(&[(1_000, tagged.clone()), (2_000, refused.clone())]));
     run.run().unwrap();
     let (header, out) = captures::read_pcap(&run.out());
     assert_eq!(
@@ -213,11 +195,7 @@ fn link_headers_and_padding_stay_on_forwarded_frames_and_answers_have_no_padding
 
 #[test]
 fn frames_that_are_not_ip_or_cut_within_their_header_never_reach_the_engine() {
-    let mut run = Run::of(&ethernet(&[
-        (0, packets::arp()),
-        (0, vec![2; 13]),
-        (0, vec![]),
-    ]));
+    let mut run = Run::of(&ethernet(&[(0, packets::arp()), (0, vec![2; 13]), (0, vec![])]));
     let summary = run.run().unwrap();
     assert_eq!(summary.count(Verdict::Pass(Pass::NotIp)), 1);
     assert_eq!(summary.count(Verdict::Drop(Drop::Malformed)), 2);
@@ -232,11 +210,7 @@ fn frames_that_are_not_ip_or_cut_within_their_header_never_reach_the_engine() {
 #[test]
 fn a_pcapng_capture_stays_one_with_each_packet_on_its_interface() {
     let frame = packets::ethernet(&to(FORWARD), &[]);
-    let input = [
-        (1, (7, to(FORWARD))),
-        (0, (8, frame.clone())),
-        (1, (9, to(DROP))),
-    ];
+    let input = [(1, (7, to(FORWARD))), (0, (8, frame.clone())), (1, (9, to(DROP)))];
     let links = [DataLink::ETHERNET, DataLink::RAW];
     let mut run = Run::of(&captures::pcapng(&input, &links, Endianness::Little));
     run.run().unwrap();
@@ -309,11 +283,7 @@ fn a_run_that_cannot_write_its_verdicts_leaves_the_old_output() {
     let (input, output) = (run.path("in.pcap"), run.path("out.pcap"));
     let verdicts = run.path("missing/verdicts");
     let error = super::run(&mut run.engine, &input, &output, Some(&verdicts)).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("missing/verdicts: cannot write: ")
-    );
+    assert!(error.to_string().contains("missing/verdicts: cannot write: "));
     assert_eq!(run.out(), b"old");
     assert_eq!(run.files(), ["in.pcap", "out.pcap"]);
 }
@@ -323,10 +293,7 @@ fn a_full_device_is_an_error_and_a_device_is_never_replaced() {
     let mut run = Run::of(&captures::raw_pcap(&[(1, to(FORWARD))]));
     let input = run.path("in.pcap");
     let error = super::run(&mut run.engine, &input, Path::new("/dev/full"), None).unwrap_err();
-    assert!(
-        error.to_string().starts_with("/dev/full: cannot write: "),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("/dev/full: cannot write: "), "{error}");
     let null = Path::new("/dev/null");
     super::run(&mut run.engine, &input, null, Some(null)).unwrap();
     assert!(!fs::metadata(null).unwrap().is_file());
@@ -425,11 +392,7 @@ mod support {
             all.push(packets::ping(packets::socket(client).ip(), router));
             for error in errors() {
                 all.push(packets::icmp_error(router, error, &segment));
-                all.push(packets::icmp_error(
-                    router,
-                    error,
-                    &packets::syn(client, service),
-                ));
+                all.push(packets::icmp_error(router, error, &packets::syn(client, service)));
             }
             all.push(segment);
         }

@@ -5,12 +5,7 @@ use super::Description;
 use crate::verdict::Verdict;
 
 /// One JSON object and a line break; `packet` counts from 1, `time` from the first packet.
-pub(super) fn line(
-    packet: u64,
-    time: Duration,
-    verdict: Verdict,
-    description: Option<&Description>,
-) -> String {
+pub(super) fn line(packet: u64, time: Duration, verdict: Verdict, description: Option<&Description>) -> String {
     let mut line = format!(
         r#"{{"packet":{packet},"time":{},"verdict":"{}""#,
         seconds(time),
@@ -70,12 +65,7 @@ mod tests {
 
     #[test]
     fn every_other_packet_is_told_with_its_reason() {
-        let passed = line(
-            2,
-            Duration::from_millis(1500),
-            Verdict::Pass(Pass::NotIp),
-            None,
-        );
+        let passed = line(2, Duration::from_millis(1500), Verdict::Pass(Pass::NotIp), None);
         let dropped = line(3, Duration::from_secs(2), Verdict::Drop(Drop::NotSyn), None);
         assert_eq!(
             passed,

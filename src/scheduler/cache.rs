@@ -21,8 +21,7 @@ const FULL_SWEEP_EVERY: u32 = 30;
 /// `DEFAULT_EXPIRATION`: the defaults of the sysctls `lblc_expiration` and `lblcr_expiration`.
 pub(super) const EXPIRATION: Duration = Duration::from_secs(24 * 60 * 60);
 /// After so long without a flow everything has expired, and a full sweep has been due since.
-const ALL_EXPIRED: Duration =
-    Duration::from_secs(EXPIRATION.as_secs() + SWEEP_INTERVAL.as_secs() * 32);
+const ALL_EXPIRED: Duration = Duration::from_secs(EXPIRATION.as_secs() + SWEEP_INTERVAL.as_secs() * 32);
 
 #[derive(Clone, Debug)]
 struct Entry<T> {

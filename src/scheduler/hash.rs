@@ -60,10 +60,7 @@ mod tests {
     #[test]
     fn an_ipv6_address_folds_to_the_xor_of_its_words() {
         let address = "2001:db8:1:2:3:4:5:6".parse().unwrap();
-        assert_eq!(
-            fold(address),
-            0x2001_0db8 ^ 0x0001_0002 ^ 0x0003_0004 ^ 0x0005_0006
-        );
+        assert_eq!(fold(address), 0x2001_0db8 ^ 0x0001_0002 ^ 0x0003_0004 ^ 0x0005_0006);
     }
 
     #[test]

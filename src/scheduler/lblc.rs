@@ -17,20 +17,13 @@ pub struct Lblc {
 
 impl Lblc {
     pub(super) fn new() -> Self {
-        Self {
-            cache: Cache::new(),
-        }
+        Self { cache: Cache::new() }
     }
 
     /// The remembered backend, or else the one of `wlc`, which is then remembered.
     ///
     /// The kernel goes on with a remembered server above its upper threshold; here the threshold holds.
-    pub(super) fn pick(
-        &mut self,
-        tuple: &Tuple,
-        backends: &[Arc<Backend>],
-        now: Instant,
-    ) -> Option<usize> {
+    pub(super) fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant) -> Option<usize> {
         self.cache.sweep(now);
         let address = tuple.destination.address;
         let known = self.cache.get(address, now);

@@ -18,18 +18,11 @@ pub struct Lblcr {
 
 impl Lblcr {
     pub(super) fn new() -> Self {
-        Self {
-            cache: Cache::new(),
-        }
+        Self { cache: Cache::new() }
     }
 
     /// The least loaded of the set; where that one should be relieved, the one of `wlc`, which joins the set.
-    pub(super) fn pick(
-        &mut self,
-        tuple: &Tuple,
-        backends: &[Arc<Backend>],
-        now: Instant,
-    ) -> Option<usize> {
+    pub(super) fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant) -> Option<usize> {
         self.cache.sweep(now);
         let address = tuple.destination.address;
         let Some(set) = self.cache.get(address, now) else {
@@ -82,10 +75,7 @@ impl Set {
     }
 
     /// Members from the newest on, as the kernel's list has them, with their indices.
-    fn newest_first<'a>(
-        &'a self,
-        backends: &'a [Arc<Backend>],
-    ) -> impl Iterator<Item = (usize, &'a Backend)> {
+    fn newest_first<'a>(&'a self, backends: &'a [Arc<Backend>]) -> impl Iterator<Item = (usize, &'a Backend)> {
         let indices = self.members.iter().rev().filter_map(|it| it.find(backends));
         indices.map(|index| (index, backends[index].as_ref()))
     }

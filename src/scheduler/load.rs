@@ -33,16 +33,12 @@ impl Load {
     /// Whether `load / weight` is strictly smaller: a/b < c/d where ad < cb. Never overflows: a load has 41 bits, a
     /// weight 32.
     pub(super) fn is_below(self, other: Self) -> bool {
-        u128::from(self.load) * u128::from(other.weight)
-            < u128::from(other.load) * u128::from(self.weight)
+        u128::from(self.load) * u128::from(other.weight) < u128::from(other.load) * u128::from(self.weight)
     }
 }
 
 /// The index of the least loaded backend that takes new flows; of equals the first.
-pub(super) fn least_loaded(
-    backends: &[Arc<Backend>],
-    load: impl Fn(&Backend) -> Load,
-) -> Option<usize> {
+pub(super) fn least_loaded(backends: &[Arc<Backend>], load: impl Fn(&Backend) -> Load) -> Option<usize> {
     let every = backends.iter().map(AsRef::as_ref).enumerate();
     least_loaded_of(every, load)
 }
@@ -66,10 +62,7 @@ pub(super) fn least_loaded_of<'a>(
 }
 
 /// The heaviest backend among those that `qualify`; of equals the first.
-pub(super) fn heaviest(
-    backends: &[Arc<Backend>],
-    qualifies: impl Fn(&Backend) -> bool,
-) -> Option<usize> {
+pub(super) fn heaviest(backends: &[Arc<Backend>], qualifies: impl Fn(&Backend) -> bool) -> Option<usize> {
     let mut heaviest: Option<(usize, u32)> = None;
     for (index, backend) in backends.iter().enumerate() {
         let weight = backend.weight();

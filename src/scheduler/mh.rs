@@ -57,11 +57,7 @@ impl Mh {
         if size == 0 {
             return None;
         }
-        let port = if self.flags.port {
-            tuple.source.port
-        } else {
-            0
-        };
+        let port = if self.flags.port { tuple.source.port } else { 0 };
         let bucket = |offset: usize| {
             let word = address_word(tuple.source.address, port).wrapping_add(offset as u32);
             hsiphash(word, OFFSET_KEY) as usize % size
@@ -175,14 +171,8 @@ mod tests {
 
     #[test]
     fn with_mh_port_each_port_is_a_client_of_its_own() {
-        assert_eq!(
-            choices("mh-port", Pattern::Ports),
-            "333231222313333333313312"
-        );
-        assert_eq!(
-            choices("mh-port", Pattern::Sources),
-            "333231222313333333313312"
-        );
+        assert_eq!(choices("mh-port", Pattern::Ports), "333231222313333333313312");
+        assert_eq!(choices("mh-port", Pattern::Sources), "333231222313333333313312");
     }
 
     #[test]
@@ -219,12 +209,7 @@ mod tests {
     #[test]
     fn a_backend_that_never_had_a_weight_gets_no_bucket() {
         let mut world = World::with(Kind::Mh, Flags::default(), backends(&[0, 1]));
-        assert!(
-            world
-                .run(Pattern::Sources, Ending::Closed)
-                .chars()
-                .all(|it| it == '2')
-        );
+        assert!(world.run(Pattern::Sources, Ending::Closed).chars().all(|it| it == '2'));
         let mut empty = World::with(Kind::Mh, flags("mh-fallback"), backends(&[0]));
         assert_eq!(empty.picks(1), "X");
     }

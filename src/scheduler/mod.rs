@@ -234,13 +234,7 @@ impl Scheduler {
     ///
     /// `backends` is the list of [`Scheduler::new`] or of the last [`Scheduler::backends_changed`]. The caller counts
     /// the flow on the backend before it asks for the next one ([`Backend::bind`]).
-    pub fn pick(
-        &mut self,
-        tuple: &Tuple,
-        backends: &[Arc<Backend>],
-        now: Instant,
-        rng: &mut Rng,
-    ) -> Option<usize> {
+    pub fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant, rng: &mut Rng) -> Option<usize> {
         match self {
             Self::Random => random::pick(backends, rng),
             Self::Rr(rr) => rr.pick(backends),
@@ -271,14 +265,7 @@ impl Scheduler {
             Self::Mh(mh) => mh.backends_changed(after),
             Self::Lblc(lblc) => lblc.backends_changed(after),
             Self::Lblcr(lblcr) => lblcr.backends_changed(after),
-            Self::Random
-            | Self::Lc
-            | Self::Wlc
-            | Self::Sed
-            | Self::Nq
-            | Self::Fo
-            | Self::Ovf
-            | Self::Twos => {}
+            Self::Random | Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::Fo | Self::Ovf | Self::Twos => {}
         }
     }
 }

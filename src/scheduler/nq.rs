@@ -8,10 +8,7 @@ use crate::service::Backend;
 /// The first backend without an active flow, or else the one of `sed`.
 pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
     let is_idle = |backend: &Arc<Backend>| backend.active() == 0 && takes_new_flows(backend);
-    backends
-        .iter()
-        .position(is_idle)
-        .or_else(|| sed::pick(backends))
+    backends.iter().position(is_idle).or_else(|| sed::pick(backends))
 }
 
 #[cfg(test)]

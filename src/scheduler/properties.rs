@@ -22,40 +22,18 @@ fn tuple(client: u32, service: u8) -> Tuple {
 }
 
 fn any_weight() -> impl Strategy<Value = u32> {
-    prop_oneof![
-        Just(0),
-        1..5_u32,
-        1..=65_535_u32,
-        Just(u32::MAX),
-        any::<u32>()
-    ]
+    prop_oneof![Just(0), 1..5_u32, 1..=65_535_u32, Just(u32::MAX), any::<u32>()]
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Flow {
-        client: u32,
-        service: u8,
-        active: bool,
-    },
-    Weight {
-        which: usize,
-        weight: u32,
-    },
-    Overload {
-        which: usize,
-    },
-    Add {
-        at: usize,
-        weight: u32,
-    },
-    Remove {
-        which: usize,
-    },
+    Flow { client: u32, service: u8, active: bool },
+    Weight { which: usize, weight: u32 },
+    Overload { which: usize },
+    Add { at: usize, weight: u32 },
+    Remove { which: usize },
     Reverse,
-    Wait {
-        seconds: u64,
-    },
+    Wait { seconds: u64 },
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -102,9 +80,7 @@ impl Run {
     }
 
     fn flow(&mut self, tuple: &Tuple, active: bool) {
-        let picked = self
-            .scheduler
-            .pick(tuple, &self.list, self.now, &mut self.rng);
+        let picked = self.scheduler.pick(tuple, &self.list, self.now, &mut self.rng);
         let Some(index) = picked else {
             assert!(self.may_refuse(), "someone could have taken it");
             return;
@@ -117,10 +93,7 @@ impl Run {
 
     /// Nobody is free, or the scheduler is one that refuses rather than take another.
     fn may_refuse(&self) -> bool {
-        let hashes = matches!(
-            self.scheduler.kind(),
-            Kind::Sh | Kind::Dh | Kind::Mh | Kind::Ovf
-        );
+        let hashes = matches!(self.scheduler.kind(), Kind::Sh | Kind::Dh | Kind::Mh | Kind::Ovf);
         let is_free = |backend: &Arc<Backend>| backend.weight() != 0 && !backend.is_overloaded();
         hashes || !self.list.iter().any(is_free)
     }

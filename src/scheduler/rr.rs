@@ -32,9 +32,7 @@ impl Rr {
             self.last = None;
             return;
         };
-        let still_there = (0..=last)
-            .rev()
-            .find_map(|index| Place::of(before, index).find(after));
+        let still_there = (0..=last).rev().find_map(|index| Place::of(before, index).find(after));
         self.last = still_there.map(|index| Place::of(after, index));
     }
 }

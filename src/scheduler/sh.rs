@@ -84,14 +84,8 @@ mod tests {
 
     #[test]
     fn with_sh_port_each_port_is_a_client_of_its_own() {
-        assert_eq!(
-            choices("sh-port", Pattern::Ports),
-            "121323333132333323212122"
-        );
-        assert_eq!(
-            choices("sh-port", Pattern::Sources),
-            "121323333132333323212122"
-        );
+        assert_eq!(choices("sh-port", Pattern::Ports), "121323333132333323212122");
+        assert_eq!(choices("sh-port", Pattern::Sources), "121323333132333323212122");
     }
 
     #[test]

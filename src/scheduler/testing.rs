@@ -62,6 +62,7 @@ fn spec(id: u64, weight: u32, upper_threshold: u32) -> BackendSpec {
 
 pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
     let service = Arc::new(ServiceIdentity {
+        id: 1,
         name: "web".into(),
         stats: Stats::new(1),
     });
@@ -70,10 +71,7 @@ pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
 
 /// Backends 10.2.1.2:80, 10.2.2.2:80 and so on, with ids from 1.
 pub(super) fn backends(weights: &[u32]) -> Vec<Arc<Backend>> {
-    (1..)
-        .zip(weights)
-        .map(|(id, &it)| backend(id, it))
-        .collect()
+    (1..).zip(weights).map(|(id, &it)| backend(id, it)).collect()
 }
 
 /// Gives it flows.
@@ -144,15 +142,11 @@ impl World {
 
     /// Who would get the next flows of one client; their load is not counted.
     pub(super) fn picks(&mut self, count: u8) -> String {
-        (0..count)
-            .map(|_| self.flow(&Pattern::Ports.tuple(0), None))
-            .collect()
+        (0..count).map(|_| self.flow(&Pattern::Ports.tuple(0), None)).collect()
     }
 
     fn flow(&mut self, tuple: &Tuple, ending: Option<Ending>) -> String {
-        let picked = self
-            .scheduler
-            .pick(tuple, &self.backends, self.now, &mut self.rng);
+        let picked = self.scheduler.pick(tuple, &self.backends, self.now, &mut self.rng);
         let Some(backend) = picked.map(|index| &self.backends[index]) else {
             return "X".into();
         };

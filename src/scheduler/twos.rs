@@ -56,9 +56,7 @@ mod tests {
         let backends = backends(&[1, 1]);
         bind(&backends[0], 10, 0);
         let mut rng = Rng::with_seed(7);
-        let loaded = (0..9_000)
-            .filter(|_| pick(&backends, &mut rng) == Some(0))
-            .count();
+        let loaded = (0..9_000).filter(|_| pick(&backends, &mut rng) == Some(0)).count();
         // Marks 0 and 1 of 0, 1, 2 are the first backend's: 4 of 9 pairs.
         assert!((3_850..4_150).contains(&loaded), "{loaded} of 9000");
     }
@@ -67,9 +65,7 @@ mod tests {
     fn draws_follow_the_weights() {
         let backends = backends(&[1, 9]);
         let mut rng = Rng::with_seed(7);
-        let light = (0..10_000)
-            .filter(|_| pick(&backends, &mut rng) == Some(0))
-            .count();
+        let light = (0..10_000).filter(|_| pick(&backends, &mut rng) == Some(0)).count();
         // Nobody has flows, so the first draw stands: marks 0 and 1 of 0..=10.
         assert!((1_700..1_940).contains(&light), "{light} of 10000");
     }

@@ -3,11 +3,7 @@ use crate::verdict::{Drop, Pass, Reject};
 
 fn round_trip(reply: &Reply) -> String {
     let text = serde_json::to_string(reply).unwrap();
-    assert_eq!(
-        serde_json::from_str::<Reply>(&text).unwrap(),
-        *reply,
-        "{text}"
-    );
+    assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), *reply, "{text}");
     assert!(!text.contains('\n'), "a reply is one line");
     text
 }
@@ -30,9 +26,7 @@ fn every_request_survives_the_wire() {
         (Request::Drops, r#"{"command":"drops"}"#),
         (Request::Mode, r#"{"command":"mode"}"#),
         (
-            Request::SwitchMode {
-                mode: Mode::Iptables,
-            },
+            Request::SwitchMode { mode: Mode::Iptables },
             r#"{"command":"switch_mode","mode":"iptables"}"#,
         ),
         (Request::Reload, r#"{"command":"reload"}"#),
@@ -47,9 +41,7 @@ fn every_request_survives_the_wire() {
 #[test]
 fn a_mode_that_does_not_exist_is_named_in_the_error() {
     let text = r#"{"command":"switch_mode","mode":"nftables"}"#;
-    let error = serde_json::from_str::<Request>(text)
-        .unwrap_err()
-        .to_string();
+    let error = serde_json::from_str::<Request>(text).unwrap_err().to_string();
     assert!(
         error.contains("nftables") && error.contains("ipvs or iptables"),
         "{error}"
@@ -89,9 +81,7 @@ fn a_service_keeps_its_keys_and_its_numbers_stay_numbers() {
     let start = r#"{"ok":{"services":[{"name":"web","protocol":"tcp","addresses":["10.96.0.10:80","[fd00::10]:80"],"scheduler":"mh","scheduler_flags":["mh-port"],"persistence":{"timeout_seconds":10800,"prefix_length":32},"stats":{"connections":0,"in_packets":0,"out_packets":0,"in_bytes":18446744073709551615,"out_bytes":0},"rates":{"connections_per_second":0,"#;
     assert!(text.starts_with(start), "{text}");
     assert!(
-        text.contains(
-            r#""backends":[{"address":"10.2.0.11:8080","weight":2,"upper_threshold":1000,"#
-        ),
+        text.contains(r#""backends":[{"address":"10.2.0.11:8080","weight":2,"upper_threshold":1000,"#),
         "{text}"
     );
 }
@@ -116,18 +106,12 @@ fn a_connection_names_its_virtual_address_virtual() {
 
 #[test]
 fn errors_modes_and_messages_survive_the_wire() {
-    assert_eq!(
-        round_trip(&Reply::error("a\nb")),
-        r#"{"error":{"message":"a\nb"}}"#
-    );
+    assert_eq!(round_trip(&Reply::error("a\nb")), r#"{"error":{"message":"a\nb"}}"#);
     assert_eq!(
         round_trip(&Reply::Ok(Data::Mode(Mode::Ipvs))),
         r#"{"ok":{"mode":"ipvs"}}"#
     );
-    assert_eq!(
-        round_trip(&Reply::message("done")),
-        r#"{"ok":{"message":"done"}}"#
-    );
+    assert_eq!(round_trip(&Reply::message("done")), r#"{"ok":{"message":"done"}}"#);
 }
 
 #[test]
@@ -146,14 +130,8 @@ fn drops_come_first_in_the_order_of_the_counters_and_json_keeps_it() {
         text.starts_with(r#"{"drops":{"malformed":1,"fragment":0,"rule":0,"not_syn":0,"#),
         "{text}"
     );
-    assert!(
-        text.contains(r#"},"rejects":{"no_backend":2,"rule":0,"#),
-        "{text}"
-    );
-    assert!(
-        text.contains(r#"},"passes":{"no_match":3,"rule":0,"#),
-        "{text}"
-    );
+    assert!(text.contains(r#"},"rejects":{"no_backend":2,"rule":0,"#), "{text}");
+    assert!(text.contains(r#"},"passes":{"no_match":3,"rule":0,"#), "{text}");
 }
 
 #[test]

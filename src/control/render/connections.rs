@@ -53,12 +53,7 @@ mod tests {
     use crate::control::render::{sample, session};
     use crate::flow::{Endpoint, Protocol};
 
-    fn flow(
-        protocol: Protocol,
-        expires_seconds: u64,
-        state: &'static str,
-        ends: [&str; 3],
-    ) -> ConnectionView {
+    fn flow(protocol: Protocol, expires_seconds: u64, state: &'static str, ends: [&str; 3]) -> ConnectionView {
         let [client, virtual_address, backend] = ends.map(|end| end.parse::<Endpoint>().unwrap());
         ConnectionView {
             protocol,
@@ -140,12 +135,7 @@ SCTP 59:59  ESTABLISHED 10.1.0.2:5         10.9.9.9:3868      10.2.1.2:3868
         let words: Vec<&str> = line.split_whitespace().collect();
         let (minutes, seconds) = words[1].split_once(':').unwrap();
         let expires = minutes.parse::<u64>().unwrap() * 60 + seconds.parse::<u64>().unwrap();
-        let mut view = flow(
-            words[0].parse().unwrap(),
-            expires,
-            "",
-            [words[3], words[4], words[5]],
-        );
+        let mut view = flow(words[0].parse().unwrap(), expires, "", [words[3], words[4], words[5]]);
         view.state = words[2].to_owned().into();
         view
     }

@@ -10,10 +10,7 @@ pub fn drops(drops: &Drops) -> String {
     let mut text = format!("{:<7} {:<width$} {:>12}\n", "verdict", "reason", "packets");
     for count in counts {
         let verdict = count.verdict.name();
-        let line = format!(
-            "{verdict:<7} {:<width$} {:>12}\n",
-            count.reason, count.packets
-        );
+        let line = format!("{verdict:<7} {:<width$} {:>12}\n", count.reason, count.packets);
         text.push_str(&line);
     }
     text
@@ -28,28 +25,13 @@ mod tests {
     fn every_reason_is_shown_even_if_it_never_happened() {
         let counts = Drops::new(|verdict| u64::from(verdict == Verdict::Drop(Drop::Fragment)) * 7);
         let text = drops(&counts);
-        assert_eq!(
-            text.lines().count(),
-            Verdict::COUNT,
-            "a title, and all but forward"
-        );
+        assert_eq!(text.lines().count(), Verdict::COUNT, "a title, and all but forward");
         assert!(
-            text.starts_with(
-                "verdict reason                  packets\ndrop    malformed                     0\n"
-            ),
+            text.starts_with("verdict reason                  packets\ndrop    malformed                     0\n"),
             "{text}"
         );
-        assert!(
-            text.contains("\ndrop    fragment                      7\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("\nreject  no_backend                    0\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("\npass    no_match                      0\n"),
-            "{text}"
-        );
+        assert!(text.contains("\ndrop    fragment                      7\n"), "{text}");
+        assert!(text.contains("\nreject  no_backend                    0\n"), "{text}");
+        assert!(text.contains("\npass    no_match                      0\n"), "{text}");
     }
 }

@@ -26,12 +26,7 @@ pub enum Columns {
 ///
 /// A service has one block for each of its addresses, as kube-proxy's virtual servers do.
 #[must_use]
-pub fn list(
-    services: &[ServiceView],
-    only: Option<&Selector<'_>>,
-    columns: Columns,
-    names: &Names,
-) -> String {
+pub fn list(services: &[ServiceView], only: Option<&Selector<'_>>, columns: Columns, names: &Names) -> String {
     let mut text = String::new();
     if only.is_none() {
         text.push_str(VERSION);
@@ -44,24 +39,13 @@ pub fn list(
 }
 
 /// By family, protocol, address, port (libipvs.c `ipvs_cmp_services`).
-fn sorted_blocks<'a>(
-    services: &'a [ServiceView],
-    only: Option<&Selector<'_>>,
-) -> Vec<(Endpoint, &'a ServiceView)> {
+fn sorted_blocks<'a>(services: &'a [ServiceView], only: Option<&Selector<'_>>) -> Vec<(Endpoint, &'a ServiceView)> {
     let mut blocks: Vec<_> = services
         .iter()
-        .flat_map(|service| {
-            service
-                .addresses
-                .iter()
-                .map(move |&address| (address, service))
-        })
-        .filter(|(address, service)| {
-            only.is_none_or(|only| only.picks_address(&service.name, *address))
-        })
+        .flat_map(|service| service.addresses.iter().map(move |&address| (address, service)))
+        .filter(|(address, service)| only.is_none_or(|only| only.picks_address(&service.name, *address)))
         .collect();
-    blocks
-        .sort_by_key(|(address, service)| (address.address.is_ipv6(), service.protocol, *address));
+    blocks.sort_by_key(|(address, service)| (address.address.is_ipv6(), service.protocol, *address));
     blocks
 }
 
@@ -76,10 +60,7 @@ fn title(columns: Columns) -> String {
         Columns::Rate => ["CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"],
     };
     let words = words.map(|word| format!(" {word:>8}")).concat();
-    format!(
-        "{:<33}{words}\n  -> RemoteAddress:Port\n",
-        "Prot LocalAddress:Port"
-    )
+    format!("{:<33}{words}\n  -> RemoteAddress:Port\n", "Prot LocalAddress:Port")
 }
 
 fn block(address: Endpoint, service: &ServiceView, columns: Columns, names: &Names) -> String {
@@ -103,10 +84,7 @@ fn block(address: Endpoint, service: &ServiceView, columns: Columns, names: &Nam
         if address.address.is_ipv4() {
             cut(&mut name, 28);
         }
-        text.push_str(&format!(
-            "  -> {name:<28}{}\n",
-            backend_columns(backend, columns)
-        ));
+        text.push_str(&format!("  -> {name:<28}{}\n", backend_columns(backend, columns)));
     }
     text
 }

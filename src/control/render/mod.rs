@@ -32,10 +32,7 @@ fn sample(file: &str) -> Option<String> {
     let path = shared.join("reference/ipvsadm-samples").join(file);
     let sample = std::fs::read_to_string(&path).ok();
     if sample.is_none() {
-        eprintln!(
-            "not compared with {}: not there; set LBD_SHARED",
-            path.display()
-        );
+        eprintln!("not compared with {}: not there; set LBD_SHARED", path.display());
     }
     sample
 }

@@ -34,9 +34,7 @@ fn row(rule: &RuleView, target: usize) -> String {
 fn extras(rule: &RuleView) -> String {
     let parts = [
         rule.source_port.as_deref().map(|port| ports("sp", port)),
-        rule.destination_port
-            .as_deref()
-            .map(|port| ports("dp", port)),
+        rule.destination_port.as_deref().map(|port| ports("dp", port)),
         rule.probability
             .map(|share| format!("statistic mode random probability {share}")),
         rule.name.as_deref().map(|name| format!("/* {name} */")),

@@ -32,10 +32,7 @@ pub fn status(status: &Status) -> String {
 
 fn flows_by_state(status: &Status) -> String {
     let line = |count: &crate::control::protocol::StateCount| {
-        format!(
-            "  {:<4} {:<11} {}\n",
-            count.protocol, count.state, count.flows
-        )
+        format!("  {:<4} {:<11} {}\n", count.protocol, count.state, count.flows)
     };
     status.flows_by_state.iter().map(line).collect()
 }
@@ -43,8 +40,8 @@ fn flows_by_state(status: &Status) -> String {
 fn packets(status: &Status) -> String {
     let packets = &status.packets;
     format!(
-        "in {} = forward {} + pass {} + reject {} + drop {}",
-        packets.received, packets.forward, packets.pass, packets.reject, packets.drop
+        "in {} = forward {} + pass {} + reject {} + drop {}; {} not taken by the device",
+        packets.received, packets.forward, packets.pass, packets.reject, packets.drop, status.unsent
     )
 }
 
@@ -96,6 +93,7 @@ mod tests {
                 reject: 2,
                 drop: 1,
             },
+            unsent: 2,
             last_reload: Some(LastReload {
                 seconds_ago: 61,
                 succeeded: false,
@@ -114,7 +112,7 @@ services     3
 backends     9
 flows        5 of 1048576
   tcp  ESTABLISHED 5
-packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1
+packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the device
 last reload  1m 1s ago, refused: a:1:1: x
              a:2:1: y
 ";

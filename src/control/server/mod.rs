@@ -139,10 +139,7 @@ impl Acceptor {
     }
 
     fn welcome(&mut self, stream: UnixStream) {
-        for done in self
-            .clients
-            .extract_if(.., |client| client.thread.is_finished())
-        {
+        for done in self.clients.extract_if(.., |client| client.thread.is_finished()) {
             join(done.thread);
         }
         if self.clients.len() >= MAX_CLIENTS {
@@ -161,18 +158,12 @@ impl Acceptor {
         let thread = Builder::new()
             .name("lbd-control-client".to_owned())
             .spawn(move || session::serve(&stream, &*handler))?;
-        Ok(Client {
-            stream: kept,
-            thread,
-        })
+        Ok(Client { stream: kept, thread })
     }
 }
 
 fn is_about_one_client(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionAborted | ErrorKind::Interrupted
-    )
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted)
 }
 
 #[cfg(test)]

@@ -20,11 +20,21 @@ pub(super) const MAX_REQUEST: usize = 1 << 20;
 
 /// Answers requests until the client leaves, says nothing for too long or says too much.
 pub(super) fn serve(stream: &UnixStream, handler: &dyn Handler) {
+    let _hang_up = HangUp(stream);
     if let Err(error) = talk(stream, handler) {
         tracing::debug!("a control client was left: {error}");
     }
-    // The registry of clients holds another descriptor of this connection, so closing ours would not end it.
-    stream.shutdown(Shutdown::Both).ok();
+}
+
+/// The registry of clients holds another descriptor of the connection, so closing ours would not end it; and it must
+/// end even if the handler panics.
+struct HangUp<'a>(&'a UnixStream);
+
+impl Drop for HangUp<'_> {
+    fn drop(&mut self) {
+        // A client that has left already need not be told.
+        self.0.shutdown(Shutdown::Both).ok();
+    }
 }
 
 /// Says why there is no room, without waiting for the request.
@@ -127,4 +137,43 @@ impl Write for Hurried<'_> {
 
 fn has_passed(deadline: &Receiver<Instant>) -> bool {
     deadline.try_recv().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Willing;
+
+    impl Handler for Willing {
+        fn handle(&self, _request: Request) -> Reply {
+            Reply::message("done")
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_client_says_is_answered_with_one_line(line in any::<Vec<u8>>()) {
+            let reply = serde_json::to_string(&answer(&line, &Willing)).unwrap();
+            prop_assert!(!reply.contains('\n'));
+        }
+
+        #[test]
+        fn whatever_json_a_client_says_is_answered_with_one_line(
+            command in "[a-z_]{0,12}|status|list|switch_mode",
+            value in "[^\"\\\\]*",
+        ) {
+            let line = format!("{{\"command\":\"{command}\",\"service\":\"{value}\",\"mode\":\"{value}\"}}");
+            let reply = serde_json::to_string(&answer(line.as_bytes(), &Willing)).unwrap();
+            prop_assert!(!reply.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn json_nested_without_end_is_answered_with_an_error() {
+        let line = "[".repeat(MAX_REQUEST);
+        assert!(matches!(answer(line.as_bytes(), &Willing), Reply::Err { .. }));
+    }
 }

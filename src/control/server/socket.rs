@@ -91,13 +91,7 @@ fn create_directory(path: &Path) -> io::Result<()> {
     }
     fs::create_dir_all(directory)
         .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o755)))
-        .map_err(|error| {
-            explain(
-                directory,
-                "cannot create the control socket's directory",
-                &error,
-            )
-        })
+        .map_err(|error| explain(directory, "cannot create the control socket's directory", &error))
 }
 
 fn refuse_if_taken(path: &Path) -> io::Result<()> {

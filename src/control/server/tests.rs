@@ -19,12 +19,12 @@ impl Handler for Fake {
             Request::Status => Reply::Ok(Data::Status(Box::new(status()))),
             Request::Mode => Reply::Ok(Data::Mode(Mode::Ipvs)),
             Request::Save => Reply::Ok(Data::Configuration("x".repeat(32 << 20))),
+            Request::Reload => panic!("a defect of the handler"),
             Request::List { .. }
             | Request::Connections { .. }
             | Request::Rules
             | Request::Drops
-            | Request::SwitchMode { .. }
-            | Request::Reload => Reply::error("not in this test"),
+            | Request::SwitchMode { .. } => Reply::error("not in this test"),
         }
     }
 }
@@ -44,6 +44,7 @@ fn status() -> Status {
         max_flows: 1,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
+        unsent: 0,
         last_reload: None,
     }
 }
@@ -96,13 +97,7 @@ fn a_request_is_answered_and_more_may_follow_on_the_same_connection() {
 #[test]
 fn nonsense_is_answered_with_an_error_that_shows_what_is_right() {
     let (_directory, path, _server) = running();
-    for nonsense in [
-        "hello\n",
-        "\n",
-        "{\"command\":\"fly\"}\n",
-        "[1]\n",
-        "\u{0}\n",
-    ] {
+    for nonsense in ["hello\n", "\n", "{\"command\":\"fly\"}\n", "[1]\n", "\u{0}\n"] {
         let reply = asks(&path, nonsense);
         assert!(
             reply.starts_with("{\"error\":{\"message\":\"not a request: "),
@@ -139,10 +134,7 @@ fn a_second_lbd_is_refused_and_told_the_pid_of_the_first() {
     let error = Server::start(&path, Arc::new(Fake)).unwrap_err();
     let expected = format!("another lbd is listening on {} (pid 4711)", path.display());
     assert!(error.to_string().starts_with(&expected), "{error}");
-    assert!(
-        client::ask(&path, &Request::Mode).is_ok(),
-        "the first goes on"
-    );
+    assert!(client::ask(&path, &Request::Mode).is_ok(), "the first goes on");
 }
 
 #[test]
@@ -181,9 +173,7 @@ fn clients_that_hang_do_not_hold_up_the_others() {
 #[test]
 fn a_client_beyond_the_limit_is_told_so() {
     let (_directory, path, _server) = running();
-    let hung: Vec<_> = (0..MAX_CLIENTS)
-        .map(|_| UnixStream::connect(&path).unwrap())
-        .collect();
+    let hung: Vec<_> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let reply = client::ask(&path, &Request::Mode).unwrap();
     let Reply::Err { message } = reply else {
         panic!("{reply:?}")
@@ -196,14 +186,8 @@ fn a_client_beyond_the_limit_is_told_so() {
 fn a_client_that_says_nothing_is_left_after_five_seconds() {
     let (_directory, path, _server) = running();
     let silent = UnixStream::connect(&path).unwrap();
-    silent
-        .set_read_timeout(Some(Duration::from_secs(8)))
-        .unwrap();
-    assert_eq!(
-        said(&silent),
-        "",
-        "closed by the server, not by our own timeout"
-    );
+    silent.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    assert_eq!(said(&silent), "", "closed by the server, not by our own timeout");
 }
 
 #[test]
@@ -214,6 +198,15 @@ fn a_request_of_more_than_a_megabyte_is_refused() {
     stream.write_all(&vec![b' '; session::MAX_REQUEST + 1]).ok();
     let reply = said(&stream);
     assert!(reply.contains("longer than 1048576 bytes"), "{reply}");
+}
+
+#[test]
+fn a_request_that_lbd_fails_at_costs_its_own_connection_only() {
+    let (_directory, path, server) = running();
+    let error = client::ask(&path, &Request::Reload).unwrap_err();
+    assert!(error.to_string().starts_with("no reply from lbd at "), "{error}");
+    assert!(client::ask(&path, &Request::Mode).is_ok());
+    server.stop();
 }
 
 #[test]

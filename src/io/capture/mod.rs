@@ -224,9 +224,7 @@ pub enum Damage {
         expected: String,
     },
     /// Packets that begin with something else than Ethernet or IP.
-    #[error(
-        "link type {0} is not supported, expected EN10MB (1), RAW (101, 12, 14), IPV4 (228) or IPV6 (229)"
-    )]
+    #[error("link type {0} is not supported, expected EN10MB (1), RAW (101, 12, 14), IPV4 (228) or IPV6 (229)")]
     LinkType(u32),
 }
 

@@ -30,10 +30,7 @@ pub(super) struct Stamp {
 
 impl Pcap {
     /// Reads what follows `magic`; gives the header that a copy needs.
-    pub(super) fn open<R: Read>(
-        source: &mut Source<R>,
-        magic: [u8; 4],
-    ) -> Result<(Self, Vec<u8>), Damage> {
+    pub(super) fn open<R: Read>(source: &mut Source<R>, magic: [u8; 4]) -> Result<(Self, Vec<u8>), Damage> {
         let (endian, nanos_per_unit) = meaning(magic).ok_or(Damage::NotACapture(magic))?;
         let rest = source.expect_array::<20>("the pcap file header after its magic number")?;
         let [major_0, major_1, .., link_0, link_1, link_2, link_3] = rest;
@@ -58,17 +55,12 @@ impl Pcap {
         Ok((pcap, header))
     }
 
-    pub(super) fn next<R: Read>(
-        &self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Option<Entry>, Damage> {
+    pub(super) fn next<R: Read>(&self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Option<Entry>, Damage> {
         let Some(header) = source.array::<16>("the packet's header")? else {
             return Ok(None);
         };
         let (words, _) = header.as_chunks::<4>();
-        let [seconds, fraction, captured, original_len] =
-            std::array::from_fn(|index| self.endian.u32(words[index]));
+        let [seconds, fraction, captured, original_len] = std::array::from_fn(|index| self.endian.u32(words[index]));
         if captured > MAX_RECORD {
             return Err(Damage::TooLong {
                 what: "the packet",
@@ -107,13 +99,7 @@ fn meaning(magic: [u8; 4]) -> Option<(Endian, u64)> {
 }
 
 impl Stamp {
-    pub(super) fn write(
-        &self,
-        out: &mut impl Write,
-        data: &[u8],
-        captured: u32,
-        original_len: u32,
-    ) -> io::Result<()> {
+    pub(super) fn write(&self, out: &mut impl Write, data: &[u8], captured: u32, original_len: u32) -> io::Result<()> {
         for word in [self.seconds, self.fraction, captured, original_len] {
             out.write_all(&self.endian.bytes(word))?;
         }

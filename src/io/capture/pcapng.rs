@@ -97,11 +97,7 @@ impl PcapNg {
     }
 
     /// The byte order is known only behind the length, from the byte-order magic.
-    fn begin_section<R: Read>(
-        &mut self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Entry, Damage> {
+    fn begin_section<R: Read>(&mut self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Entry, Damage> {
         let length = source.expect_array::<4>("a section header block")?;
         let magic = source.expect_array::<4>("a section header block")?;
         self.endian = byte_order(magic)?;
@@ -136,11 +132,7 @@ impl PcapNg {
         })
     }
 
-    fn add_interface<R: Read>(
-        &mut self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Entry, Damage> {
+    fn add_interface<R: Read>(&mut self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Entry, Damage> {
         let length = self.read_block(source)?;
         let interface = Interface::parse(self.fields("an interface description block"))?;
         self.copy_block(INTERFACE_DESCRIPTION, length, data);
@@ -151,11 +143,7 @@ impl PcapNg {
         Ok(Entry::Layout)
     }
 
-    fn enhanced_packet<R: Read>(
-        &mut self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Entry, Damage> {
+    fn enhanced_packet<R: Read>(&mut self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Entry, Damage> {
         self.read_block(source)?;
         let mut fields = self.fields("the packet's block");
         let interface = fields.u32()?;
@@ -164,11 +152,7 @@ impl PcapNg {
     }
 
     /// Its interface number has 16 bits, the others count lost packets (appendix A).
-    fn obsolete_packet<R: Read>(
-        &mut self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Entry, Damage> {
+    fn obsolete_packet<R: Read>(&mut self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Entry, Damage> {
         self.read_block(source)?;
         let mut fields = self.fields("the packet's block");
         let interface = fields.u16()?;
@@ -178,11 +162,7 @@ impl PcapNg {
     }
 
     /// It is of interface 0, and as long as the snaplen allows (section 4.4).
-    fn simple_packet<R: Read>(
-        &mut self,
-        source: &mut Source<R>,
-        data: &mut Vec<u8>,
-    ) -> Result<Entry, Damage> {
+    fn simple_packet<R: Read>(&mut self, source: &mut Source<R>, data: &mut Vec<u8>) -> Result<Entry, Damage> {
         self.read_block(source)?;
         let mut fields = self.fields("the packet's block");
         let original_len = fields.u32()?;
@@ -214,13 +194,11 @@ impl PcapNg {
     }
 
     fn interface(&self, number: u32) -> Result<&Interface, Damage> {
-        self.interfaces
-            .get(number as usize)
-            .ok_or_else(|| Damage::Field {
-                field: "the packet's interface number",
-                value: number,
-                expected: format!("less than the section's {}", self.interfaces.len()),
-            })
+        self.interfaces.get(number as usize).ok_or_else(|| Damage::Field {
+            field: "the packet's interface number",
+            value: number,
+            expected: format!("less than the section's {}", self.interfaces.len()),
+        })
     }
 
     fn skip_block<R: Read>(&self, source: &mut Source<R>) -> Result<(), Damage> {
@@ -370,8 +348,7 @@ impl Interface {
     /// The highest bit says whether the others are a power of two or of ten; beyond 2^127, a tick is as good as no time.
     fn ticks_per_second(&self) -> u128 {
         let base: u128 = if self.resolution & 0x80 == 0 { 10 } else { 2 };
-        base.checked_pow(u32::from(self.resolution & 0x7f))
-            .unwrap_or(u128::MAX)
+        base.checked_pow(u32::from(self.resolution & 0x7f)).unwrap_or(u128::MAX)
     }
 
     fn offset_nanos(&self) -> i128 {
@@ -392,13 +369,7 @@ fn parse_offset(value: &[u8], endian: Endian) -> Result<i64, Damage> {
 
 impl Stamp {
     /// An enhanced packet block without options (section 4.3).
-    pub(super) fn write(
-        &self,
-        out: &mut impl Write,
-        data: &[u8],
-        captured: u32,
-        original_len: u32,
-    ) -> io::Result<()> {
+    pub(super) fn write(&self, out: &mut impl Write, data: &[u8], captured: u32, original_len: u32) -> io::Result<()> {
         let length = captured
             .checked_next_multiple_of(4)
             .and_then(|padded| padded.checked_add(PACKET_FIELDS + BLOCK_OVERHEAD))

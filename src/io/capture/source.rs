@@ -99,10 +99,7 @@ impl<R: Read> Source<R> {
     }
 
     /// The next `N` bytes, or `None` when the file ends right here.
-    pub(super) fn array<const N: usize>(
-        &mut self,
-        what: &'static str,
-    ) -> Result<Option<[u8; N]>, Damage> {
+    pub(super) fn array<const N: usize>(&mut self, what: &'static str) -> Result<Option<[u8; N]>, Damage> {
         let mut bytes = [0; N];
         let mut present = 0;
         while present < N {
@@ -121,21 +118,12 @@ impl<R: Read> Source<R> {
     }
 
     /// The next `N` bytes, which must be there.
-    pub(super) fn expect_array<const N: usize>(
-        &mut self,
-        what: &'static str,
-    ) -> Result<[u8; N], Damage> {
-        self.array(what)?
-            .ok_or_else(|| truncated(what, 0, N as u64))
+    pub(super) fn expect_array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Damage> {
+        self.array(what)?.ok_or_else(|| truncated(what, 0, N as u64))
     }
 
     /// Appends the next `len` bytes to `data`; memory grows with the file, not with `len`.
-    pub(super) fn append(
-        &mut self,
-        data: &mut Vec<u8>,
-        len: u32,
-        what: &'static str,
-    ) -> Result<(), Damage> {
+    pub(super) fn append(&mut self, data: &mut Vec<u8>, len: u32, what: &'static str) -> Result<(), Damage> {
         let expected = u64::from(len);
         let present = self.reader.by_ref().take(expected).read_to_end(data)? as u64;
         if present < expected {

@@ -80,22 +80,14 @@ fn enhanced(interface: u32, ticks: u64, data: &[u8]) -> Vec<u8> {
 }
 
 fn time_of(options: &[u8], ticks: u64) -> u64 {
-    let file = [
-        section(),
-        interface(101, 0, options),
-        enhanced(0, ticks, b""),
-    ]
-    .concat();
+    let file = [section(), interface(101, 0, options), enhanced(0, ticks, b"")].concat();
     records(&file)[0].0.time.as_nanos()
 }
 
 #[test]
 fn a_pcap_file_copies_to_itself_in_every_byte_order_resolution_and_link_type() {
     for endianness in [Endianness::Little, Endianness::Big] {
-        for (resolution, unit) in [
-            (TsResolution::MicroSecond, 1_000),
-            (TsResolution::NanoSecond, 1),
-        ] {
+        for (resolution, unit) in [(TsResolution::MicroSecond, 1_000), (TsResolution::NanoSecond, 1)] {
             for link in [1, 12, 14, 101, 228, 229].map(DataLink::from) {
                 let file = captures::pcap(&packets(), link, endianness, resolution);
                 let (out, records, error) = copy(&file);
@@ -120,10 +112,7 @@ fn a_pcapng_file_copies_to_itself_with_all_its_interfaces() {
         assert_eq!(captures::read_pcapng(&out), timed);
         assert_eq!(out.len(), file.len());
         let links: Vec<LinkType> = records.iter().map(|(record, _)| record.link).collect();
-        assert_eq!(
-            links,
-            [LinkType::Ethernet, LinkType::Raw, LinkType::Ethernet]
-        );
+        assert_eq!(links, [LinkType::Ethernet, LinkType::Raw, LinkType::Ethernet]);
         assert_eq!(records[1].0.time.as_nanos(), BEGAN + 1_000_000_007);
     }
 }
@@ -131,19 +120,11 @@ fn a_pcapng_file_copies_to_itself_with_all_its_interfaces() {
 #[test]
 fn an_interface_says_what_its_timestamps_count() {
     let resolution = |value| [9, 0, 1, 0, value, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(
-        time_of(&[], 1_500_000),
-        1_500_000_000,
-        "microseconds by default"
-    );
+    assert_eq!(time_of(&[], 1_500_000), 1_500_000_000, "microseconds by default");
     assert_eq!(time_of(&resolution(0), 2), 2_000_000_000);
     assert_eq!(time_of(&resolution(9), 7), 7);
     assert_eq!(time_of(&resolution(12), 7_999), 7, "picoseconds are cut");
-    assert_eq!(
-        time_of(&resolution(0x80 | 1), 3),
-        1_500_000_000,
-        "powers of two"
-    );
+    assert_eq!(time_of(&resolution(0x80 | 1), 3), 1_500_000_000, "powers of two");
     assert_eq!(time_of(&resolution(0x7f), u64::MAX), 0);
     assert_eq!(time_of(&resolution(0), u64::MAX), u64::MAX);
 }
@@ -159,13 +140,7 @@ fn an_interface_offset_is_added_to_its_timestamps() {
 #[test]
 fn a_simple_packet_is_cut_by_the_snaplen_and_happens_at_the_latest_time() {
     let simple = block(3, &[&words(&[9])[..], b"abcde"].concat());
-    let file = [
-        section(),
-        interface(101, 5, &[]),
-        enhanced(0, 77, b"xyz"),
-        simple,
-    ]
-    .concat();
+    let file = [section(), interface(101, 5, &[]), enhanced(0, 77, b"xyz"), simple].concat();
     let (out, records, error) = copy(&file);
     assert!(error.is_none(), "{error:?}");
     let (record, data) = &records[1];
@@ -176,10 +151,7 @@ fn a_simple_packet_is_cut_by_the_snaplen_and_happens_at_the_latest_time() {
 
 #[test]
 fn obsolete_packets_are_read_and_unknown_blocks_are_skipped() {
-    let obsolete = block(
-        2,
-        &[&words(&[0x0007_0001, 0, 5, 3, 3])[..], b"old"].concat(),
-    );
+    let obsolete = block(2, &[&words(&[0x0007_0001, 0, 5, 3, 3])[..], b"old"].concat());
     let file = [
         section(),
         interface(101, 0, &[]),
@@ -196,11 +168,7 @@ fn obsolete_packets_are_read_and_unknown_blocks_are_skipped() {
 #[test]
 fn a_second_section_begins_its_interfaces_anew() {
     let first = [section(), interface(101, 0, &[]), enhanced(0, 1, b"a")].concat();
-    let second = captures::pcapng(
-        &[(0, (5, b"b".to_vec()))],
-        &[DataLink::ETHERNET],
-        Endianness::Big,
-    );
+    let second = captures::pcapng(&[(0, (5, b"b".to_vec()))], &[DataLink::ETHERNET], Endianness::Big);
     let records = records(&[first.clone(), second].concat());
     assert_eq!(records[0].0.link, LinkType::Raw);
     assert_eq!(records[1].0.link, LinkType::Ethernet);
@@ -219,11 +187,7 @@ fn a_packet_that_a_snaplen_has_cut_keeps_its_wire_length() {
     let (out, records, _) = copy(&file);
     assert_eq!(records[0].0.original_len, 1500);
     assert_eq!(out[24..], file[24..]);
-    assert_eq!(
-        out[16..20],
-        MAX_RECORD.to_le_bytes(),
-        "answers may be longer"
-    );
+    assert_eq!(out[16..20], MAX_RECORD.to_le_bytes(), "answers may be longer");
 }
 
 #[test]
@@ -237,11 +201,7 @@ fn a_file_cut_anywhere_yields_the_packets_before_the_cut() {
             let (_, some, error) = copy(&file[..len]);
             assert_eq!(some[..], whole[..some.len()]);
             if let Some(error) = error {
-                assert!(
-                    error
-                        .packet
-                        .is_none_or(|number| number == some.len() as u64 + 1)
-                );
+                assert!(error.packet.is_none_or(|number| number == some.len() as u64 + 1));
             }
         }
     }
@@ -285,24 +245,13 @@ fn a_file_that_is_no_capture_is_named_as_such() {
         "in.pcap: not a capture: starts with [1f, 8b, 08, 00], expected a pcap or pcapng file (not compressed)"
     );
     let missing = Reader::open(Path::new("/nowhere/in.pcap")).err().unwrap();
-    assert!(
-        missing
-            .to_string()
-            .starts_with("/nowhere/in.pcap: cannot open: ")
-    );
+    assert!(missing.to_string().starts_with("/nowhere/in.pcap: cannot open: "));
 }
 
 #[test]
 fn another_link_type_is_refused_with_the_supported_ones() {
-    let file = captures::pcap(
-        &[],
-        DataLink::from(113),
-        Endianness::Little,
-        TsResolution::MicroSecond,
-    );
-    assert!(
-        error(&file).starts_with("in.pcap: link type 113 is not supported, expected EN10MB (1)")
-    );
+    let file = captures::pcap(&[], DataLink::from(113), Endianness::Little, TsResolution::MicroSecond);
+    assert!(error(&file).starts_with("in.pcap: link type 113 is not supported, expected EN10MB (1)"));
     let unused = [section(), interface(113, 0, &[]), interface(101, 0, &[])].concat();
     assert_eq!(records(&[unused, enhanced(1, 0, b"a")].concat()).len(), 1);
 }

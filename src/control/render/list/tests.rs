@@ -146,18 +146,12 @@ fn edited() -> Vec<ServiceView> {
         service(Protocol::Sctp, "10.9.9.9:3868", "nq"),
         ServiceView {
             persistence: persistent(300, 32),
-            backends: vec![
-                backend("10.2.2.2:5353", 2, 0, 3),
-                backend("10.2.1.2:53", 1, 0, 0),
-            ],
+            backends: vec![backend("10.2.2.2:5353", 2, 0, 3), backend("10.2.1.2:53", 1, 0, 0)],
             ..service(Protocol::Udp, "10.9.9.9:53", "wrr")
         },
         ServiceView {
             scheduler_flags: vec!["sh-port".to_owned(), "sh-fallback".to_owned()],
-            backends: vec![
-                backend("10.2.1.9:81", 65535, 0, 0),
-                backend("10.2.1.9:80", 70000, 0, 0),
-            ],
+            backends: vec![backend("10.2.1.9:81", 65535, 0, 0), backend("10.2.1.9:80", 70000, 0, 0)],
             ..service(Protocol::Tcp, "10.9.9.9:443", "sh")
         },
         ServiceView {
@@ -207,10 +201,7 @@ fn a_service_with_several_addresses_has_a_block_for_each() {
     let text = all(&[service], Columns::Stats);
     let row = "                        10       61       59     3972     5078\n";
     assert!(text.contains(&format!("TCP  10.9.9.9:80{row}")), "{text}");
-    assert!(
-        text.contains(&format!("TCP  203.0.113.10:80{}", &row[4..])),
-        "{text}"
-    );
+    assert!(text.contains(&format!("TCP  203.0.113.10:80{}", &row[4..])), "{text}");
     assert_eq!(text.matches("  -> 10.2.1.2:80 ").count(), 2);
 }
 
@@ -219,12 +210,7 @@ fn one_service_alone_has_no_version_line_and_one_address_alone_one_block() {
     let mut both = web();
     both.addresses.push("203.0.113.10:80".parse().unwrap());
     let by_address = Selector::new("203.0.113.10:80");
-    let text = list(
-        &[both.clone()],
-        Some(&by_address),
-        Columns::Load,
-        &Names::numeric(),
-    );
+    let text = list(&[both.clone()], Some(&by_address), Columns::Load, &Names::numeric());
     assert!(text.starts_with("Prot LocalAddress:Port Scheduler Flags\n"));
     assert!(text.contains("TCP  203.0.113.10:80 rr\n") && !text.contains("10.9.9.9"));
     let by_name = Selector::new("tcp/10.9.9.9:80");

@@ -1,0 +1,118 @@
+//! The example configurations load, and full.toml shows every key that exists.
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use lbd::config::{Config, load, raw, to_toml};
+use lbd::policy::Mode;
+
+fn example(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
+}
+
+fn loaded(name: &str) -> Config {
+    match load(&example(name)) {
+        Ok(loaded) => {
+            assert_eq!(loaded.warnings, [], "{name}");
+            loaded.config
+        }
+        Err(errors) => panic!("{errors:#?}"),
+    }
+}
+
+/// The names of all keys in a table and in the tables below it.
+fn keys(value: &toml::Value, found: &mut BTreeSet<String>) {
+    if let Some(table) = value.as_table() {
+        for (key, value) in table {
+            found.insert(key.clone());
+            keys(value, found);
+        }
+    }
+    let items = value.as_array().into_iter().flatten();
+    items.for_each(|item| keys(item, found));
+}
+
+/// The keys that full.toml writes in the table called `place`; of a list of tables, in all of them.
+fn keys_at(place: &str, file: &toml::Table) -> BTreeSet<String> {
+    let services = &file["services"][0];
+    let table = match place {
+        "the top level" => toml::Value::Table(file.clone()),
+        "[[rules]]" => file["rules"].clone(),
+        "[[services]]" => file["services"].clone(),
+        "persistence" => services["persistence"].clone(),
+        "backends" => services["backends"].clone(),
+        section => file[section.trim_matches(['[', ']'])].clone(),
+    };
+    let items = table.as_array().into_iter().flatten();
+    let tables = items.filter_map(toml::Value::as_table).chain(table.as_table());
+    tables.flat_map(|table| table.keys().cloned()).collect()
+}
+
+#[test]
+fn every_example_loads_without_a_warning_and_is_listed_here() {
+    let listed = ["full.toml", "iptables.toml", "minimal.toml", "svc.toml"];
+    for name in listed {
+        loaded(name);
+    }
+    let directory = std::fs::read_dir(example("")).unwrap();
+    let mut there: Vec<String> = directory
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".toml"))
+        .collect();
+    there.sort();
+    assert_eq!(there, listed);
+}
+
+#[test]
+fn every_example_is_saved_as_it_was_loaded() {
+    for name in ["full.toml", "iptables.toml", "minimal.toml", "svc.toml"] {
+        let config = loaded(name);
+        let again = lbd::config::parse("saved.toml", &to_toml(&config)).unwrap();
+        assert_eq!(again.config, config, "{name}");
+    }
+}
+
+#[test]
+fn full_toml_shows_every_key_of_every_table() {
+    let text = std::fs::read_to_string(example("full.toml")).unwrap();
+    let file: toml::Table = text.parse().unwrap();
+    for (place, known) in raw::TABLES {
+        let known: BTreeSet<String> = known.iter().map(|&key| key.to_owned()).collect();
+        assert_eq!(keys_at(place, &file), known, "{place}");
+    }
+}
+
+#[test]
+fn the_tables_of_the_code_are_all_that_full_toml_has() {
+    let text = std::fs::read_to_string(example("full.toml")).unwrap();
+    let mut written = BTreeSet::new();
+    keys(&toml::Value::Table(text.parse().unwrap()), &mut written);
+    let known = raw::TABLES.iter().flat_map(|(_, keys)| keys.iter().copied());
+    let known: BTreeSet<String> = known.map(str::to_owned).collect();
+    assert_eq!(written, known);
+}
+
+#[test]
+fn the_defaults_that_full_toml_shows_are_the_real_ones() {
+    let (full, default) = (loaded("full.toml"), loaded("minimal.toml"));
+    assert_eq!(full.policy.conntrack, default.policy.conntrack);
+    assert_eq!(full.policy.nat, default.policy.nat);
+    assert_eq!(full.tun, default.tun);
+    assert_eq!(full.control_socket, default.control_socket);
+    assert_eq!(full.datapath.workers, default.datapath.workers);
+}
+
+#[test]
+fn the_first_example_has_web_and_dns_over_both_families() {
+    let config = loaded("svc.toml");
+    let addresses: Vec<String> = config
+        .policy
+        .services
+        .iter()
+        .map(|service| format!("{} {} {}", service.protocol, service.address, service.backends.len()))
+        .collect();
+    assert_eq!(config.policy.mode, Mode::Ipvs);
+    assert_eq!(
+        addresses,
+        ["tcp 10.96.0.10:80 3", "udp 10.96.0.53:53 2", "tcp [fd00:96::10]:80 3"]
+    );
+}

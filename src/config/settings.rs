@@ -1,0 +1,97 @@
+//! Every key of a configuration outside of its lists of rules and services, with its value as text.
+use std::fmt::Display;
+
+use super::words::{ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, word_of};
+use super::{AfXdp, Config, Datapath, Tun};
+use crate::policy::{Conntrack, Nat, Policy};
+
+/// A key's full name and its value.
+pub(super) type Setting = (&'static str, String);
+
+/// Every setting; the same keys in the same order for every configuration.
+pub(super) fn settings(config: &Config) -> Vec<Setting> {
+    let Config {
+        policy,
+        node_addresses,
+        datapath,
+        tun,
+        af_xdp,
+        control_socket,
+    } = config;
+    let mut all = of_policy(policy);
+    all.extend(of_devices(datapath, tun, af_xdp));
+    let nodes = node_addresses.as_ref();
+    let nodes = nodes.map_or_else(|| "from the kernel".to_owned(), |nodes| list(nodes));
+    all.push(("node.addresses", nodes));
+    all.push(("control.socket", control_socket.display().to_string()));
+    all
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(T::to_string).collect();
+    format!("[{}]", items.join(", "))
+}
+
+fn or<T: Display>(value: Option<T>, absent: &str) -> String {
+    value.map_or_else(|| absent.to_owned(), |value| value.to_string())
+}
+
+fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
+    let Datapath { backend, workers, seed } = datapath;
+    let Tun { name, mtu, offload } = tun;
+    let AfXdp {
+        interfaces,
+        attach,
+        zero_copy,
+        busy_poll,
+    } = af_xdp;
+    vec![
+        ("datapath.backend", word_of(*backend, BACKEND).to_owned()),
+        ("datapath.workers", or(*workers, "0")),
+        ("datapath.seed", or(*seed, "none")),
+        ("tun.name", name.clone()),
+        ("tun.mtu", mtu.to_string()),
+        ("tun.offload", offload.to_string()),
+        ("af_xdp.interfaces", list(interfaces)),
+        ("af_xdp.attach", word_of(*attach, ATTACH).to_owned()),
+        ("af_xdp.zero_copy", or(*zero_copy, "auto")),
+        ("af_xdp.busy_poll", busy_poll.to_string()),
+    ]
+}
+
+fn of_policy(policy: &Policy) -> Vec<Setting> {
+    let Policy {
+        mode,
+        scheduler,
+        node_addresses: _,
+        nat: Nat { masquerade, pool },
+        conntrack,
+        rules: _,
+        services: _,
+    } = policy;
+    let mut all = vec![
+        ("mode", word_of(*mode, MODE).to_owned()),
+        ("scheduler", or(*scheduler, "default")),
+        ("nat.masquerade", word_of(*masquerade, MASQUERADE).to_owned()),
+        ("nat.pool", list(pool)),
+    ];
+    all.extend(of_conntrack(conntrack));
+    all
+}
+
+fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
+    let Conntrack {
+        max_flows,
+        on_backend_removed,
+        timeouts,
+    } = conntrack;
+    let removed = word_of(*on_backend_removed, ON_BACKEND_REMOVED);
+    let mut all = vec![
+        ("conntrack.max_flows", max_flows.to_string()),
+        ("conntrack.on_backend_removed", removed.to_owned()),
+        ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
+    ];
+    let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);
+    all.extend(tcp.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));
+    all
+}

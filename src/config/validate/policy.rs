@@ -1,0 +1,118 @@
+//! `[nat]` and `[conntrack]`.
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::values::{duration, network, number, offset, word};
+use crate::config::defaults;
+use crate::config::diagnostic::Report;
+use crate::config::raw::{self, Text};
+use crate::config::words::{MASQUERADE, ON_BACKEND_REMOVED, TCP_TIMEOUTS};
+use crate::policy::{Conntrack, Masquerade, Nat, ServiceSpec};
+use toml::Spanned;
+
+/// Enough for any memory, and far from overflows of a table's size.
+const MOST_FLOWS: i128 = 1 << 30;
+/// Zero would end a flow before its second packet.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// `[nat]`
+pub(super) fn nat(raw: &raw::Nat<'_>, report: &mut Report) -> Nat {
+    Nat {
+        masquerade: word("masquerade", &raw.masquerade, MASQUERADE, report),
+        pool: pool(raw, report),
+    }
+}
+
+fn pool(raw: &raw::Nat<'_>, report: &mut Report) -> Vec<IpNet> {
+    let Some(list) = raw.pool.given() else {
+        return defaults::pool();
+    };
+    if list.get_ref().is_empty() {
+        let problem = "at least one address is needed: give e.g. [\"198.18.0.0/28\"], or leave the key out";
+        report.bad(offset(list), "pool", "[]", problem);
+    }
+    let mut pool = Vec::new();
+    for text in list.get_ref() {
+        let read = network("pool", text, text.get_ref(), report);
+        pool.extend(read.filter(|net| may_join(*net, &pool, text, report)));
+    }
+    pool
+}
+
+fn may_join(net: IpNet, pool: &[IpNet], text: &Spanned<Text<'_>>, report: &mut Report) -> bool {
+    let address = net.network();
+    let problem = if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        "no host can have these addresses: give unused unicast ones, e.g. \"198.18.0.0/28\"".to_owned()
+    } else if let Some(other) = pool.iter().find(|other| overlap(**other, net)) {
+        format!("overlaps with {other}: remove one of them")
+    } else {
+        return true;
+    };
+    report.bad(offset(text), "pool", format!("{:?}", text.get_ref()), problem);
+    false
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+/// An address that lbd needs as a source may be nobody else's.
+pub(super) fn check_outside_pool(
+    key: &str,
+    text: &Spanned<Text<'_>>,
+    address: IpAddr,
+    pool: &[IpNet],
+    report: &mut Report,
+) {
+    if let Some(net) = pool.iter().find(|net| net.contains(&address)) {
+        let problem = format!("lies in nat.pool {net}: take another address, or set another pool in [nat]");
+        report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
+    }
+}
+
+/// Services whose flows could not be masqueraded where they have to be.
+pub(super) fn check_pool_families(raw: &raw::Nat<'_>, nat: &Nat, services: &[ServiceSpec], report: &mut Report) {
+    let (Masquerade::Auto | Masquerade::Always, Some(written)) = (nat.masquerade, raw.pool.given()) else {
+        return;
+    };
+    for (family, v4, example) in [("IPv4", true, "198.18.0.0/28"), ("IPv6", false, "2001:2::/124")] {
+        let needed = services.iter().any(|service| service.address.address.is_ipv4() == v4);
+        let there = nat.pool.iter().any(|net| net.addr().is_ipv4() == v4);
+        if needed && !there {
+            let remedy = format!("add e.g. \"{example}\", or set masquerade = \"never\"");
+            let message =
+                format!("pool has no {family} address: flows of {family} services cannot be masqueraded; {remedy}");
+            report.warning(offset(written), message);
+        }
+    }
+}
+
+/// `[conntrack]`
+pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntrack {
+    let mut read = defaults::conntrack();
+    if let Some(value) = raw.max_flows.given() {
+        let flows = number("max_flows", value, 1..=MOST_FLOWS, " flows, e.g. 1048576", report);
+        read.max_flows = flows.unwrap_or(read.max_flows);
+    }
+    read.on_backend_removed = word(
+        "on_backend_removed",
+        &raw.on_backend_removed,
+        ON_BACKEND_REMOVED,
+        report,
+    );
+    let tcp = TCP_TIMEOUTS.into_iter().zip(raw.tcp());
+    for ((key, written), slot) in tcp.zip(&mut read.timeouts.tcp) {
+        set_timeout(key, written, slot, report);
+    }
+    set_timeout("udp", &raw.udp, &mut read.timeouts.udp, report);
+    read
+}
+
+fn set_timeout(key: &str, written: &raw::Key<raw::Scalar<'_>>, slot: &mut Duration, report: &mut Report) {
+    let read = written
+        .given()
+        .and_then(|value| duration(key, value, SHORTEST_TIMEOUT, report));
+    *slot = read.unwrap_or(*slot);
+}

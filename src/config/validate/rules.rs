@@ -1,0 +1,177 @@
+//! `[[rules]]`
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use toml::Spanned;
+
+use super::services::{Known, PROTOCOLS, require};
+use super::values::{name, network, offset, ports};
+use crate::config::diagnostic::Report;
+use crate::config::raw::{self, Key, Scalar, Text};
+use crate::config::suggest::did_you_mean;
+use crate::config::words::meaning_of;
+use crate::flow::Protocol;
+use crate::matcher::rules::{Action, Condition, Probability, Rule};
+
+/// The units of [`Probability`]: 2^32 of them are certain.
+pub(in crate::config) const CERTAIN: f64 = 4_294_967_296.0;
+
+/// The services that a rule may send packets to.
+pub(super) type Names<'t> = HashMap<&'t str, Option<Known>>;
+
+/// Every rule that could be read; what is wrong goes into the report.
+pub(super) fn rules(list: &[Spanned<raw::Rule<'_>>], names: &Names<'_>, report: &mut Report) -> Vec<Rule> {
+    list.iter().filter_map(|raw| rule(raw, names, report)).collect()
+}
+
+fn rule(at: &Spanned<raw::Rule<'_>>, names: &Names<'_>, report: &mut Report) -> Option<Rule> {
+    let raw = at.get_ref();
+    let missing = matches!(raw.action, Key::Absent);
+    require("[[rules]]", offset(at), [("action", missing, "\"drop\"")], report);
+    let source = net("source", &raw.source, report);
+    let destination = net("destination", &raw.destination, report);
+    let protocol = raw.protocol.given().and_then(|text| protocol(text, report));
+    check_families(raw, source.as_ref(), destination.as_ref(), report);
+    let source_port = port("source_port", &raw.source_port, report);
+    let destination_port = port("destination_port", &raw.destination_port, report);
+    let probability = raw.probability.given().and_then(|value| probability(value, report));
+    let name = raw.name.given().and_then(|text| name(text, report));
+    let action = raw.action.given().and_then(|text| action(text, names, report))?;
+    if let Some(known) = target(&action, names) {
+        check_protocol(raw, protocol.as_ref(), known, report);
+        check_target_family("source", &raw.source, source.as_ref(), known, report);
+        check_target_family("destination", &raw.destination, destination.as_ref(), known, report);
+    }
+    Some(Rule {
+        name,
+        source,
+        destination,
+        protocol,
+        source_port,
+        destination_port,
+        probability,
+        action,
+    })
+}
+
+/// Whether a `!` stands before the value, and the value.
+fn split_negation(text: &str) -> (bool, &str) {
+    let text = text.trim();
+    match text.strip_prefix('!') {
+        Some(rest) => (true, rest.trim_start()),
+        None => (false, text),
+    }
+}
+
+fn net(key: &str, written: &Key<Text<'_>>, report: &mut Report) -> Option<Condition<IpNet>> {
+    let text = written.given()?;
+    let (negated, rest) = split_negation(text.get_ref());
+    let value = network(key, text, rest, report)?;
+    Some(Condition { negated, value })
+}
+
+fn protocol(text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Condition<Protocol>> {
+    let (negated, rest) = split_negation(text.get_ref());
+    let Some(value) = meaning_of(rest, PROTOCOLS) else {
+        let hint = did_you_mean(rest, PROTOCOLS.iter().map(|&(word, _)| word));
+        let problem = format!("unknown word:{hint} known: tcp, udp, sctp, each with \"!\" before it or not");
+        report.bad(offset(text), "protocol", format!("{:?}", text.get_ref()), problem);
+        return None;
+    };
+    Some(Condition { negated, value })
+}
+
+fn port(key: &str, written: &Key<Scalar<'_>>, report: &mut Report) -> Option<Condition<RangeInclusive<u16>>> {
+    let at = written.given()?;
+    let number;
+    let text = match at.get_ref() {
+        Scalar::Text(text) => *text,
+        Scalar::Integer(port) => {
+            number = port.to_string();
+            number.as_str()
+        }
+    };
+    let (negated, rest) = split_negation(text);
+    let value = ports(key, at, rest, report)?;
+    Some(Condition { negated, value })
+}
+
+fn probability(value: &Spanned<f64>, report: &mut Report) -> Option<Probability> {
+    let share = *value.get_ref();
+    if share > 0.0 && share <= 1.0 {
+        // The saturating cast is exact: 2^32 and every whole number below it fit.
+        return Some(Probability(((share * CERTAIN).round() as u64).max(1)));
+    }
+    let problem = "must be above 0 and at most 1, e.g. 0.5 for half of the packets";
+    report.bad(offset(value), "probability", share, problem);
+    None
+}
+
+fn action(text: &Spanned<Text<'_>>, names: &Names<'_>, report: &mut Report) -> Option<Action> {
+    let problem = match (*text.get_ref(), text.get_ref().strip_prefix("service:")) {
+        ("drop", _) => return Some(Action::Drop),
+        ("reject", _) => return Some(Action::Reject),
+        ("pass", _) => return Some(Action::Pass),
+        (_, Some(name)) if names.contains_key(name) => {
+            return Some(Action::Service(name.to_owned()));
+        }
+        (_, Some(name)) => {
+            let hint = did_you_mean(name, names.keys().copied());
+            format!("there is no service {name:?}:{hint} give the name of one of [[services]]")
+        }
+        (word, None) => {
+            let hint = did_you_mean(word, ["drop", "reject", "pass"]);
+            format!("unknown word:{hint} known: drop, reject, pass, service:NAME")
+        }
+    };
+    report.bad(offset(text), "action", format!("{:?}", text.get_ref()), problem);
+    None
+}
+
+fn target(action: &Action, names: &Names<'_>) -> Option<Known> {
+    match action {
+        Action::Service(name) => names.get(name.as_str()).copied().flatten(),
+        Action::Drop | Action::Reject | Action::Pass => None,
+    }
+}
+
+fn check_families(
+    raw: &raw::Rule<'_>,
+    source: Option<&Condition<IpNet>>,
+    destination: Option<&Condition<IpNet>>,
+    report: &mut Report,
+) {
+    if let (Some(source), Some(destination), Some(text)) = (source, destination, raw.destination.given())
+        && source.value.addr().is_ipv4() != destination.value.addr().is_ipv4()
+    {
+        let problem = "source and destination are of different families, so no packet matches: make a rule for each";
+        report.bad(offset(text), "destination", format!("{:?}", text.get_ref()), problem);
+    }
+}
+
+fn check_protocol(raw: &raw::Rule<'_>, protocol: Option<&Condition<Protocol>>, service: Known, report: &mut Report) {
+    if let (Some(condition), Some(text)) = (protocol, raw.protocol.given())
+        && (condition.value == service.protocol) == condition.negated
+    {
+        let own = service.protocol;
+        let problem = format!("the service of this rule's action is {own}: write \"{own}\", or leave the key out");
+        report.bad(offset(text), "protocol", format!("{:?}", text.get_ref()), problem);
+    }
+}
+
+fn check_target_family(
+    key: &str,
+    written: &Key<Text<'_>>,
+    condition: Option<&Condition<IpNet>>,
+    service: Known,
+    report: &mut Report,
+) {
+    if let (Some(condition), Some(text)) = (condition, written.given())
+        && condition.value.addr().is_ipv4() != service.v4
+    {
+        let family = if service.v4 { "IPv4" } else { "IPv6" };
+        let problem = format!("the service of this rule's action is {family}: give an {family} network");
+        report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
+    }
+}

@@ -1,0 +1,59 @@
+//! The words of closed sets, one list for reading, writing and comparing.
+use super::{Attach, Backend};
+use crate::policy::{Masquerade, Mode, OnBackendRemoved};
+
+/// Words and what they mean.
+pub(super) type Words<T> = [(&'static str, T)];
+
+pub(super) const MODE: &Words<Mode> = &[("ipvs", Mode::Ipvs), ("iptables", Mode::Iptables)];
+
+pub(super) const BACKEND: &Words<Backend> = &[("tun", Backend::Tun), ("af_xdp", Backend::AfXdp)];
+
+pub(super) const ATTACH: &Words<Attach> = &[
+    ("auto", Attach::Auto),
+    ("native", Attach::Native),
+    ("generic", Attach::Generic),
+];
+
+pub(super) const MASQUERADE: &Words<Masquerade> = &[
+    ("auto", Masquerade::Auto),
+    ("always", Masquerade::Always),
+    ("never", Masquerade::Never),
+];
+
+pub(super) const ON_BACKEND_REMOVED: &Words<OnBackendRemoved> = &[
+    ("preserve", OnBackendRemoved::Preserve),
+    ("reset", OnBackendRemoved::Reset),
+    ("reschedule", OnBackendRemoved::Reschedule),
+];
+
+/// Keys of `[conntrack]` for the TCP states, in the order of [`crate::conntrack::tcp::State::ALL`].
+pub(super) const TCP_TIMEOUTS: [&str; 11] = [
+    "tcp_none",
+    "tcp_established",
+    "tcp_syn_sent",
+    "tcp_syn_recv",
+    "tcp_fin",
+    "tcp_time_wait",
+    "tcp_close",
+    "tcp_close_wait",
+    "tcp_last_ack",
+    "tcp_listen",
+    "tcp_synack",
+];
+
+/// The word for `value`.
+pub(super) fn word_of<T: Copy + PartialEq>(value: T, words: &Words<T>) -> &'static str {
+    words
+        .iter()
+        .find(|(_, meaning)| *meaning == value)
+        .map_or("", |(word, _)| word)
+}
+
+/// The meaning of `word`.
+pub(super) fn meaning_of<T: Copy>(word: &str, words: &Words<T>) -> Option<T> {
+    words
+        .iter()
+        .find(|(known, _)| *known == word)
+        .map(|&(_, meaning)| meaning)
+}

@@ -1,0 +1,237 @@
+//! The one hand that changes a running lbd: reloads, mode switches, changed node addresses. All or nothing each.
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{Error, effective_policy, kept};
+use crate::config::reload::{describe, refuse_restart_only};
+use crate::config::validate::load;
+use crate::config::{Config, save};
+use crate::control::protocol::LastReload;
+use crate::control::views::Rates;
+use crate::engine::Engine;
+use crate::plumbing::{self, Plan, Plumbing};
+use crate::policy::Mode;
+use crate::ruleset::Ruleset;
+use crate::time::Instant;
+use crate::worker::Clock;
+
+/// How the last reload ended.
+#[derive(Clone, Debug)]
+struct Reload {
+    at: Instant,
+    result: Result<String, String>,
+}
+
+/// What changes while lbd runs.
+struct State {
+    config: Config,
+    /// None once it was taken down.
+    plumbing: Option<Plumbing>,
+    last_reload: Option<Reload>,
+    rates: Rates,
+    /// What the configuration needs of the kernel; more stays in as long as flows need it.
+    plan: Plan,
+}
+
+/// The running lbd, as its operator sees it.
+pub(super) struct Control {
+    file: PathBuf,
+    engine: Arc<Engine>,
+    clock: Clock,
+    workers: usize,
+    unsent: Arc<AtomicU64>,
+    state: Mutex<State>,
+}
+
+impl Control {
+    pub(super) fn new(
+        file: &Path,
+        config: Config,
+        engine: Arc<Engine>,
+        plumbing: Plumbing,
+        clock: Clock,
+        workers: usize,
+        unsent: Arc<AtomicU64>,
+    ) -> Self {
+        let mut rates = Rates::default();
+        rates.follow(engine.ruleset().services.iter().map(|service| &**service));
+        let state = State {
+            config,
+            plan: plumbing.plan().clone(),
+            plumbing: Some(plumbing),
+            last_reload: None,
+            rates,
+        };
+        Self {
+            file: file.to_path_buf(),
+            engine,
+            clock,
+            workers,
+            unsent,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    pub(super) const fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) const fn workers(&self) -> usize {
+        self.workers
+    }
+
+    pub(super) fn unsent(&self) -> u64 {
+        self.unsent.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(super) fn config(&self) -> Config {
+        self.state.lock().config.clone()
+    }
+
+    pub(super) fn last_reload(&self) -> Option<LastReload> {
+        let reload = self.state.lock().last_reload.clone()?;
+        let succeeded = reload.result.is_ok();
+        Some(LastReload {
+            seconds_ago: (self.clock.now() - reload.at).as_secs(),
+            succeeded,
+            result: reload.result.unwrap_or_else(|error| error),
+        })
+    }
+
+    /// Services with their rates. The state is locked before the ruleset, as everywhere: a reload holds the former
+    /// while it waits for the latter.
+    pub(super) fn with_rates<R>(&self, act: impl FnOnce(&Ruleset, &Rates) -> R) -> R {
+        let state = self.state.lock();
+        act(&self.engine.ruleset(), &state.rates)
+    }
+
+    /// The running configuration, as a file that would give it again.
+    pub(super) fn save(&self) -> String {
+        save::to_toml(&self.state.lock().config)
+    }
+
+    /// Reads the file again. One line says what changed; in an error, one line a mistake.
+    pub(super) fn reload(&self) -> Result<String, String> {
+        let mut state = self.state.lock();
+        let result = self.reload_file(&mut state);
+        state.last_reload = Some(Reload {
+            at: self.clock.now(),
+            result: result.clone(),
+        });
+        result
+    }
+
+    /// On SIGHUP there is nobody to answer but the log.
+    pub(super) fn reload_and_log(&self) {
+        match self.reload() {
+            Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
+            Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
+        }
+    }
+
+    /// Uses the other matcher from the next packet on; flows stay.
+    pub(super) fn switch_mode(&self, mode: Mode) -> Result<String, String> {
+        let mut state = self.state.lock();
+        let mut config = state.config.clone();
+        config.policy.mode = mode;
+        let changes = describe(&state.config, &config);
+        self.put(&mut state, config).map_err(|error| error.to_string())?;
+        tracing::info!("by lbctl: {changes}");
+        Ok(changes.to_string())
+    }
+
+    /// This node got or lost an address.
+    pub(super) fn addresses_changed(&self) {
+        let mut state = self.state.lock();
+        let config = state.config.clone();
+        if let Err(error) = self.put(&mut state, config) {
+            tracing::error!("the addresses of this node changed, and lbd cannot follow: {error}");
+        }
+    }
+
+    /// Two seconds have passed.
+    pub(super) fn tick(&self) {
+        let mut state = self.state.lock();
+        let ruleset = self.engine.ruleset();
+        state.rates.tick(ruleset.services.iter().map(|service| &**service));
+        drop(ruleset);
+        if let Err(error) = self.prune(&mut state) {
+            tracing::error!("cannot take out what no flow needs any more: {error}");
+        }
+    }
+
+    /// Takes everything out of the kernel.
+    pub(super) fn take_down(&self) -> Result<(), Error> {
+        match self.state.lock().plumbing.take() {
+            Some(plumbing) => Ok(plumbing.remove()?),
+            None => Ok(()),
+        }
+    }
+
+    fn reload_file(&self, state: &mut MutexGuard<'_, State>) -> Result<String, String> {
+        let lines = |errors: Vec<String>| errors.join("\n");
+        let loaded = load(&self.file).map_err(|errors| lines(errors.iter().map(ToString::to_string).collect()))?;
+        let refused = refuse_restart_only(&state.config, &loaded.config);
+        if !refused.is_empty() {
+            let place = |reason: String| format!("{}: {reason}", self.file.display());
+            return Err(lines(refused.into_iter().map(place).collect()));
+        }
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let changes = describe(&state.config, &loaded.config);
+        self.put(state, loaded.config).map_err(|error| error.to_string())?;
+        Ok(changes.to_string())
+    }
+
+    /// Puts a configuration into effect. What may fail comes first: the kernel gets what the new one needs in addition,
+    /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
+    fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
+        let policy = effective_policy(&config)?;
+        let plan = Plan::new(&policy, &plumbing::owned_addresses(&config.tun.name)?)?;
+        if let Some(plumbing) = &mut state.plumbing {
+            let both = plan.clone().union(plumbing.plan());
+            plumbing.update(both)?;
+        }
+        self.engine.apply(Arc::new(policy));
+        let ruleset = self.engine.ruleset();
+        state.rates.follow(ruleset.services.iter().map(|service| &**service));
+        drop(ruleset);
+        state.config = config;
+        state.plan = plan;
+        if let Err(error) = self.prune(state) {
+            tracing::warn!("the old routes and rules stay in for now: {error}");
+        }
+        Ok(())
+    }
+
+    fn prune(&self, state: &mut State) -> Result<(), plumbing::Error> {
+        let Some(plumbing) = &mut state.plumbing else {
+            return Ok(());
+        };
+        let gone = kept::gone(plumbing.plan(), &state.plan);
+        if gone == Plan::default() {
+            return Ok(());
+        }
+        let mut kept = Plan::default();
+        self.engine
+            .conntrack()
+            .each(self.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
+        let wanted = state.plan.clone().union(&kept);
+        if wanted == *plumbing.plan() {
+            return Ok(());
+        }
+        plumbing.update(wanted)
+    }
+}

@@ -1,0 +1,46 @@
+//! What of an old plan must stay in the kernel because flows still need it.
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::conntrack::connection::Connection;
+use crate::plumbing::{Cover, Plan};
+
+/// The part of `before` that `after` lacks.
+pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
+    Plan {
+        routes: before.routes.difference(&after.routes).copied().collect(),
+        local_ports: before.local_ports.difference(&after.local_ports).copied().collect(),
+        replies: before.replies.difference(&after.replies).copied().collect(),
+        diverted: before.diverted.difference(&after.diverted).copied().collect(),
+        diverted_locally: before
+            .diverted_locally
+            .difference(&after.diverted_locally)
+            .copied()
+            .collect(),
+    }
+}
+
+/// Adds to `kept` what of `plan` the packets of `flow` need to come to lbd.
+pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
+    let local = (flow.protocol, flow.virtual_address);
+    let reply = (flow.protocol, flow.backend.address);
+    kept.local_ports.extend(plan.local_ports.get(&local));
+    kept.replies.extend(plan.replies.get(&reply));
+    let leads_here = |cover: &&Cover| cover.contains(flow.protocol, flow.virtual_address);
+    kept.diverted.extend(plan.diverted.iter().filter(leads_here));
+    kept.diverted_locally
+        .extend(plan.diverted_locally.iter().filter(leads_here));
+    for address in [flow.virtual_address.address, flow.source.address] {
+        kept.routes.extend(covering(plan, address));
+    }
+}
+
+fn covering(plan: &Plan, address: IpAddr) -> impl Iterator<Item = IpNet> + '_ {
+    // A host route is found at once; what is left are the few prefixes of the pool.
+    let host = plan.routes.get(&IpNet::from(address)).copied();
+    let is_prefix = |route: &&IpNet| route.prefix_len() < route.max_prefix_len();
+    let prefixes = plan.routes.iter().filter(is_prefix).copied();
+    host.into_iter()
+        .chain(prefixes.filter(move |route| route.contains(&address)))
+}

@@ -1,0 +1,168 @@
+//! What lbctl asks, answered from the running lbd.
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::control::Control;
+use crate::conntrack::connection::Connection;
+use crate::control::Handler;
+use crate::control::protocol::{
+    ConnectionView, Data, Drops, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView, StateCount, Status,
+};
+use crate::control::selector::Selector;
+use crate::flow::Protocol;
+use crate::matcher::Matcher;
+use crate::matcher::rules::{Action, Condition, Entry, Origin, Rule};
+use crate::time::Instant;
+
+impl Handler for Control {
+    fn handle(&self, request: Request) -> Reply {
+        match request {
+            Request::Status => Reply::Ok(Data::Status(Box::new(self.status()))),
+            Request::List { service } => self.services(service.as_deref()),
+            Request::Connections { service } => self.connections(service.as_deref()),
+            Request::Rules => self.rules(),
+            Request::Drops => Reply::Ok(Data::Drops(Drops::new(|verdict| self.engine().count(verdict)))),
+            Request::Mode => Reply::Ok(Data::Mode(self.config().policy.mode)),
+            Request::SwitchMode { mode } => done(self.switch_mode(mode)),
+            Request::Reload => done(self.reload()),
+            Request::Save => Reply::Ok(Data::Configuration(self.save())),
+        }
+    }
+}
+
+fn done(result: Result<String, String>) -> Reply {
+    result.map_or_else(Reply::error, Reply::message)
+}
+
+impl Control {
+    fn status(&self) -> Status {
+        let config = self.config();
+        let services = &config.policy.services;
+        let conntrack = self.engine().conntrack();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: config.policy.mode,
+            backend: "tun".to_owned(),
+            config: self.file().to_path_buf(),
+            pid: std::process::id(),
+            uptime_seconds: (self.clock().now() - Instant::ZERO).as_secs(),
+            workers: self.workers(),
+            services: services.len(),
+            backends: services.iter().map(|service| service.backends.len()).sum(),
+            flows: conntrack.len(),
+            max_flows: conntrack.max_flows(),
+            flows_by_state: self.flows_by_state(),
+            packets: PacketCounts::new(|verdict| self.engine().count(verdict)),
+            unsent: self.unsent(),
+            last_reload: self.last_reload(),
+        }
+    }
+
+    fn flows_by_state(&self) -> Vec<StateCount> {
+        let mut counts: BTreeMap<(Protocol, &'static str), u64> = BTreeMap::new();
+        self.engine().conntrack().each(self.clock().now(), |flow| {
+            *counts.entry((flow.protocol, flow.state.name())).or_default() += 1;
+        });
+        let count = |((protocol, state), flows)| StateCount {
+            protocol,
+            state: Cow::Borrowed(state),
+            flows,
+        };
+        counts.into_iter().map(count).collect()
+    }
+
+    fn services(&self, wanted: Option<&str>) -> Reply {
+        let selector = wanted.map(Selector::new);
+        let views: Vec<ServiceView> = self.with_rates(|ruleset, rates| {
+            let picked = ruleset.services.iter().filter(|service| {
+                let picks = |selector: &Selector<'_>| selector.picks(&service.identity.name, &service.endpoints);
+                selector.as_ref().is_none_or(picks)
+            });
+            picked.map(|service| ServiceView::new(service, rates)).collect()
+        });
+        match selector {
+            Some(selector) if views.is_empty() => Reply::error(selector.unknown()),
+            Some(_) | None => Reply::Ok(Data::Services(views)),
+        }
+    }
+
+    fn connections(&self, wanted: Option<&str>) -> Reply {
+        let selector = wanted.map(Selector::new);
+        if let Some(selector) = &selector {
+            let ruleset = self.engine().ruleset();
+            let mut services = ruleset.services.iter();
+            if !services.any(|service| selector.picks(&service.identity.name, &service.endpoints)) {
+                return Reply::error(selector.unknown());
+            }
+        }
+        let now = self.clock().now();
+        let mut views = Vec::new();
+        self.engine().conntrack().each(now, |flow| {
+            let service = &flow.backend.service.name;
+            let picks = |selector: &Selector<'_>| selector.picks_address(service, flow.virtual_address);
+            if selector.as_ref().is_none_or(picks) {
+                views.push(connection_view(flow, now));
+            }
+        });
+        Reply::Ok(Data::Connections(views))
+    }
+
+    fn rules(&self) -> Reply {
+        let ruleset = self.engine().ruleset();
+        let entries = match &ruleset.matcher {
+            Matcher::Rules(rules) => rules.entries(),
+            Matcher::VirtualServers(_) => {
+                return Reply::error(
+                    "there are no rules in ipvs mode; see `lbctl list`, or switch with `lbctl mode iptables`",
+                );
+            }
+        };
+        let numbered = entries.iter().enumerate();
+        Reply::Ok(Data::Rules(
+            numbered.map(|(index, entry)| rule_view(index + 1, entry)).collect(),
+        ))
+    }
+}
+
+fn connection_view(flow: &Connection, now: Instant) -> ConnectionView {
+    ConnectionView {
+        protocol: flow.protocol,
+        state: Cow::Borrowed(flow.state.name()),
+        expires_seconds: (flow.expires - now).as_secs(),
+        client: flow.client,
+        virtual_address: flow.virtual_address,
+        backend: flow.backend.address,
+        source: flow.source,
+        service: flow.backend.service.name.clone(),
+        masqueraded: flow.is_masqueraded(),
+    }
+}
+
+fn rule_view(number: usize, entry: &Entry) -> RuleView {
+    let totals = entry.stats.totals();
+    let (kind, rule) = match &entry.origin {
+        Origin::User(rule) => (RuleKind::User, rule.clone()),
+        Origin::Service {
+            name,
+            protocol,
+            endpoint,
+        } => (
+            RuleKind::Service,
+            Rule {
+                name: Some(name.clone()),
+                source: None,
+                destination: Some(exactly(endpoint.address.into())),
+                protocol: Some(exactly(*protocol)),
+                source_port: None,
+                destination_port: Some(exactly(endpoint.port..=endpoint.port)),
+                probability: None,
+                action: Action::Service(name.clone()),
+            },
+        ),
+    };
+    RuleView::new(number, kind, &rule, totals.in_packets, totals.in_bytes)
+}
+
+const fn exactly<T>(value: T) -> Condition<T> {
+    Condition { negated: false, value }
+}

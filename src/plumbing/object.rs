@@ -1,0 +1,425 @@
+//! What can be put into the kernel, one by one: routes and policy rules, and the order in which a plan's go in.
+//!
+//! They go in in the order of [`objects`] and come out in the reverse order. At no moment is the host without its local
+//! table, and at no moment do packets that lbd wrote meet lbd's own routes.
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::cover::{Cover, cover_backends, cover_local_ports};
+use super::plan::Plan;
+use crate::flow::{Endpoint, Protocol};
+
+/// Marks every rule (FRA_PROTOCOL) and route (rtm_protocol) of lbd. 108 is free in `/etc/iproute2/rt_protos`.
+pub(super) const OWNER: u8 = 108;
+/// Service, external and pool addresses, through the device.
+pub(super) const SERVICES_TABLE: u32 = 7762;
+/// A default route through the device, for what a rule has selected.
+pub(super) const DIVERT_TABLE: u32 = 7763;
+/// Service, external and pool addresses, unreachable: for packets that lbd has passed on.
+pub(super) const REFUSE_TABLE: u32 = 7764;
+/// `RT_TABLE_LOCAL`
+pub(super) const LOCAL_TABLE: u32 = 255;
+
+const SKIP_LOCAL_PORTS: u32 = 10;
+const LOCAL_PORTS: u32 = 11;
+/// Where the local table's rule stands while there are local ports.
+pub(super) const LOCAL: u32 = 20;
+const SKIP_ROUTES: u32 = 30;
+const REPLIES: u32 = 31;
+const SERVICES: u32 = 32;
+const REFUSE: u32 = 39;
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Everything, as a prefix.
+    pub(super) fn default_net(self) -> IpNet {
+        match self {
+            Self::V4 => Ipv4Net::default().into(),
+            Self::V6 => Ipv6Net::default().into(),
+        }
+    }
+
+    const fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+}
+
+/// A set of families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Families {
+    pub(super) v4: bool,
+    pub(super) v6: bool,
+}
+
+impl Families {
+    pub(super) const fn contains(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+/// Which packets a rule is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Selector {
+    All,
+    /// What lbd has written to its device.
+    FromDevice,
+    From(Cover),
+    To(Cover),
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Action {
+    Lookup(u32),
+    Goto(u32),
+}
+
+/// A policy rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Rule {
+    pub(super) family: Family,
+    pub(super) priority: u32,
+    pub(super) selector: Selector,
+    pub(super) action: Action,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Target {
+    Device,
+    Unreachable,
+}
+
+/// A route in one of lbd's tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) net: IpNet,
+    pub(super) table: u32,
+    pub(super) target: Target,
+}
+
+/// Something that lbd has put into the kernel, or for the last one, taken out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Object {
+    Route(Route),
+    Rule(Rule),
+    /// The kernel's own rule for the local table at priority 0 is absent.
+    NoFirstLocalRule(Family),
+}
+
+/// A change of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Install(Object),
+    Undo(Object),
+}
+
+impl Step {
+    pub(super) fn inverse(self) -> Self {
+        match self {
+            Self::Install(object) => Self::Undo(object),
+            Self::Undo(object) => Self::Install(object),
+        }
+    }
+
+    pub(super) const fn is_removal(&self) -> bool {
+        match self {
+            Self::Install(_) => false,
+            Self::Undo(_) => true,
+        }
+    }
+
+    /// Whether the host depends on it before the next step: it must be known to have worked.
+    pub(super) const fn is_barrier(&self) -> bool {
+        matches!(
+            self,
+            Self::Install(Object::NoFirstLocalRule(_)) | Self::Undo(Object::NoFirstLocalRule(_))
+        )
+    }
+}
+
+/// What changes `old` into `new`: additions in their order, then removals in reverse order.
+pub(super) fn difference(old: &[Object], new: &[Object]) -> Vec<Step> {
+    let had: HashSet<&Object> = old.iter().collect();
+    let wanted: HashSet<&Object> = new.iter().collect();
+    let added = new.iter().filter(|object| !had.contains(object));
+    let gone = old.iter().rev().filter(|object| !wanted.contains(object));
+    added
+        .map(|object| Step::Install(object.clone()))
+        .chain(gone.map(|object| Step::Undo(object.clone())))
+        .collect()
+}
+
+/// Everything that `plan` puts into the kernel; `first_local_rule`: families whose local rule is at priority 0 without lbd.
+pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
+    let mut objects = Vec::new();
+    for family in Family::BOTH {
+        if plan.uses(family) {
+            let routes = routes(plan, family);
+            objects.extend(routes.into_iter().map(Object::Route));
+            let at = |priority, selector, action| rule(family, priority, selector, action);
+            objects.push(at(REFUSE, Selector::FromDevice, Action::Lookup(REFUSE_TABLE)));
+            objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
+            objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
+            let replies = cover_backends(&of_family(&plan.replies, family))
+                .into_iter()
+                .map(Selector::From);
+            let diverted = covers_of(&plan.diverted, family).map(Selector::To);
+            let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
+            objects.extend(replies.chain(diverted).map(select));
+            objects.push(at(SERVICES, Selector::All, Action::Lookup(SERVICES_TABLE)));
+        }
+    }
+    objects
+}
+
+fn routes(plan: &Plan, family: Family) -> Vec<Route> {
+    let to_device = |net, table| Route {
+        net,
+        table,
+        target: Target::Device,
+    };
+    let refused = |net| Route {
+        net,
+        table: REFUSE_TABLE,
+        target: Target::Unreachable,
+    };
+    let nets = || {
+        plan.routes
+            .iter()
+            .copied()
+            .filter(|net| Family::of(net.addr()) == family)
+    };
+    let divert = to_device(family.default_net(), DIVERT_TABLE);
+    std::iter::once(divert)
+        .chain(nets().map(refused))
+        .chain(nets().map(|net| to_device(net, SERVICES_TABLE)))
+        .collect()
+}
+
+/// Local ports must be asked for before the local table, so that table's rule moves back behind them. Where somebody
+/// else has moved it already, lbd's own rule at [`LOCAL`] keeps lbd's later rules behind the local table.
+fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
+    let mut ports = cover_local_ports(&of_family(&plan.local_ports, family));
+    ports.extend(
+        covers_of(&plan.diverted_locally, family)
+            .filter(|cover| !ports.contains(cover))
+            .collect::<Vec<_>>(),
+    );
+    if ports.is_empty() && at_first {
+        return Vec::new();
+    }
+    let at = |priority, selector, action| rule(family, priority, selector, action);
+    let mut objects = vec![
+        at(LOCAL, Selector::All, Action::Lookup(LOCAL_TABLE)),
+        at(SKIP_LOCAL_PORTS, Selector::FromDevice, Action::Goto(LOCAL)),
+    ];
+    let ports = ports.into_iter().map(Selector::To);
+    objects.extend(ports.map(|to| at(LOCAL_PORTS, to, Action::Lookup(DIVERT_TABLE))));
+    if at_first {
+        objects.push(Object::NoFirstLocalRule(family));
+    }
+    objects
+}
+
+fn covers_of(covers: &BTreeSet<Cover>, family: Family) -> impl Iterator<Item = Cover> {
+    covers
+        .iter()
+        .copied()
+        .filter(move |cover| Family::of(cover.net.addr()) == family)
+}
+
+fn of_family(endpoints: &BTreeSet<(Protocol, Endpoint)>, family: Family) -> BTreeSet<(Protocol, Endpoint)> {
+    let same = endpoints
+        .iter()
+        .filter(|(_, endpoint)| Family::of(endpoint.address) == family);
+    same.copied().collect()
+}
+
+const fn rule(family: Family, priority: u32, selector: Selector, action: Action) -> Object {
+    Object::Rule(Rule {
+        family,
+        priority,
+        selector,
+        action,
+    })
+}
+
+impl fmt::Display for Step {
+    /// The `ip` command that would do the same.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, opposite, object) = match self {
+            Self::Install(object) => ("add", "del", object),
+            Self::Undo(object) => ("del", "add", object),
+        };
+        match object {
+            Object::Route(route) => write!(f, "ip route {verb} {route}"),
+            Object::Rule(rule) => write!(f, "ip {} rule {verb} {rule}", rule.family.option()),
+            Object::NoFirstLocalRule(family) => {
+                write!(f, "ip {} rule {opposite} pref 0 lookup local", family.option())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target {
+            Target::Device => write!(f, "{} table {}", self.net, self.table),
+            Target::Unreachable => write!(f, "unreachable {} table {}", self.net, self.table),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {}", self.priority)?;
+        match &self.selector {
+            Selector::All => {}
+            Selector::FromDevice => write!(f, " iif DEVICE")?,
+            Selector::From(cover) => {
+                let (first, last) = cover.ports;
+                write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;
+            }
+            Selector::To(cover) => {
+                let (first, last) = cover.ports;
+                write!(f, " to {} ipproto {} dport {first}-{last}", cover.net, cover.protocol)?;
+            }
+        }
+        match self.action {
+            Action::Lookup(table) => write!(f, " lookup {table}"),
+            Action::Goto(priority) => write!(f, " goto {priority}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Families = Families { v4: true, v6: true };
+
+    fn endpoint(text: &str) -> (Protocol, Endpoint) {
+        (Protocol::Tcp, text.parse().unwrap())
+    }
+
+    fn plan(routes: &[&str], local_ports: &[&str], replies: &[&str]) -> Plan {
+        Plan {
+            routes: routes.iter().map(|text| text.parse().unwrap()).collect(),
+            local_ports: local_ports.iter().map(|text| endpoint(text)).collect(),
+            replies: replies.iter().map(|text| endpoint(text)).collect(),
+            ..Plan::default()
+        }
+    }
+
+    fn commands(old: &Plan, new: &Plan) -> Vec<String> {
+        let steps = difference(&objects(old, FIRST), &objects(new, FIRST));
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_service_needs_routes_first_and_the_rule_that_uses_them_last() {
+        let plan = plan(&["10.96.0.10/32"], &[], &["10.2.0.11:8080"]);
+        assert_eq!(
+            commands(&Plan::default(), &plan),
+            [
+                "ip route add 0.0.0.0/0 table 7763",
+                "ip route add unreachable 10.96.0.10/32 table 7764",
+                "ip route add 10.96.0.10/32 table 7762",
+                "ip -4 rule add pref 39 iif DEVICE lookup 7764",
+                "ip -4 rule add pref 30 iif DEVICE goto 39",
+                "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
+                "ip -4 rule add pref 32 lookup 7762",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_goes_out_goes_in_the_reverse_order() {
+        let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &["10.2.0.11:8080"]);
+        let there = difference(&[], &objects(&plan, FIRST));
+        let back = difference(&objects(&plan, FIRST), &[]);
+        let undone: Vec<Step> = there.into_iter().rev().map(Step::inverse).collect();
+        assert_eq!(back, undone);
+    }
+
+    #[test]
+    fn a_node_port_moves_the_local_rule_and_never_leaves_the_host_without_it() {
+        let without = plan(&["10.96.0.10/32"], &[], &[]);
+        let with = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &[]);
+        assert_eq!(
+            commands(&without, &with),
+            [
+                "ip -4 rule add pref 20 lookup 255",
+                "ip -4 rule add pref 10 iif DEVICE goto 20",
+                "ip -4 rule add pref 11 to 192.0.2.1/32 ipproto tcp dport 30080-30080 lookup 7763",
+                "ip -4 rule del pref 0 lookup local",
+            ]
+        );
+        assert_eq!(commands(&with, &without)[0], "ip -4 rule add pref 0 lookup local");
+    }
+
+    #[test]
+    fn a_local_rule_that_somebody_else_moved_is_not_put_back() {
+        let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &[]);
+        let objects = objects(&plan, Families::default());
+        assert!(!objects.contains(&Object::NoFirstLocalRule(Family::V4)));
+    }
+
+    #[test]
+    fn a_new_backend_is_added_before_an_old_one_is_taken_out() {
+        let old = plan(&["10.96.0.10/32"], &[], &["10.2.0.11:80"]);
+        let new = plan(&["10.96.0.10/32"], &[], &["10.2.0.12:80"]);
+        assert_eq!(
+            commands(&old, &new),
+            [
+                "ip -4 rule add pref 31 from 10.2.0.12/32 ipproto tcp sport 80-80 lookup 7763",
+                "ip -4 rule del pref 31 from 10.2.0.11/32 ipproto tcp sport 80-80 lookup 7763",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unchanged_plan_changes_nothing() {
+        let plan = plan(
+            &["10.96.0.10/32", "fd00::10/128"],
+            &["192.0.2.1:30080"],
+            &["[fd00::11]:80"],
+        );
+        assert!(commands(&plan, &plan).is_empty());
+    }
+
+    #[test]
+    fn a_family_that_is_not_used_is_left_alone() {
+        let plan = plan(&["fd00::10/128"], &[], &[]);
+        assert!(
+            commands(&Plan::default(), &plan)
+                .iter()
+                .all(|command| !command.contains("-4"))
+        );
+    }
+}

@@ -1,0 +1,331 @@
+//! What a policy needs of the kernel, as plain sets.
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::cover::Cover;
+use super::object::Family;
+use crate::flow::{Endpoint, Protocol};
+use crate::matcher::rules::{Action, Condition, Rule};
+use crate::policy::{Masquerade, Mode, Policy, ServiceSpec};
+
+/// What is to be led into the TUN device. Equal plans need no change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Service, external and pool addresses: whatever goes there goes to lbd.
+    pub routes: BTreeSet<IpNet>,
+    /// Node ports, and services on this host's own addresses: only these ports go to lbd.
+    pub local_ports: BTreeSet<(Protocol, Endpoint)>,
+    /// Backends: what they answer goes to lbd.
+    pub replies: BTreeSet<(Protocol, Endpoint)>,
+    /// Destinations of rules that lead to a service, in iptables mode.
+    pub diverted: BTreeSet<Cover>,
+    /// The same, as far as they are this host's own addresses.
+    pub diverted_locally: BTreeSet<Cover>,
+}
+
+/// A policy that the kernel's routing cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The kernel never routes loopback addresses out of a device (`ip_route_output_key_hash_rcu`).
+    #[error(
+        "service {service:?}: {address} is a loopback address, which the kernel never routes; give the service an address of its own"
+    )]
+    Loopback {
+        /// Its name.
+        service: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// Replies to this host's own addresses are delivered to the host, never to lbd.
+    #[error(
+        "nat.pool: {pool} contains {address}, this host's own address, so replies to it would not come back to lbd; choose addresses that nobody has"
+    )]
+    OwnedPool {
+        /// The prefix.
+        pool: IpNet,
+        /// The address of this host within it.
+        address: IpAddr,
+    },
+}
+
+impl Plan {
+    /// The plan for `policy` on a host that has the addresses `owned` (see [`super::owned_addresses`]).
+    ///
+    /// # Errors
+    /// When a service or the pool has an address that cannot be routed to lbd.
+    pub fn new(policy: &Policy, owned: &[IpAddr]) -> Result<Self, PlanError> {
+        let mut plan = Self::default();
+        for &pool in &policy.nat.pool {
+            if let Some(&address) = owned.iter().find(|&address| pool.contains(address)) {
+                return Err(PlanError::OwnedPool { pool, address });
+            }
+            plan.routes.insert(pool.trunc());
+        }
+        let owned: BTreeSet<IpAddr> = owned.iter().chain(&policy.node_addresses).copied().collect();
+        for service in &policy.services {
+            plan.add_service(service, policy, &owned)?;
+        }
+        if policy.mode == Mode::Iptables {
+            for rule in &policy.rules {
+                plan.add_rule(rule, policy, &owned);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// This plan and `other` together: flows of services and backends that are gone need the old one as long as they
+    /// live (`on_backend_removed = "preserve"`).
+    #[must_use]
+    pub fn union(mut self, other: &Self) -> Self {
+        self.routes.extend(&other.routes);
+        self.local_ports.extend(&other.local_ports);
+        self.replies.extend(&other.replies);
+        self.diverted.extend(&other.diverted);
+        self.diverted_locally.extend(&other.diverted_locally);
+        self
+    }
+
+    pub(super) fn has_local_ports(&self) -> bool {
+        !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
+    }
+
+    pub(super) fn uses(&self, family: Family) -> bool {
+        let endpoints = || self.local_ports.iter().chain(&self.replies);
+        self.routes.iter().any(|route| Family::of(route.addr()) == family)
+            || endpoints().any(|(_, endpoint)| Family::of(endpoint.address) == family)
+            || self.diverted.iter().any(|cover| Family::of(cover.net.addr()) == family)
+    }
+
+    fn add_service(
+        &mut self,
+        service: &ServiceSpec,
+        policy: &Policy,
+        owned: &BTreeSet<IpAddr>,
+    ) -> Result<(), PlanError> {
+        for endpoint in service.endpoints(&policy.node_addresses) {
+            let address = endpoint.address;
+            if address.is_loopback() {
+                let service = service.name.clone();
+                return Err(PlanError::Loopback { service, address });
+            }
+            if owned.contains(&address) {
+                self.local_ports.insert((service.protocol, endpoint));
+            } else {
+                self.routes.insert(address.into());
+            }
+        }
+        let backends = service.backends.iter().map(|backend| backend.address);
+        let seen = backends.filter(|backend| !always_masqueraded(policy, backend.address));
+        self.replies.extend(seen.map(|backend| (service.protocol, backend)));
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// A rule may lead any destination to a service, not only the service's own addresses, as in iptables' PREROUTING
+    /// and OUTPUT. Rules that do something else act on what lbd gets anyway.
+    fn add_rule(&mut self, rule: &Rule, policy: &Policy, owned: &BTreeSet<IpAddr>) {
+        let Action::Service(name) = &rule.action else {
+            return;
+        };
+        let service = policy.services.iter().find(|service| service.name == *name);
+        let Some(service) = service.filter(|service| may_match(rule.protocol.as_ref(), service.protocol)) else {
+            return;
+        };
+        let family = Family::of(service.address.address);
+        let net = plain(rule.destination.as_ref()).map_or_else(|| family.default_net(), |net| net.trunc());
+        // Port 0 stands for a fragment in policy rules.
+        let ports = plain(rule.destination_port.as_ref()).map_or((1, u16::MAX), |ports| (*ports.start(), *ports.end()));
+        let protocol = service.protocol;
+        self.diverted.insert(Cover { protocol, net, ports });
+        let local = owned
+            .iter()
+            .filter(|address| !address.is_loopback() && net.contains(*address));
+        self.diverted_locally.extend(local.map(|&address| Cover {
+            protocol,
+            net: address.into(),
+            ports,
+        }));
+    }
+}
+
+fn may_match(condition: Option<&Condition<Protocol>>, protocol: Protocol) -> bool {
+    condition.is_none_or(|condition| (condition.value == protocol) != condition.negated)
+}
+
+/// The value of a condition that is not negated: a negated one excludes little, and lbd itself checks it.
+fn plain<T>(condition: Option<&Condition<T>>) -> Option<&T> {
+    condition
+        .filter(|condition| !condition.negated)
+        .map(|condition| &condition.value)
+}
+
+/// Replies to the pool come back by the pool's route; no rule a backend is needed.
+fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
+    let mut pool = policy.nat.pool.iter();
+    policy.nat.masquerade == Masquerade::Always && pool.any(|pool| Family::of(pool.addr()) == Family::of(backend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conntrack::timeout::Timeouts;
+    use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
+    use crate::scheduler::Flags;
+
+    fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
+        let backend = |text: &&str| BackendSpec {
+            address: text.parse().unwrap(),
+            weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        ServiceSpec {
+            name: address.into(),
+            protocol: Protocol::Tcp,
+            address: address.parse().unwrap(),
+            external_addresses: Vec::new(),
+            node_port,
+            scheduler: None,
+            flags: Flags::default(),
+            persistence: None,
+            backends: backends.iter().map(backend).collect(),
+        }
+    }
+
+    fn policy(services: Vec<ServiceSpec>) -> Policy {
+        Policy {
+            mode: Mode::Ipvs,
+            scheduler: None,
+            node_addresses: vec!["192.168.0.2".parse().unwrap()],
+            nat: Nat::default(),
+            conntrack: Conntrack {
+                max_flows: 1,
+                on_backend_removed: OnBackendRemoved::Preserve,
+                timeouts: Timeouts::default(),
+            },
+            rules: Vec::new(),
+            services,
+        }
+    }
+
+    fn owned() -> Vec<IpAddr> {
+        ["127.0.0.1", "192.168.0.2", "203.0.113.1"]
+            .map(|text| text.parse().unwrap())
+            .into()
+    }
+
+    fn endpoints(set: &BTreeSet<(Protocol, Endpoint)>) -> Vec<String> {
+        set.iter().map(|(_, endpoint)| endpoint.to_string()).collect()
+    }
+
+    #[test]
+    fn two_services_on_one_address_with_one_backend_need_one_route_and_one_reply_rule() {
+        let backends = ["10.2.0.11:8080"];
+        let services = vec![
+            service("10.96.0.10:80", None, &backends),
+            service("10.96.0.10:443", None, &backends),
+        ];
+        let plan = Plan::new(&policy(services), &owned()).unwrap();
+        assert_eq!(plan.routes, BTreeSet::from(["10.96.0.10/32".parse().unwrap()]));
+        assert_eq!(endpoints(&plan.replies), ["10.2.0.11:8080"]);
+        assert!(plan.local_ports.is_empty());
+    }
+
+    #[test]
+    fn a_service_on_an_address_of_this_host_takes_its_port_only() {
+        let plan = Plan::new(&policy(vec![service("203.0.113.1:80", None, &[])]), &owned()).unwrap();
+        assert!(plan.routes.is_empty());
+        assert_eq!(endpoints(&plan.local_ports), ["203.0.113.1:80"]);
+    }
+
+    #[test]
+    fn a_node_port_is_taken_on_every_node_address_of_the_family() {
+        let mut policy = policy(vec![service("10.96.0.10:80", Some(30080), &[])]);
+        policy.node_addresses.push("fd00::2".parse().unwrap());
+        policy.node_addresses.push("192.0.2.7".parse().unwrap());
+        let plan = Plan::new(&policy, &owned()).unwrap();
+        assert_eq!(endpoints(&plan.local_ports), ["192.0.2.7:30080", "192.168.0.2:30080"]);
+    }
+
+    #[test]
+    fn external_and_pool_addresses_are_routed_too() {
+        let mut web = service("10.96.0.10:80", None, &[]);
+        web.external_addresses = vec!["203.0.113.10".parse().unwrap()];
+        let mut policy = policy(vec![web]);
+        policy.nat.pool = vec!["198.18.0.5/28".parse().unwrap()];
+        let plan = Plan::new(&policy, &owned()).unwrap();
+        let routes: Vec<String> = plan.routes.iter().map(ToString::to_string).collect();
+        assert_eq!(routes, ["10.96.0.10/32", "198.18.0.0/28", "203.0.113.10/32"]);
+    }
+
+    #[test]
+    fn where_every_flow_is_masqueraded_no_backend_needs_a_rule() {
+        let mut policy = policy(vec![service("10.96.0.10:80", None, &["10.2.0.11:8080"])]);
+        policy.nat.masquerade = Masquerade::Always;
+        policy.nat.pool = vec!["198.18.0.0/28".parse().unwrap()];
+        assert!(Plan::new(&policy, &owned()).unwrap().replies.is_empty());
+    }
+
+    #[test]
+    fn a_service_on_a_loopback_address_is_refused_by_name() {
+        let error = Plan::new(&policy(vec![service("127.0.0.1:80", None, &[])]), &owned());
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("127.0.0.1:80") && text.contains("loopback"), "{text}");
+    }
+
+    #[test]
+    fn a_pool_with_an_address_of_this_host_is_refused() {
+        let mut policy = policy(Vec::new());
+        policy.nat.pool = vec!["203.0.113.0/28".parse().unwrap()];
+        let error = Plan::new(&policy, &owned()).unwrap_err();
+        assert!(error.to_string().contains("203.0.113.1"), "{error}");
+    }
+
+    #[test]
+    fn while_old_flows_live_the_union_serves_both_configurations() {
+        let old = Plan::new(&policy(vec![service("10.96.0.10:80", None, &["10.2.0.11:80"])]), &[]);
+        let new = Plan::new(&policy(vec![service("10.96.0.10:80", None, &["10.2.0.12:80"])]), &[]);
+        let both = new.unwrap().union(&old.unwrap());
+        assert_eq!(endpoints(&both.replies), ["10.2.0.11:80", "10.2.0.12:80"]);
+    }
+
+    fn rule(destination: &str, port: u16, service: &str) -> Rule {
+        let condition = |value| Some(Condition { negated: false, value });
+        Rule {
+            name: None,
+            source: None,
+            destination: condition(destination.parse().unwrap()),
+            protocol: None,
+            source_port: None,
+            destination_port: Some(Condition {
+                negated: false,
+                value: port..=port,
+            }),
+            probability: None,
+            action: Action::Service(service.into()),
+        }
+    }
+
+    #[test]
+    fn a_rule_that_leads_to_a_service_takes_its_destination_even_on_this_host() {
+        let mut policy = policy(vec![service("10.96.0.10:80", None, &[])]);
+        policy.rules = vec![rule("192.168.0.0/24", 8000, "10.96.0.10:80")];
+        let show = |covers: &BTreeSet<Cover>| -> Vec<String> {
+            covers
+                .iter()
+                .map(|cover| format!("{} {:?}", cover.net, cover.ports))
+                .collect()
+        };
+        assert!(
+            Plan::new(&policy, &owned()).unwrap().diverted.is_empty(),
+            "ipvs mode has no rules"
+        );
+        policy.mode = Mode::Iptables;
+        let plan = Plan::new(&policy, &owned()).unwrap();
+        assert_eq!(show(&plan.diverted), ["192.168.0.0/24 (8000, 8000)"]);
+        assert_eq!(show(&plan.diverted_locally), ["192.168.0.2/32 (8000, 8000)"]);
+    }
+}

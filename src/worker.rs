@@ -1,0 +1,151 @@
+//! One thread a queue: receive, read the clock once, let the engine decide, send.
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::engine::{Engine, Lane};
+use crate::io::PacketIo;
+use crate::packet::frame::{Fate, Frame};
+use crate::time::Instant;
+use crate::verdict::Verdict;
+
+const PACKETS: Token = Token(0);
+const STOP: Token = Token(1);
+
+/// How long a worker sleeps without packets before it looks for flows whose time is over.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The clock of a running lbd.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(std::time::Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place where lbd reads the time"
+    )]
+    pub fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant::from_duration(self.0.elapsed())
+    }
+}
+
+/// Tells a worker to stop.
+#[derive(Debug)]
+pub struct Stopper {
+    flag: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Stopper {
+    /// Has the worker return after the batch it is at.
+    ///
+    /// # Errors
+    /// When it cannot be woken; it then stops within a second.
+    pub fn stop(&self) -> io::Result<()> {
+        self.flag.store(true, Relaxed);
+        self.waker.wake()
+    }
+}
+
+/// A worker that is ready to run.
+pub struct Worker<I> {
+    io: I,
+    engine: Arc<Engine>,
+    lane: Lane,
+    clock: Clock,
+    poll: Poll,
+    stop: Arc<AtomicBool>,
+    unsent: Arc<AtomicU64>,
+}
+
+impl<I: PacketIo> Worker<I> {
+    /// A worker for one queue, and what stops it. Packets that the device did not take are counted in `unsent`.
+    ///
+    /// # Errors
+    /// When the kernel gives no epoll descriptor.
+    pub fn new(
+        io: I,
+        engine: Arc<Engine>,
+        lane: Lane,
+        clock: Clock,
+        unsent: Arc<AtomicU64>,
+    ) -> io::Result<(Self, Stopper)> {
+        let poll = Poll::new()?;
+        let fd: RawFd = io.readiness();
+        poll.registry()
+            .register(&mut SourceFd(&fd), PACKETS, Interest::READABLE)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopper = Stopper {
+            flag: Arc::clone(&stop),
+            waker: Waker::new(poll.registry(), STOP)?,
+        };
+        let worker = Self {
+            io,
+            engine,
+            lane,
+            clock,
+            poll,
+            stop,
+            unsent,
+        };
+        Ok((worker, stopper))
+    }
+
+    /// Moves packets until it is told to stop.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(2);
+        while !self.stop.load(Relaxed) {
+            if self.turn()? > 0 {
+                continue;
+            }
+            match self.poll.poll(&mut events, Some(IDLE)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Err(_) | Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One batch; returns how many packets were received.
+    fn turn(&mut self) -> io::Result<usize> {
+        let Self {
+            engine, lane, clock, ..
+        } = self;
+        let exchanged = self
+            .io
+            .exchange(&mut |frames| decide(engine, lane, frames, clock.now()))?;
+        if exchanged.received == 0 {
+            drop(engine.enter(lane, clock.now()));
+        }
+        if exchanged.unsent > 0 {
+            self.unsent.fetch_add(exchanged.unsent as u64, Relaxed);
+        }
+        Ok(exchanged.received)
+    }
+}
+
+fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], now: Instant) {
+    let mut processor = engine.enter(lane, now);
+    for frame in frames {
+        frame.fate = match processor.process(frame, now) {
+            Verdict::Forward | Verdict::Pass(_) | Verdict::Reject(_) => Fate::Send,
+            Verdict::Drop(_) => Fate::Discard,
+        };
+    }
+}
