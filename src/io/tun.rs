@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Exchanged, PacketIo};
+use super::{Exchanged, PacketIo, steering};
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
@@ -87,6 +87,11 @@ pub fn open(name: &str, queues: usize, offload: bool) -> Result<(Vec<Queue>, Off
     let files = (0..queues).map(|_| attach(name, queues > 1));
     let files: Vec<File> = files.collect::<Result<_, _>>()?;
     let offloads = files.first().map_or(Offloads(0), |file| set_offload(file, offload));
+    if let Some(file) = files.first().filter(|_| queues > 1)
+        && let Err(error) = steering::by_flow(file)
+    {
+        tracing::info!("{name}: the kernel chooses queues, which may reorder a flow when it moves one: {error}");
+    }
     let queues = files.into_iter().map(|file| Queue {
         file,
         buffers: (0..BATCH)
