@@ -11,6 +11,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::tcp;
+use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused};
 use crate::flow::{Direction, Tuple};
@@ -158,6 +160,7 @@ impl Engine {
 enum Stop {
     Pass(Pass),
     Reject(Reject),
+    Abort(Tuple),
     Drop(Drop),
 }
 
@@ -184,14 +187,16 @@ enum Known {
     Flow(Tuple),
     /// It belongs to no flow, or opens a new one in the place of an old one.
     No,
-    /// Its flow has lost its backend, and ends.
+    /// Its flow has lost its backend, and ends: the sender is told.
     Ended,
+    /// The same, but the receiver of this TCP segment, which would leave with this tuple, is told first.
+    Aborted(Tuple),
 }
 
 /// What becomes of a flow whose backend was removed, at its next packet.
 enum Orphan {
     GoesOn,
-    /// Its sender is told, and the flow stays until the other side was told too.
+    /// Both sides are told, one after the other, while the flow stays.
     Ends,
     IsForgotten(Known),
 }
@@ -224,6 +229,7 @@ impl Processor<'_> {
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
             Err(Stop::Reject(reason)) => refuse(frame, reason),
+            Err(Stop::Abort(leaving)) => abort(frame, &leaving),
         };
         self.lane.counters.count(verdict);
         verdict
@@ -241,6 +247,7 @@ impl Processor<'_> {
         let leaving = match self.follow(&segment, now) {
             Known::Flow(leaving) => leaving,
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
+            Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
             Known::No => self.open(&headers, &segment, now)?,
         };
@@ -267,17 +274,21 @@ impl Processor<'_> {
                     shard.remove(slot);
                     return Known::No;
                 }
+                let before = connection.state.class();
                 if connection.backend.is_removed() {
                     match orphaned(policy.on_backend_removed, segment, direction) {
                         Orphan::GoesOn => {}
-                        Orphan::Ends => return Known::Ended,
+                        Orphan::Ends => {
+                            let told = end(connection, direction, now, &policy.timeouts);
+                            shard.changed(slot, before);
+                            return told;
+                        }
                         Orphan::IsForgotten(then) => {
                             shard.remove(slot);
                             return then;
                         }
                     }
                 }
-                let before = connection.state.class();
                 advance(connection, direction, segment.flags);
                 connection.expires = now + connection.state.timeout(&policy.timeouts);
                 count(&connection.backend, direction, lane, segment.length);
@@ -327,7 +338,7 @@ impl Processor<'_> {
             Err(Refused::InUse(_)) => {
                 return match self.follow(segment, now) {
                     Known::Flow(leaving) => Ok(leaving),
-                    Known::No | Known::Ended => Err(Stop::Drop(Drop::TupleInUse)),
+                    Known::No | Known::Ended | Known::Aborted(_) => Err(Stop::Drop(Drop::TupleInUse)),
                 };
             }
         }
@@ -365,6 +376,13 @@ fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
     }
 }
 
+fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
+    match Headers::parse(frame.bytes()) {
+        Ok(headers) if refusal::abort(frame, &headers, leaving).is_ok() => Verdict::Reject(Reject::BackendRemoved),
+        Ok(_) | Err(_) => Verdict::Drop(Drop::Unanswerable),
+    }
+}
+
 fn segment(headers: &Headers) -> Option<Segment> {
     let flags = match headers.payload {
         Payload::Tcp(_, flags) => Some(flags),
@@ -385,6 +403,21 @@ fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction)
         State::Udp { .. } => false,
     };
     over && direction == Direction::Original && segment.opens()
+}
+
+/// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
+/// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
+fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
+    let State::Tcp(state) = connection.state else {
+        return Known::Ended;
+    };
+    let leaving = connection.leaving(direction);
+    advance(connection, direction, Some(TcpFlags(TcpFlags::RST)));
+    connection.expires = now + connection.state.timeout(timeouts);
+    match (direction, state) {
+        (Direction::Reply, tcp::State::Close) | (Direction::Original, _) => Known::Ended,
+        (Direction::Reply, _) => Known::Aborted(leaving),
+    }
 }
 
 fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {

@@ -1,4 +1,51 @@
-//! lbd: a layer-4 load balancer in user space.
+//! lbd: a layer-4 load balancer in user space. **This page is the map.**
+//!
+//! # The life of a packet
+//!
+//! 1. The kernel routes a packet for a service address, or a backend's reply to one, into the TUN device
+//!    ([`plumbing`] has asked it to). The device picks a queue by the packet's addresses and ports ([`io`]).
+//! 2. A worker reads it into a [`packet::frame::Frame`], up to 64 KB at once, and looks at the clock once a batch ([`worker`]).
+//! 3. [`engine::Processor::process`] decides. It is the one place where the order of the steps is written:
+//!    - [`packet`] checks it once and keeps where its parts are;
+//!    - [`conntrack`] finds its flow and takes note: the TCP state, the timeout, the counters;
+//!    - a packet without a flow needs a service ([`matcher`]: ordered rules or hashed virtual servers), a backend
+//!      ([`affinity`], else [`scheduler`]), a sender that the backend can answer ([`nat`]), and a place in the table;
+//!    - [`rewrite`] translates addresses and ports in place, checksums included; or
+//!      [`packet::refusal`] turns the packet into the answer to its sender.
+//! 4. The [`verdict`] is counted. The worker writes the frame back, or forgets it, and the kernel routes it on.
+//!
+//! # The rooms
+//!
+//! | room | what it knows |
+//! | --- | --- |
+//! | [`time`], [`flow`], [`verdict`], [`policy`] | the words that all rooms share: plain data |
+//! | [`packet`], [`rewrite`] | bytes |
+//! | [`conntrack`], [`affinity`] | who talks to whom, and for how long |
+//! | [`matcher`], [`scheduler`], [`service`], [`nat`], [`ruleset`] | who should |
+//! | [`engine`] | the order of it all |
+//! | [`io`], [`worker`] | devices, captures, the loop over them |
+//! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
+//! | [`config`] | the TOML file: as written, validated, compared, saved |
+//! | [`control`] | the socket, its protocol, ipvsadm's tables |
+//! | [`daemon`] | all of it put together and kept running; [`replay`]: the same engine over a capture |
+//!
+//! # Invariants
+//!
+//! - Nothing in the packet path (`time` to `engine` above) knows of devices, the kernel, the configuration file,
+//!   threads, a clock or a random number generator of its own. Time and randomness are handed in.
+//! - A packet of a known flow costs no allocation and no system call in the engine.
+//! - A connection holds its backend's address, not an index: no reload can move it.
+//! - A flow is stored in both directions or not at all, under one lock.
+//! - Every packet in leaves as exactly one verdict and is counted once: the counters sum to the packets in.
+//! - A ruleset changes between batches, whole, and for all workers at once.
+//! - `unsafe` only under `io`, each block with the reason why it is sound.
+//! - A closed set is an enum, matched without a wildcard; a trait only where the set is open ([`io::PacketIo`]).
+//!
+//! # More than one worker
+//!
+//! NAT changes the tuple, so the two directions of a flow may come to different workers. They share one connection table
+//! in shards: a flow lives in the shard of the one endpoint that both its directions have in common ([`conntrack`]).
+//! Everything else that a packet writes to is its worker's own (a lane of each counter).
 pub mod affinity;
 pub mod config;
 pub mod conntrack;

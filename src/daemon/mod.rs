@@ -101,6 +101,8 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
         return Err(Error::NoAfXdp);
     }
     let clock = Clock::start();
+    // Before anything is put into the kernel: an early SIGTERM must take it out again.
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
     let journal = config
         .control_socket
         .parent()
@@ -139,7 +141,7 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
     on_ready(Ready(&control.config()));
     notify(&[sd_notify::NotifyState::Ready]);
 
-    let outcome = serve(&control, &crew);
+    let outcome = serve(&control, &crew, &mut signals);
     notify(&[sd_notify::NotifyState::Stopping]);
     server.stop();
     let undone = control.take_down();
@@ -176,12 +178,11 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 }
 
 /// Waits for signals, changed addresses and failed workers.
-fn serve(control: &Control, crew: &Crew) -> Result<(), Error> {
+fn serve(control: &Control, crew: &Crew, signals: &mut Signals) -> Result<(), Error> {
     let mut poll = Poll::new().map_err(system("epoll"))?;
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
     let mut monitor = Monitor::open()?;
     let registry = poll.registry();
-    let watched = registry.register(&mut signals, SIGNALS, Interest::READABLE);
+    let watched = registry.register(signals, SIGNALS, Interest::READABLE);
     watched.map_err(system("to wait for signals"))?;
     let watched = registry.register(&mut SourceFd(&monitor.as_raw_fd()), ADDRESSES, Interest::READABLE);
     watched.map_err(system("to wait for netlink"))?;

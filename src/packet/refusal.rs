@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use super::ip::{IPV4_HEADER, IPV6_HEADER};
 use super::{Headers, Payload, TcpFlags, Version, checksum};
+use crate::flow::Tuple;
 use crate::packet::frame::Frame;
 
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
@@ -44,6 +45,44 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
     Ok(())
 }
 
+/// Turns a TCP segment of a flow that ends into a RST for its receiver, in its place in the sequence, so that the receiver
+/// believes it (RFC 5961 section 3.2). It leaves with `leaving`.
+///
+/// # Errors
+/// For anything but a TCP segment, or a segment that is a RST already. The frame is unchanged then.
+pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Result<(), Unanswerable> {
+    let Payload::Tcp(_, flags) = headers.payload else {
+        return Err(Unanswerable);
+    };
+    if flags.has(TcpFlags::RST) {
+        return Err(Unanswerable);
+    }
+    // Headers of the packet that the RST would be the answer to.
+    let answered = Headers {
+        source: leaving.destination.address,
+        destination: leaving.source.address,
+        ..*headers
+    };
+    let mut buffer = [0; MAX_ICMPV6];
+    let start = ip_header(&mut buffer, &answered, 6, TCP_HEADER);
+    let tcp = &mut buffer[start..start + TCP_HEADER];
+    tcp[..12].copy_from_slice(&frame.bytes()[headers.transport..headers.transport + 12]);
+    tcp[0..2].copy_from_slice(&leaving.source.port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&leaving.destination.port.to_be_bytes());
+    tcp[13] = TcpFlags::RST | (flags.0 & TcpFlags::ACK);
+    seal(tcp, &answered);
+    frame.replace(&buffer[..start + TCP_HEADER]);
+    Ok(())
+}
+
+/// Completes a TCP header without options or data.
+fn seal(tcp: &mut [u8], headers: &Headers) {
+    tcp[12] = 5 << 4;
+    let sum = pseudo_header(headers, 6, TCP_HEADER);
+    let check = checksum::finish(checksum::add(sum, tcp));
+    tcp[16..18].copy_from_slice(&check.to_be_bytes());
+}
+
 fn is_one_host(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())
@@ -71,10 +110,7 @@ fn reset(buffer: &mut [u8], packet: &[u8], headers: &Headers, flags: TcpFlags) -
         tcp[8..12].copy_from_slice(&after.to_be_bytes());
         tcp[13] = TcpFlags::RST | TcpFlags::ACK;
     }
-    tcp[12] = 5 << 4;
-    let sum = pseudo_header(headers, 6, TCP_HEADER);
-    let check = checksum::finish(checksum::add(sum, tcp));
-    tcp[16..18].copy_from_slice(&check.to_be_bytes());
+    seal(tcp, headers);
     start + TCP_HEADER
 }
 

@@ -4,7 +4,7 @@
 //! The rest is put in by [`Plumbing::install`], follows the configuration by [`Plumbing::update`], is taken out by
 //! [`Plumbing::remove`], and what a killed lbd left behind is taken out by [`clear_leftovers`].
 //!
-//! A packet's way, as policy rules (all marked with [`object::OWNER`], `ip rule` shows `proto 108`):
+//! A packet's way, as policy rules (all marked with `object::OWNER`, `ip rule` shows `proto 108`):
 //!
 //! ```text
 //!  10: iif lbd0 goto 20                          what lbd wrote is never taken in again      (only with
@@ -20,10 +20,10 @@
 //!
 //! Facts about the kernel that this rests on (measured on 6.18, each has a test in `integration/plumbing.rs`):
 //! - A device without any IPv4 address has strict reverse path filtering even when it is set to loose
-//!   (`__fib_validate_source`, `no_addr`), so the device gets [`device::DUMMY_ADDRESS`] at host scope. That scope
+//!   (`__fib_validate_source`, `no_addr`), so the device gets `device::DUMMY_ADDRESS` at host scope. That scope
 //!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
 //!   another interface. On a host with no other address, IPv4 clients send from 0.0.0.0 and IPv6 clients from ::1.
-//! - The kernel walks policy rules one by one for each packet; see [`cover`] for the cost and what is done about it.
+//! - The kernel walks policy rules one by one for each packet; see `cover` for the cost and what is done about it.
 //! - A rule with a port never matches a fragment (its ports are not dissected): a fragmented reply bypasses lbd.
 mod address;
 mod cover;
