@@ -73,10 +73,15 @@ fn paced_datagrams_are_not_reordered_and_none_is_lost_in_lbd() {
                 );
                 assert!(receiver_lost(&report) < 50.0, "{report}");
             }
-            let lost = rig.sh("lb", "ip -s -j link show lbd0 | jq '.[].stats64.tx.dropped'").ok();
+            let lost = rig
+                .sh("lb", "ip -s -j link show lbd0 | jq '.[].stats64.tx.dropped'")
+                .ok();
             assert_eq!(lost.trim(), "0", "dropped before lbd read them");
             let counts = lbd.lbctl("status --json").ok();
-            assert!(counts.contains("\"drop\":0") && counts.contains("\"unsent\":0"), "{counts}");
+            assert!(
+                counts.contains("\"drop\":0") && counts.contains("\"unsent\":0"),
+                "{counts}"
+            );
             lbd.terminate();
         }
     });

@@ -12,6 +12,7 @@ use crate::config::{Config, save};
 use crate::control::protocol::LastReload;
 use crate::control::views::Rates;
 use crate::engine::Engine;
+use crate::io::steering::Steering;
 use crate::plumbing::{self, Plan, Plumbing};
 use crate::policy::Mode;
 use crate::ruleset::Ruleset;
@@ -39,48 +40,59 @@ struct State {
 /// The running lbd, as its operator sees it.
 pub(super) struct Control {
     file: PathBuf,
-    engine: Arc<Engine>,
-    clock: Clock,
-    workers: usize,
-    unsent: Arc<AtomicU64>,
+    datapath: Datapath,
     state: Mutex<State>,
 }
 
+/// What moves packets.
+pub(super) struct Datapath {
+    pub(super) engine: Arc<Engine>,
+    pub(super) clock: Clock,
+    pub(super) workers: usize,
+    /// Packets that the device did not take.
+    pub(super) unsent: Arc<AtomicU64>,
+    pub(super) steering: Option<Steering>,
+}
+
+impl Datapath {
+    /// Has what depends on the services follow the ruleset in effect.
+    fn follow(&self, state: &mut State) {
+        let ruleset = self.engine.ruleset();
+        state.rates.follow(ruleset.services.iter().map(|service| &**service));
+        let Some(steering) = &self.steering else { return };
+        let endpoints = ruleset
+            .services
+            .iter()
+            .flat_map(|service| service.endpoints.iter().copied());
+        if let Err(error) = steering.set_services(endpoints) {
+            tracing::warn!("packets of one flow may go to two workers: {error}");
+        }
+    }
+}
+
 impl Control {
-    pub(super) fn new(
-        file: &Path,
-        config: Config,
-        engine: Arc<Engine>,
-        plumbing: Plumbing,
-        clock: Clock,
-        workers: usize,
-        unsent: Arc<AtomicU64>,
-    ) -> Self {
-        let mut rates = Rates::default();
-        rates.follow(engine.ruleset().services.iter().map(|service| &**service));
-        let state = State {
+    pub(super) fn new(file: &Path, config: Config, plumbing: Plumbing, datapath: Datapath) -> Self {
+        let mut state = State {
             config,
             plan: plumbing.plan().clone(),
             plumbing: Some(plumbing),
             last_reload: None,
-            rates,
+            rates: Rates::default(),
         };
+        datapath.follow(&mut state);
         Self {
             file: file.to_path_buf(),
-            engine,
-            clock,
-            workers,
-            unsent,
+            datapath,
             state: Mutex::new(state),
         }
     }
 
     pub(super) const fn clock(&self) -> Clock {
-        self.clock
+        self.datapath.clock
     }
 
     pub(super) const fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.datapath.engine
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -88,11 +100,11 @@ impl Control {
     }
 
     pub(super) const fn workers(&self) -> usize {
-        self.workers
+        self.datapath.workers
     }
 
     pub(super) fn unsent(&self) -> u64 {
-        self.unsent.load(std::sync::atomic::Ordering::Relaxed)
+        self.datapath.unsent.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub(super) fn config(&self) -> Config {
@@ -103,7 +115,7 @@ impl Control {
         let reload = self.state.lock().last_reload.clone()?;
         let succeeded = reload.result.is_ok();
         Some(LastReload {
-            seconds_ago: (self.clock.now() - reload.at).as_secs(),
+            seconds_ago: (self.datapath.clock.now() - reload.at).as_secs(),
             succeeded,
             result: reload.result.unwrap_or_else(|error| error),
         })
@@ -113,7 +125,7 @@ impl Control {
     /// while it waits for the latter.
     pub(super) fn with_rates<R>(&self, act: impl FnOnce(&Ruleset, &Rates) -> R) -> R {
         let state = self.state.lock();
-        act(&self.engine.ruleset(), &state.rates)
+        act(&self.datapath.engine.ruleset(), &state.rates)
     }
 
     /// The running configuration, as a file that would give it again.
@@ -126,7 +138,7 @@ impl Control {
         let mut state = self.state.lock();
         let result = self.reload_file(&mut state);
         state.last_reload = Some(Reload {
-            at: self.clock.now(),
+            at: self.datapath.clock.now(),
             result: result.clone(),
         });
         result
@@ -163,7 +175,7 @@ impl Control {
     /// Two seconds have passed.
     pub(super) fn tick(&self) {
         let mut state = self.state.lock();
-        let ruleset = self.engine.ruleset();
+        let ruleset = self.datapath.engine.ruleset();
         state.rates.tick(ruleset.services.iter().map(|service| &**service));
         drop(ruleset);
         if let Err(error) = self.prune(&mut state) {
@@ -204,10 +216,8 @@ impl Control {
             let both = plan.clone().union(plumbing.plan());
             plumbing.update(both)?;
         }
-        self.engine.apply(Arc::new(policy));
-        let ruleset = self.engine.ruleset();
-        state.rates.follow(ruleset.services.iter().map(|service| &**service));
-        drop(ruleset);
+        self.datapath.engine.apply(Arc::new(policy));
+        self.datapath.follow(state);
         state.config = config;
         state.plan = plan;
         if let Err(error) = self.prune(state) {
@@ -225,9 +235,8 @@ impl Control {
             return Ok(());
         }
         let mut kept = Plan::default();
-        self.engine
-            .conntrack()
-            .each(self.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
+        let conntrack = self.datapath.engine.conntrack();
+        conntrack.each(self.datapath.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
         let wanted = state.plan.clone().union(&kept);
         if wanted == *plumbing.plan() {
             return Ok(());

@@ -21,11 +21,11 @@ use crate::config::{Backend, Config};
 use crate::control::estimator;
 use crate::control::server::Server;
 use crate::engine::{Engine, Lane, Seeds};
-use crate::io::tun;
+use crate::io::tun::{self, Opened};
 use crate::plumbing::{self, Device, Monitor, Plan, Plumbing};
 use crate::policy::Policy;
 use crate::worker::{Clock, Stopper, Worker};
-use control::Control;
+use control::{Control, Datapath};
 
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +112,11 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
     }
     let workers = config.datapath.workers.unwrap_or_else(available_workers);
-    let (queues, offloads) = tun::open(&config.tun.name, workers, config.tun.offload)?;
+    let Opened {
+        queues,
+        offloads,
+        steering,
+    } = tun::open(&config.tun.name, workers, config.tun.offload)?;
     tracing::info!("{}: {workers} queues, offloads: {offloads}", config.tun.name);
 
     let policy = Arc::new(effective_policy(&config)?);
@@ -127,15 +131,14 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
     let mut crew = Crew::start(queues, lanes, &engine, clock, &unsent)?;
     let plumbing = Plumbing::install(device, plan, &journal)?;
     let socket = config.control_socket.clone();
-    let control = Arc::new(Control::new(
-        file,
-        config,
-        Arc::clone(&engine),
-        plumbing,
+    let datapath = Datapath {
+        engine: Arc::clone(&engine),
         clock,
         workers,
         unsent,
-    ));
+        steering,
+    };
+    let control = Arc::new(Control::new(file, config, plumbing, datapath));
     let handler: Arc<Control> = Arc::clone(&control);
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
     on_ready(Ready(&control.config()));

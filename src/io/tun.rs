@@ -13,7 +13,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Exchanged, PacketIo, steering};
+use super::steering::Steering;
+use super::{Exchanged, PacketIo};
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
@@ -79,26 +80,48 @@ pub struct Queue {
     buffers: Box<[Box<[u8]>]>,
 }
 
+/// A device and how it works.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its queues.
+    pub queues: Vec<Queue>,
+    /// What it hands over unfinished.
+    pub offloads: Offloads,
+    /// What chooses the queue, if that is lbd.
+    pub steering: Option<Steering>,
+}
+
 /// Opens a device of `name` with this many queues; it vanishes when the last of them is closed.
 ///
 /// # Errors
 /// When the kernel has no TUN, or the name is taken.
-pub fn open(name: &str, queues: usize, offload: bool) -> Result<(Vec<Queue>, Offloads), OpenError> {
+pub fn open(name: &str, queues: usize, offload: bool) -> Result<Opened, OpenError> {
     let files = (0..queues).map(|_| attach(name, queues > 1));
     let files: Vec<File> = files.collect::<Result<_, _>>()?;
     let offloads = files.first().map_or(Offloads(0), |file| set_offload(file, offload));
-    if let Some(file) = files.first().filter(|_| queues > 1)
-        && let Err(error) = steering::by_flow(file)
-    {
-        tracing::info!("{name}: the kernel chooses queues, which may reorder a flow when it moves one: {error}");
-    }
+    let steering = match files.as_slice() {
+        [first, _, ..] => steer(name, first),
+        [] | [_] => None,
+    };
     let queues = files.into_iter().map(|file| Queue {
         file,
         buffers: (0..BATCH)
             .map(|_| vec![0; HEADER + MAX_PACKET].into_boxed_slice())
             .collect(),
     });
-    Ok((queues.collect(), offloads))
+    Ok(Opened {
+        queues: queues.collect(),
+        offloads,
+        steering,
+    })
+}
+
+fn steer(name: &str, file: &File) -> Option<Steering> {
+    let steering = Steering::attach(file);
+    let explained = steering.map_err(|error| {
+        tracing::info!("{name}: the kernel chooses queues, which may reorder a flow when it moves one: {error}");
+    });
+    explained.ok()
 }
 
 fn attach(name: &str, many: bool) -> Result<File, OpenError> {
