@@ -5,9 +5,9 @@ mod views;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use ahash::RandomState;
@@ -21,7 +21,7 @@ use crate::config::{Backend, Config};
 use crate::control::estimator;
 use crate::control::server::Server;
 use crate::engine::{Engine, Lane, Seeds};
-use crate::io::tun::{self, Opened};
+use crate::io::tun;
 use crate::plumbing::{self, Device, Monitor, Plan, Plumbing};
 use crate::policy::Policy;
 use crate::worker::{Clock, Stopper, Worker};
@@ -57,6 +57,12 @@ pub enum Error {
         index: usize,
         /// Why.
         error: io::Error,
+    },
+    /// A bug in lbd. It ends, so that whoever watches it starts it again, rather than serve with fewer workers.
+    #[error("worker {index} panicked; this is a bug in lbd, and the lines above say where")]
+    Panicked {
+        /// Which one.
+        index: usize,
     },
     /// Threads, signals or epoll.
     #[error("the system refuses {what}: {error}")]
@@ -100,45 +106,10 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
     if config.datapath.backend == Backend::AfXdp {
         return Err(Error::NoAfXdp);
     }
-    let clock = Clock::start();
     // Before anything is put into the kernel: an early SIGTERM must take it out again.
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
-    let journal = config
-        .control_socket
-        .parent()
-        .unwrap_or_else(|| Path::new("."))
-        .to_path_buf();
-    if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
-        tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
-    }
-    let workers = config.datapath.workers.unwrap_or_else(available_workers);
-    let Opened {
-        queues,
-        offloads,
-        steering,
-    } = tun::open(&config.tun.name, workers, config.tun.offload)?;
-    tracing::info!("{}: {workers} queues, offloads: {offloads}", config.tun.name);
-
-    let policy = Arc::new(effective_policy(&config)?);
-    let (engine, lanes) = Engine::new(Arc::clone(&policy), workers, seeds(&config), clock.now());
-    let engine = Arc::new(engine);
-    let plan = Plan::new(&policy, &plumbing::owned_addresses(&config.tun.name)?)?;
-    let device = Device {
-        name: config.tun.name.clone(),
-        mtu: config.tun.mtu,
-    };
-    let unsent = Arc::new(AtomicU64::new(0));
-    let mut crew = Crew::start(queues, lanes, &engine, clock, &unsent)?;
-    let plumbing = Plumbing::install(device, plan, &journal)?;
     let socket = config.control_socket.clone();
-    let datapath = Datapath {
-        engine: Arc::clone(&engine),
-        clock,
-        workers,
-        unsent,
-        steering,
-    };
-    let control = Arc::new(Control::new(file, config, plumbing, datapath));
+    let (control, mut crew) = start(file, config)?;
     let handler: Arc<Control> = Arc::clone(&control);
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
     on_ready(Ready(&control.config()));
@@ -150,6 +121,37 @@ pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Res
     let undone = control.take_down();
     crew.stop();
     outcome.and(undone)
+}
+
+/// Builds the datapath, starts it, and only then has the kernel lead traffic into it.
+fn start(file: &Path, config: Config) -> Result<(Arc<Control>, Crew), Error> {
+    let clock = Clock::start();
+    let directory = config.control_socket.parent();
+    let journal = directory.unwrap_or_else(|| Path::new(".")).to_path_buf();
+    if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
+        tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
+    }
+    let workers = config.datapath.workers.unwrap_or_else(available_workers);
+    let opened = tun::open(&config.tun.name, workers, config.tun.offload)?;
+    tracing::info!("{}: {workers} queues, offloads: {}", config.tun.name, opened.offloads);
+
+    let policy = Arc::new(effective_policy(&config)?);
+    let plan = Plan::new(&policy, &plumbing::owned_addresses(&config.tun.name)?)?;
+    let (engine, lanes) = Engine::new(policy, workers, seeds(&config), clock.now());
+    let datapath = Datapath {
+        engine: Arc::new(engine),
+        clock,
+        workers,
+        unsent: Arc::default(),
+        steering: opened.steering,
+    };
+    let crew = Crew::start(opened.queues, lanes, &datapath)?;
+    let device = Device {
+        name: config.tun.name.clone(),
+        mtu: config.tun.mtu,
+    };
+    let plumbing = Plumbing::install(device, plan, &journal)?;
+    Ok((Arc::new(Control::new(file, config, plumbing, datapath)), crew))
 }
 
 fn available_workers() -> usize {
@@ -225,13 +227,7 @@ struct Crew {
 }
 
 impl Crew {
-    fn start(
-        queues: Vec<tun::Queue>,
-        lanes: Vec<Lane>,
-        engine: &Arc<Engine>,
-        clock: Clock,
-        unsent: &Arc<AtomicU64>,
-    ) -> Result<Self, Error> {
+    fn start(queues: Vec<tun::Queue>, lanes: Vec<Lane>, datapath: &Datapath) -> Result<Self, Error> {
         let (failed, failures) = crossbeam_channel::bounded(queues.len());
         let (on_failure, wakers) = crossbeam_channel::bounded::<Waker>(1);
         let mut crew = Self {
@@ -241,11 +237,17 @@ impl Crew {
         };
         for (index, (queue, lane)) in queues.into_iter().zip(lanes).enumerate() {
             let (failed, wakers) = (failed.clone(), wakers.clone());
-            let (worker, stopper) = Worker::new(queue, Arc::clone(engine), lane, clock, Arc::clone(unsent))
-                .map_err(system("epoll for a worker"))?;
+            let engine = Arc::clone(&datapath.engine);
+            let unsent = Arc::clone(&datapath.unsent);
+            let (worker, stopper) =
+                Worker::new(queue, engine, lane, datapath.clock, unsent).map_err(system("epoll for a worker"))?;
             let body = move || {
-                let Err(error) = worker.run() else { return };
-                let told = failed.send(Error::Worker { index, error });
+                let error = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => Error::Worker { index, error },
+                    Err(_) => Error::Panicked { index },
+                };
+                let told = failed.send(error);
                 let woken = wakers.recv().map(|waker| waker.wake());
                 if told.is_err() || woken.is_err() {
                     tracing::error!("a worker failed while lbd was stopping");
