@@ -6,6 +6,7 @@ mod packets;
 #[path = "../support/world.rs"]
 mod world;
 
+mod affinity;
 mod backends;
 mod eviction;
 mod flows;

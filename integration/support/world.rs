@@ -35,6 +35,8 @@ pub struct World {
     pub engine: Arc<Engine>,
     pub lanes: Vec<Lane>,
     pub now: Instant,
+    /// The worker that gets the next packets.
+    pub lane: usize,
     sent: u64,
 }
 
@@ -94,6 +96,7 @@ impl World {
             engine: Arc::new(engine),
             lanes,
             now,
+            lane: 0,
             sent: 0,
         }
     }
@@ -132,7 +135,7 @@ impl World {
         let mut storage = vec![CANARY; HEAD + packet.len() + TAIL];
         storage[HEAD..HEAD + packet.len()].copy_from_slice(packet);
         let mut frame = Frame::new(&mut storage, HEAD, HEAD + packet.len(), checksum);
-        let verdict = self.engine.enter(&mut self.lanes[0], self.now).process(&mut frame, self.now);
+        let verdict = self.engine.enter(&mut self.lanes[self.lane], self.now).process(&mut frame, self.now);
         let (range, after) = (frame.range(), frame.checksum);
         self.sent += 1;
         assert_eq!(self.total(), self.sent, "every packet is counted once");
