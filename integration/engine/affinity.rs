@@ -26,7 +26,10 @@ fn every_flow_of_a_client_goes_to_its_backend_and_other_clients_go_round() {
         assert_eq!(pick(&mut world, case, 1, 1), 1);
         assert_eq!(pick(&mut world, case, 2, 1), 2);
         for port in 2..9 {
-            assert_eq!((pick(&mut world, case, 1, port), pick(&mut world, case, 2, port)), (1, 2));
+            assert_eq!(
+                (pick(&mut world, case, 1, port), pick(&mut world, case, 2, port)),
+                (1, 2)
+            );
         }
         assert_eq!(pick(&mut world, case, 3, 1), 3, "they took no turn");
     }

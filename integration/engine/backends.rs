@@ -17,7 +17,8 @@ fn next(world: &mut World, case: Case, ports: std::ops::Range<u16>) -> Vec<u16> 
 }
 
 fn on_removed(case: Case, action: &str) -> Setup {
-    case.setup().tables(&format!("[conntrack]\non_backend_removed = \"{action}\""))
+    case.setup()
+        .tables(&format!("[conntrack]\non_backend_removed = \"{action}\""))
 }
 
 #[test]
@@ -53,7 +54,11 @@ fn a_reload_that_changes_nothing_of_the_service_keeps_round_robins_place() {
         assert_eq!(next(&mut world, case, 3..4), [3]);
         world.reload(&case.setup().keys("node_port = 30080").toml());
         assert_eq!(next(&mut world, case, 4..5), [1]);
-        let other = if case.mode == Mode::Ipvs { Mode::Iptables } else { Mode::Ipvs };
+        let other = if case.mode == Mode::Ipvs {
+            Mode::Iptables
+        } else {
+            Mode::Ipvs
+        };
         world.reload(&case.setup().mode(other).toml());
         assert_eq!(next(&mut world, case, 5..6), [2]);
     }
@@ -126,7 +131,10 @@ fn reset_tells_a_udp_client_once_and_its_next_datagram_goes_elsewhere() {
         assert_eq!(answer.verdict, Verdict::Reject(Reject::BackendRemoved));
         let answer = world.try_up(&flow, 0);
         assert_eq!(answer.verdict, Verdict::Reject(Reject::BackendRemoved));
-        assert_eq!(packets::addresses(&answer.packet), (flow.service.ip(), flow.client.ip()));
+        assert_eq!(
+            packets::addresses(&answer.packet),
+            (flow.service.ip(), flow.client.ip())
+        );
         let again = world.open(Protocol::Udp, flow.client, flow.service);
         assert_eq!(again.backend, case.backend(2));
         world.down(&again, 0);
@@ -157,7 +165,10 @@ fn a_flow_that_was_told_to_end_is_not_kept_alive_by_further_packets() {
     let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
     world.reload(&on_removed(case, "reset").backends(&[(2, 1)]).toml());
     world.seconds(890);
-    assert_eq!(world.try_up(&flow, ACK).verdict, Verdict::Reject(Reject::BackendRemoved));
+    assert_eq!(
+        world.try_up(&flow, ACK).verdict,
+        Verdict::Reject(Reject::BackendRemoved)
+    );
     world.seconds(10);
     assert_eq!(world.try_up(&flow, ACK).verdict, Verdict::Drop(Drop::NotSyn));
 }

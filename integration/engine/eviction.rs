@@ -32,7 +32,11 @@ fn a_full_table_forgets_the_oldest_embryonic_flow_first() {
         let sixth = world.open(case.protocol, case.client(2, 6), case.service());
         assert_eq!(alive(&world, &flows), [true, false, false, true]);
         let seventh = world.open(case.protocol, case.client(2, 7), case.service());
-        assert_eq!(alive(&world, &[fifth, sixth, seventh]), [false, true, true], "the oldest of those");
+        assert_eq!(
+            alive(&world, &[fifth, sixth, seventh]),
+            [false, true, true],
+            "the oldest of those"
+        );
         assert_eq!(world.engine.conntrack().len(), 4);
     }
 }
@@ -50,7 +54,11 @@ fn then_the_oldest_closing_one() {
         world.open(Protocol::Tcp, case.client(2, 4), case.service());
         assert_eq!(alive(&world, &flows), [true, true, false]);
         world.open(Protocol::Tcp, case.client(2, 5), case.service());
-        assert_eq!(alive(&world, &flows), [true, true, false], "an embryonic one goes before a closing one");
+        assert_eq!(
+            alive(&world, &flows),
+            [true, true, false],
+            "an embryonic one goes before a closing one"
+        );
     }
 }
 

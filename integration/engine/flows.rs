@@ -49,7 +49,10 @@ fn exchanges() -> Vec<(Vec<Step>, u64)> {
         (vec![Down(RST | ACK, "CLOSE")], 10),
         (vec![Up(RST, "SYN_RECV")], 60),
         (after(&[]), 900),
-        (after(&[Up(PSH | ACK, "ESTABLISHED"), Down(PSH | ACK, "ESTABLISHED")]), 900),
+        (
+            after(&[Up(PSH | ACK, "ESTABLISHED"), Down(PSH | ACK, "ESTABLISHED")]),
+            900,
+        ),
         (after(&[Up(PSH, "ESTABLISHED"), Up(0, "ESTABLISHED")]), 900),
         // The client closes first.
         (after(&[Up(FIN | ACK, "CLOSE_WAIT"), Down(ACK, "CLOSE_WAIT")]), 60),
@@ -188,7 +191,10 @@ fn a_port_that_is_opened_again_gets_a_fresh_choice_at_once() {
             end(&mut world, &first);
             let second = world.open(Protocol::Tcp, first.client, first.service);
             assert_eq!((first.backend, second.backend), (case.backend(1), case.backend(2)));
-            assert_eq!((world.load(first.backend), world.load(second.backend)), ((0, 0), (1, 0)));
+            assert_eq!(
+                (world.load(first.backend), world.load(second.backend)),
+                ((0, 0), (1, 0))
+            );
             assert_eq!(world.engine.conntrack().len(), 1);
             world.down(&second, SYN | ACK);
             world.up(&second, ACK);

@@ -62,10 +62,16 @@ fn at_once(
     let run = &run;
     let results: Vec<Vec<_>> = std::thread::scope(|scope| {
         let workers = world.lanes.iter_mut().enumerate();
-        let threads: Vec<_> = workers.map(|(worker, lane)| scope.spawn(move || run(worker, lane))).collect();
+        let threads: Vec<_> = workers
+            .map(|(worker, lane)| scope.spawn(move || run(worker, lane)))
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    results[0].iter().zip(&results[1]).map(|(one, two)| [*one, *two]).collect()
+    results[0]
+        .iter()
+        .zip(&results[1])
+        .map(|(one, two)| [*one, *two])
+        .collect()
 }
 
 fn client(case: Case, round: usize, port: u16) -> SocketAddr {
@@ -75,14 +81,23 @@ fn client(case: Case, round: usize, port: u16) -> SocketAddr {
 #[test]
 fn two_first_packets_of_one_flow_at_once_go_to_one_backend_and_none_is_lost() {
     for case in [Case::UDP, Case::TCP] {
-        for (masquerade, weights) in [("auto", &[1, 1, 1][..]), ("auto", &[1]), ("never", &[1]), ("always", &[1])] {
+        for (masquerade, weights) in [
+            ("auto", &[1, 1, 1][..]),
+            ("auto", &[1]),
+            ("never", &[1]),
+            ("always", &[1]),
+        ] {
             let nat = format!("[nat]\nmasquerade = \"{masquerade}\"");
             let toml = case.setup().weights(weights).tables(&nat).toml();
             let mut world = World::build(&toml, 2, 7);
             let sent = |_, round| packet(case.protocol, client(case, round, 2_000), case.service(), SYN);
             let results = at_once(&mut world, sent);
             for [one, two] in results {
-                assert_eq!((one.0, two.0), (Verdict::Forward, Verdict::Forward), "{masquerade} {weights:?}");
+                assert_eq!(
+                    (one.0, two.0),
+                    (Verdict::Forward, Verdict::Forward),
+                    "{masquerade} {weights:?}"
+                );
                 assert_eq!((one.1, one.2), (two.1, two.2), "one source and one backend");
             }
             assert_eq!(world.engine.conntrack().len(), ROUNDS);
@@ -109,7 +124,11 @@ fn two_first_flows_of_a_persistent_client_at_once_go_to_one_backend() {
 #[test]
 fn masqueraded_flows_of_two_workers_never_share_a_source() {
     let case = Case::UDP;
-    let toml = case.setup().weights(&[1]).tables("[nat]\nmasquerade = \"always\"").toml();
+    let toml = case
+        .setup()
+        .weights(&[1])
+        .tables("[nat]\nmasquerade = \"always\"")
+        .toml();
     let mut world = World::build(&toml, 2, 7);
     let sent = |worker: usize, round| {
         let client = client(case, round, 2_000 + 100 * worker as u16);
@@ -143,7 +162,10 @@ fn reloads_under_traffic_lose_no_packet() {
     let mut world = World::build(&case.setup().toml(), 2, 7);
     let texts = [
         case.setup().toml(),
-        case.setup().mode(lbd::policy::Mode::Iptables).backends(&[(3, 1), (2, 4)]).toml(),
+        case.setup()
+            .mode(lbd::policy::Mode::Iptables)
+            .backends(&[(3, 1), (2, 4)])
+            .toml(),
         case.setup().scheduler("wrr").backends(&[(4, 2), (1, 0), (2, 1)]).toml(),
     ];
     let policies = texts.map(|text| policy(&text));
@@ -151,7 +173,12 @@ fn reloads_under_traffic_lose_no_packet() {
     let run = |worker: usize, lane: &mut Lane| {
         for round in 0..ROUNDS {
             // Each flow sends twice, and stays where it is.
-            let sent = packet(Protocol::Udp, client(case, round, 2_000 + 100 * worker as u16), case.service(), 0);
+            let sent = packet(
+                Protocol::Udp,
+                client(case, round, 2_000 + 100 * worker as u16),
+                case.service(),
+                0,
+            );
             let [one, two] = [0, 1].map(|_| process(engine, lane, now, &sent, || {}));
             assert_eq!((one.0, one), (Verdict::Forward, two));
         }

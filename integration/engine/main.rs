@@ -1,5 +1,8 @@
 //! What happens to a packet: the pure engine from the outside, in sentences. No root, no device, no waiting.
-#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise, in its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
 
 #[path = "../support/packets.rs"]
 mod packets;

@@ -16,7 +16,9 @@ fn pseudo_sum(packet: &[u8]) -> u16 {
         4 => (&packet[12..20], 20, packet[9]),
         _ => (&packet[8..40], 40, packet[6]),
     };
-    let words = addresses.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let words = addresses
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
     let mut sum = words.sum::<u32>() + u32::from(protocol) + (packet.len() - transport) as u32;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -57,7 +59,11 @@ fn a_clients_packet_goes_to_the_backends_address_and_port_and_the_answer_comes_f
     for case in Case::all() {
         let mut world = case.setup().world();
         let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
-        assert_eq!((flow.source, flow.backend), (case.client(2, 40_000), case.backend(1)), "{case:?}");
+        assert_eq!(
+            (flow.source, flow.backend),
+            (case.client(2, 40_000), case.backend(1)),
+            "{case:?}"
+        );
         world.up(&flow, ACK);
         world.down(&flow, ACK);
     }
@@ -85,9 +91,19 @@ fn a_packet_to_no_service_passes() {
         let mut elsewhere = case.service();
         elsewhere.set_port(81);
         let client = case.client(2, 40_000);
-        assert_eq!(world.try_open(case.protocol, client, elsewhere), Verdict::Pass(Pass::NoMatch));
-        let other = if case.protocol == Protocol::Tcp { Protocol::Udp } else { Protocol::Tcp };
-        assert_eq!(world.try_open(other, client, case.service()), Verdict::Pass(Pass::NoMatch));
+        assert_eq!(
+            world.try_open(case.protocol, client, elsewhere),
+            Verdict::Pass(Pass::NoMatch)
+        );
+        let other = if case.protocol == Protocol::Tcp {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        };
+        assert_eq!(
+            world.try_open(other, client, case.service()),
+            Verdict::Pass(Pass::NoMatch)
+        );
     }
 }
 
@@ -123,7 +139,11 @@ fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
         let plain = packets::udp(flow.source, flow.backend, &[0, 0]);
         let word = &plain[field_of(&plain, Protocol::Udp)];
         let outcome = world.send(&packets::udp(flow.client, flow.service, word));
-        assert_eq!(outcome.packet[field_of(&outcome.packet, Protocol::Udp)], [0xff, 0xff], "{case:?}");
+        assert_eq!(
+            outcome.packet[field_of(&outcome.packet, Protocol::Udp)],
+            [0xff, 0xff],
+            "{case:?}"
+        );
     }
 }
 
@@ -166,7 +186,13 @@ fn a_super_packet_of_64_kilobytes_is_rewritten_as_its_segments_are() {
         let expected = segment(case.protocol, flow.source, flow.backend, &payload, ACK);
         assert_eq!(outcome.verdict, Verdict::Forward);
         assert!(outcome.packet == partial(&expected, case.protocol), "{case:?}");
-        let one = world.send(&segment(case.protocol, flow.client, flow.service, &payload[..1_000], ACK));
+        let one = world.send(&segment(
+            case.protocol,
+            flow.client,
+            flow.service,
+            &payload[..1_000],
+            ACK,
+        ));
         assert_eq!(packets::endpoints(&one.packet), packets::endpoints(&outcome.packet));
     }
 }
@@ -188,8 +214,14 @@ fn bytes_behind_the_packet_such_as_ethernet_padding_are_left_alone() {
 fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
     let mut world = Case::TCP.setup().world();
     let valid = packet(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service(), SYN);
-    assert_eq!(world.send_as(&[], Checksum::Complete).verdict, Verdict::Pass(Pass::NotIp));
-    assert_eq!(world.send_as(&[0; 60], Checksum::Complete).verdict, Verdict::Pass(Pass::NotIp));
+    assert_eq!(
+        world.send_as(&[], Checksum::Complete).verdict,
+        Verdict::Pass(Pass::NotIp)
+    );
+    assert_eq!(
+        world.send_as(&[0; 60], Checksum::Complete).verdict,
+        Verdict::Pass(Pass::NotIp)
+    );
     let broken = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut packet = valid.clone();
         change(&mut packet);
@@ -230,7 +262,11 @@ fn fragments_to_a_service_are_dropped_and_others_pass() {
             let mut world = Case::UDP.setup().world();
             let mut fragment = packets::udp(Case::UDP.client(2, 40_000), to, b"0123456789abcdef");
             fragment[6..8].copy_from_slice(&offset.to_be_bytes());
-            assert_eq!(world.send_as(&fragment, Checksum::Complete).verdict, verdict, "{offset:x}");
+            assert_eq!(
+                world.send_as(&fragment, Checksum::Complete).verdict,
+                verdict,
+                "{offset:x}"
+            );
         }
     }
 }

@@ -134,7 +134,9 @@ fn nobody_answers_to_or_for_an_address_that_is_no_single_hosts() {
     ];
     for (from, to) in pairs {
         for case in [Case::TCP, Case::UDP] {
-            let verdict = refusing(case).send(&packet(case.protocol, socket(from), socket(to), SYN)).verdict;
+            let verdict = refusing(case)
+                .send(&packet(case.protocol, socket(from), socket(to), SYN))
+                .verdict;
             assert_eq!(verdict, Verdict::Drop(Drop::Unanswerable), "{from} {to}");
         }
     }

@@ -21,7 +21,10 @@ fn nat(masquerade: &str) -> String {
 #[track_caller]
 fn assert_of_pool(source: SocketAddr) {
     let networks = ["198.18.0.0/28", "2001:2::/124"].map(|network| network.parse::<ipnet::IpNet>().unwrap());
-    assert!(networks.iter().any(|network| network.contains(&source.ip())), "{source}");
+    assert!(
+        networks.iter().any(|network| network.contains(&source.ip())),
+        "{source}"
+    );
     assert!(source.port() >= 1_024, "{source}");
 }
 
@@ -57,7 +60,11 @@ fn auto_masquerades_a_backend_that_reaches_itself() {
         let mut client = case.backend(2);
         client.set_port(40_000);
         let other = world.connect(case.protocol, client, case.service());
-        assert_eq!((other.backend, other.source), (case.backend(1), client), "another backend sees it");
+        assert_eq!(
+            (other.backend, other.source),
+            (case.backend(1), client),
+            "another backend sees it"
+        );
         client.set_port(40_001);
         let own = world.connect(case.protocol, client, case.service());
         assert_eq!(own.backend, case.backend(2));
@@ -73,7 +80,11 @@ fn always_masquerades_everyone() {
         for port in 40_000..40_200 {
             let flow = world.connect(case.protocol, case.client(2, port), case.service());
             assert_of_pool(flow.source);
-            assert!(seen.insert((flow.source, flow.backend)), "no two flows to a backend come from {}", flow.source);
+            assert!(
+                seen.insert((flow.source, flow.backend)),
+                "no two flows to a backend come from {}",
+                flow.source
+            );
         }
     }
 }
@@ -151,7 +162,10 @@ fn fill_pool(world: &World, free: &[u16]) {
             protocol: Protocol::Udp,
             client: case.client(3, port).into(),
             virtual_address: case.service().into(),
-            source: "198.18.0.1:0".parse::<Endpoint>().map(|place| Endpoint { port, ..place }).unwrap(),
+            source: "198.18.0.1:0"
+                .parse::<Endpoint>()
+                .map(|place| Endpoint { port, ..place })
+                .unwrap(),
             backend: Arc::clone(&backend),
             template: None,
             state: State::Udp { answered: true },

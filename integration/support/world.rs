@@ -135,7 +135,10 @@ impl World {
         let mut storage = vec![CANARY; HEAD + packet.len() + TAIL];
         storage[HEAD..HEAD + packet.len()].copy_from_slice(packet);
         let mut frame = Frame::new(&mut storage, HEAD, HEAD + packet.len(), checksum);
-        let verdict = self.engine.enter(&mut self.lanes[self.lane], self.now).process(&mut frame, self.now);
+        let verdict = self
+            .engine
+            .enter(&mut self.lanes[self.lane], self.now)
+            .process(&mut frame, self.now);
         let (range, after) = (frame.range(), frame.checksum);
         self.sent += 1;
         assert_eq!(self.total(), self.sent, "every packet is counted once");
@@ -275,7 +278,10 @@ impl World {
     pub fn backend(&self, address: SocketAddr) -> Arc<Backend> {
         let ruleset = self.engine.ruleset();
         let mut all = ruleset.services.iter().flat_map(|service| &service.backends);
-        Arc::clone(all.find(|backend| backend.address == address.into()).expect("a configured backend"))
+        Arc::clone(
+            all.find(|backend| backend.address == address.into())
+                .expect("a configured backend"),
+        )
     }
 
     /// ActiveConn and InActConn of a backend.

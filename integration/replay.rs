@@ -1,0 +1,1 @@
+//! `lbd replay` and `lbd check`, the program itself.
