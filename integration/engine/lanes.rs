@@ -11,7 +11,7 @@ use lbd::verdict::Verdict;
 use crate::packets::{self, SYN};
 use crate::world::{Case, World, packet, policy};
 
-const ROUNDS: usize = 3_000;
+const ROUNDS: usize = 1_000;
 
 /// What a worker makes of a packet once `ready` returns, and where it goes then.
 fn process(
@@ -49,7 +49,7 @@ fn at_once(
                 let mut spins = 0;
                 while others() {
                     spins += 1;
-                    match spins % 20_000 {
+                    match spins % 3_000 {
                         0 => std::thread::yield_now(),
                         _ => std::hint::spin_loop(),
                     }
