@@ -80,8 +80,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let wait =
-        prop_oneof![3 => 0..3_000_u64, 2 => 0..130_000_u64, 1 => 0..1_000_000_u64, 1 => (0..1_000_u64).prop_map(|s| s * 1_000)];
+    let wait = prop_oneof![3 => 0..3_000_u64, 2 => 0..130_000_u64, 1 => 0..1_000_000_u64, 1 => (0..1_000_u64).prop_map(|s| s * 1_000)];
     prop_oneof![
         6 => (any::<bool>(), 1..5_u16, 1..4_u16, 0..3_usize, flags())
             .prop_map(|(udp, n, port, to, flags)| Op::Client { udp, n, port, to, flags }),
