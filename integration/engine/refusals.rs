@@ -17,7 +17,9 @@ fn refusing(case: Case) -> World {
 }
 
 /// Flags, sequence and acknowledgement number of a segment.
-fn control(packet: &[u8]) -> (u8, u32, u32) {
+type Control = (u8, u32, u32);
+
+fn control(packet: &[u8]) -> Control {
     let sliced = SlicedPacket::from_ip(packet).unwrap();
     let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
         panic!("not TCP: {packet:02x?}")
@@ -73,7 +75,7 @@ fn without_a_usable_backend_tcp_gets_a_reset_and_udp_port_unreachable() {
 fn a_reset_has_the_numbers_of_rfc_9293() {
     let (seq, ack) = (0xffff_fffe, 77);
     // Section 3.10.7.1: the sequence number is the segment's acknowledgement, or else 0, and then its end is acknowledged.
-    let cases: [(u8, &[u8], (u8, u32, u32)); 7] = [
+    let cases: [(u8, &[u8], Control); 7] = [
         (SYN, b"", (RST | ACK, 0, 0xffff_ffff)),
         (SYN, b"early", (RST | ACK, 0, 4)),
         (SYN | FIN, b"", (RST | ACK, 0, 0)),
@@ -190,8 +192,7 @@ fn a_super_packet_with_unfinished_checksum_gets_one_whole_answer() {
 
 #[test]
 fn a_segment_behind_ipv4_options_or_ipv6_extension_headers_is_answered_as_any_other() {
-    let plain = packet(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service(), SYN);
-    let mut options = plain.clone();
+    let mut options = packet(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service(), SYN);
     options[0] = 0x46;
     options[3] += 4;
     options.splice(20..20, [1, 1, 1, 0]);
