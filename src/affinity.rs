@@ -4,13 +4,15 @@
 //! as long as any of its flows lives. A backend that was removed or has weight 0 gets no new flow by its template
 //! either; the kernel's `expire_quiescent_template=1`, which kube-proxy sets too.
 //!
-//! A dashmap: templates are only looked at for new flows, and no lock is held while anything else is.
+//! A dashmap: templates are only looked at for new flows. A client's first choice is made under its lock, which is
+//! always taken before the scheduler's.
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ahash::RandomState;
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use ipnet::IpNet;
 
 use crate::policy::Persistence;
@@ -25,8 +27,28 @@ pub struct Template {
     expires: AtomicU64,
 }
 
+impl Template {
+    /// Keeps it until `expires`, since one of its flows was stored now.
+    pub fn renew(&self, expires: Instant) {
+        self.expires.store(expires.as_nanos(), Relaxed);
+    }
+
+    /// Whether new flows may still go by it. `template` is the one in the table.
+    fn is_usable(template: &Arc<Self>, now: Instant) -> bool {
+        !template.backend.is_removed() && template.backend.weight() > 0 && Self::is_alive(template, now)
+    }
+
+    /// A flow holds it, or its time is not over.
+    fn is_alive(template: &Arc<Self>, now: Instant) -> bool {
+        Arc::strong_count(template) > 1 || template.expires.load(Relaxed) > now.as_nanos()
+    }
+}
+
 /// Service and client network.
 type Key = (u64, IpAddr);
+
+/// The backend of a new flow, and the template that the flow must hold where the service has persistence.
+pub type Choice = (Arc<Backend>, Option<Arc<Template>>);
 
 /// Every template.
 #[derive(Debug, Default)]
@@ -35,47 +57,46 @@ pub struct Affinity {
 }
 
 impl Affinity {
-    /// The backend that this client's flows go to, if it may still take new ones. Holding the template keeps it alive.
-    #[must_use]
-    pub fn find(&self, service: &Service, client: IpAddr, now: Instant) -> Option<Arc<Template>> {
-        let persistence = service.persistence.as_ref()?;
-        let template = Arc::clone(&*self.templates.get(&key(service, persistence, client))?);
-        let usable = !template.backend.is_removed() && template.backend.weight() > 0;
-        // The table, this function, and any flow.
-        let held = Arc::strong_count(&template) > 2;
-        (usable && (held || template.expires.load(Relaxed) > now.as_nanos())).then_some(template)
-    }
-
-    /// Remembers a choice for a service with persistence, or that it was used again.
-    pub fn remember(
+    /// The backend for a new flow: the one that the client's flows go to, or else what `pick` chooses.
+    ///
+    /// Two workers with flows of one client at once get one answer. A template that is made here lives as long as it is
+    /// held: [`Template::renew`] it once the flow is stored, or else it is forgotten with the flow.
+    pub fn choose(
         &self,
         service: &Service,
         client: IpAddr,
-        backend: &Arc<Backend>,
         now: Instant,
-    ) -> Option<Arc<Template>> {
-        let persistence = service.persistence.as_ref()?;
-        let expires = (now + persistence.timeout).as_nanos();
+        pick: impl FnOnce() -> Option<Arc<Backend>>,
+    ) -> Option<Choice> {
+        let Some(persistence) = &service.persistence else {
+            return Some((pick()?, None));
+        };
         let key = key(service, persistence, client);
         if let Some(known) = self.templates.get(&key)
-            && Arc::ptr_eq(&known.backend, backend)
+            && Template::is_usable(&known, now)
         {
-            known.expires.store(expires, Relaxed);
-            return Some(Arc::clone(&known));
+            return Some(choice(&known));
         }
+        let place = match self.templates.entry(key) {
+            Entry::Occupied(known) if Template::is_usable(known.get(), now) => return Some(choice(known.get())),
+            place @ (Entry::Occupied(_) | Entry::Vacant(_)) => place,
+        };
         let template = Arc::new(Template {
-            backend: Arc::clone(backend),
-            expires: AtomicU64::new(expires),
+            backend: pick()?,
+            expires: AtomicU64::new(0),
         });
-        self.templates.insert(key, Arc::clone(&template));
-        Some(template)
+        place.insert(Arc::clone(&template));
+        Some(choice(&template))
     }
 
     /// Forgets templates whose time is over and that no flow holds.
     pub fn expire(&self, now: Instant) {
-        self.templates
-            .retain(|_, template| Arc::strong_count(template) > 1 || template.expires.load(Relaxed) > now.as_nanos());
+        self.templates.retain(|_, template| Template::is_alive(template, now));
     }
+}
+
+fn choice(template: &Arc<Template>) -> Choice {
+    (Arc::clone(&template.backend), Some(Arc::clone(template)))
 }
 
 fn key(service: &Service, persistence: &Persistence, client: IpAddr) -> Key {

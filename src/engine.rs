@@ -312,35 +312,41 @@ impl Processor<'_> {
         if !segment.opens() {
             return Err(Stop::Drop(Drop::NotSyn));
         }
-        let client = segment.tuple.source.address;
-        let backend = match self.affinity.find(service, client, now) {
-            Some(template) => Arc::clone(&template.backend),
-            None => pick(service, &segment.tuple, now, rng).ok_or(Stop::Reject(Reject::NoBackend))?,
-        };
-        let source = nat::source(&self.ruleset, self.conntrack, &segment.tuple, &backend, now, rng)?;
-        let mut connection = Connection {
-            protocol: segment.tuple.protocol,
-            client: segment.tuple.source,
-            virtual_address: segment.tuple.destination,
+        let service = Arc::clone(service);
+        match self.establish(&service, segment, now) {
+            // Another worker may have been faster with a packet of the same flow, and then this one follows.
+            Err(stop @ Stop::Drop(_)) => match self.follow(segment, now) {
+                Known::Flow(leaving) => Ok(leaving),
+                Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
+            },
+            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_))) => decided,
+        }
+    }
+
+    /// Chooses a backend and a source for a new flow, and stores it.
+    fn establish(&mut self, service: &Service, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
+        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        let (tuple, client) = (&segment.tuple, segment.tuple.source.address);
+        let chosen = self
+            .affinity
+            .choose(service, client, now, || pick(service, tuple, now, rng));
+        let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
+        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng)?;
+        let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
+        let connection = Connection {
+            protocol: tuple.protocol,
+            client: tuple.source,
+            virtual_address: tuple.destination,
             source,
-            template: self.affinity.remember(service, client, &backend, now),
-            state: State::new(segment.tuple.protocol).next(Direction::Original, segment.flags),
-            expires: now,
-            backend,
+            backend: Arc::clone(&backend),
+            template: template.clone(),
+            state,
+            expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
-        connection.expires = now + connection.state.timeout(&self.ruleset.policy.conntrack.timeouts);
         let leaving = connection.leaving(Direction::Original);
-        let backend = Arc::clone(&connection.backend);
-        match self.conntrack.insert(connection, now) {
-            Ok(()) => {}
-            Err(Refused::Full) => return Err(Stop::Drop(Drop::TableFull)),
-            // Another worker was faster with a packet of the same flow, and this one follows.
-            Err(Refused::InUse(_)) => {
-                return match self.follow(segment, now) {
-                    Known::Flow(leaving) => Ok(leaving),
-                    Known::No | Known::Ended | Known::Aborted(_) => Err(Stop::Drop(Drop::TupleInUse)),
-                };
-            }
+        self.conntrack.insert(connection, now)?;
+        if let (Some(template), Some(persistence)) = (template, &service.persistence) {
+            template.renew(now + persistence.timeout);
         }
         backend.stats.count_connection(*lane);
         backend.service.stats.count_connection(*lane);
@@ -452,6 +458,15 @@ impl From<ParseError> for Stop {
         match error {
             ParseError::NotIp => Self::Pass(Pass::NotIp),
             ParseError::Malformed => Self::Drop(Drop::Malformed),
+        }
+    }
+}
+
+impl From<Refused> for Stop {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Full => Self::Drop(Drop::TableFull),
+            Refused::InUse(_) => Self::Drop(Drop::TupleInUse),
         }
     }
 }

@@ -5,7 +5,7 @@ use hashbrown::HashTable;
 
 use super::ages::{Ages, Link, Links};
 use super::connection::{Class, Connection};
-use super::wheel::{Tick, Wheel};
+use super::wheel::{Tick, Timer, Timers, Wheel};
 use crate::flow::{Direction, Tuple};
 use crate::time::Instant;
 
@@ -35,7 +35,7 @@ impl Entry {
 struct Occupied {
     connection: Connection,
     /// When the wheel will look at it.
-    armed: Tick,
+    timer: Timer,
     /// Its place among the flows of its class.
     link: Link,
 }
@@ -77,6 +77,15 @@ impl Links for Slots {
         match &mut self.occupied[slot as usize] {
             Some(occupied) => &mut occupied.link,
             None => unreachable!("a linked slot is occupied"),
+        }
+    }
+}
+
+impl Timers for Slots {
+    fn timer(&mut self, slot: u32) -> &mut Timer {
+        match &mut self.occupied[slot as usize] {
+            Some(occupied) => &mut occupied.timer,
+            None => unreachable!("an armed slot is occupied"),
         }
     }
 }
@@ -150,7 +159,7 @@ impl Shard {
         }
         let slot = self.slots.insert(Occupied {
             connection,
-            armed: due,
+            timer: Timer::default(),
             link: Link::default(),
         });
         for (way, tuple) in tuples {
@@ -159,7 +168,7 @@ impl Shard {
             self.index
                 .insert_unique(hasher.hash_one(tuple), Entry::new(slot, way), rehash);
         }
-        self.wheel.arm(slot, due);
+        self.wheel.arm(&mut self.slots, slot, due);
         self.enlist(slot, class);
         self.live += 1;
         Ok(())
@@ -179,14 +188,13 @@ impl Shard {
 
     /// Keeps the lists right after a change of a flow's state or deadline.
     pub fn changed(&mut self, slot: u32, before: Class) {
-        let Some(occupied) = self.slots.get_mut(slot) else {
+        let Some(occupied) = self.slots.get(slot) else {
             return;
         };
         let due = Tick::after(occupied.connection.expires);
         let class = occupied.connection.state.class();
-        if due < occupied.armed {
-            occupied.armed = due;
-            self.wheel.arm(slot, due);
+        if due < occupied.timer.due() {
+            self.wheel.arm(&mut self.slots, slot, due);
         }
         if class != before {
             self.delist(slot, before);
@@ -206,6 +214,7 @@ impl Shard {
             }
         }
         self.delist(slot, class);
+        self.wheel.disarm(&mut self.slots, slot);
         let connection = self.slots.remove(slot)?.connection;
         connection.backend.unbind(connection.state.is_active());
         self.live -= 1;
@@ -221,7 +230,7 @@ impl Shard {
     /// Forgets every flow whose time is over; returns how many.
     pub fn expire(&mut self, now: Instant) -> usize {
         let before = self.live;
-        while let Some((tick, slots)) = self.wheel.advance(now) {
+        while let Some((tick, slots)) = self.wheel.advance(&mut self.slots, now) {
             for slot in slots {
                 self.visit(slot, tick);
             }
@@ -238,21 +247,15 @@ impl Shard {
     }
 
     fn visit(&mut self, slot: u32, tick: Tick) {
-        // A slot that was freed, or armed for another time since, needs nothing now.
-        let Some(occupied) = self.slots.get_mut(slot) else {
+        let Some(occupied) = self.slots.get(slot) else {
             return;
         };
-        if occupied.armed > tick {
-            // It waited in a coarse bucket.
-            let armed = occupied.armed;
-            return self.wheel.arm(slot, armed);
-        }
         let due = Tick::after(occupied.connection.expires);
         if due <= tick {
             self.remove(slot);
         } else {
-            occupied.armed = due;
-            self.wheel.arm(slot, due);
+            // A packet came since, or it waited in a coarse bucket.
+            self.wheel.arm(&mut self.slots, slot, due);
         }
     }
 
@@ -295,5 +298,80 @@ fn hash_of(hasher: &RandomState, slots: &Slots, entry: Entry) -> u64 {
     match slots.get(entry.slot()) {
         Some(occupied) => hasher.hash_one(occupied.connection.arriving(entry.direction())),
         None => unreachable!("an indexed slot is occupied"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::conntrack::connection::State;
+    use crate::flow::{Endpoint, Protocol};
+    use crate::policy::BackendSpec;
+    use crate::service::{Backend, ServiceIdentity, Stats};
+
+    fn backend() -> Arc<Backend> {
+        let service = Arc::new(ServiceIdentity {
+            id: 1,
+            name: "web".into(),
+            stats: Stats::new(1),
+        });
+        let spec = BackendSpec {
+            address: "10.2.0.11:80".parse().unwrap(),
+            weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        Arc::new(Backend::new(1, &spec, service, 1))
+    }
+
+    fn connection(backend: &Arc<Backend>, port: u16, expires: Instant) -> Connection {
+        let client = Endpoint::new([10, 1, 0, 2].into(), port);
+        Connection {
+            protocol: Protocol::Udp,
+            client,
+            virtual_address: "10.96.0.10:80".parse().unwrap(),
+            source: client,
+            backend: Arc::clone(backend),
+            template: None,
+            state: State::Udp { answered: false },
+            expires,
+        }
+    }
+
+    #[test]
+    fn evicted_flows_leave_nothing_behind_for_the_wheel() {
+        let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
+        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), now);
+        for port in 1..50_000 {
+            shard
+                .insert(connection(&backend, port, now + Duration::from_secs(60)), now)
+                .unwrap();
+            if shard.len() > 10 {
+                shard.evict(Class::Embryonic).unwrap();
+            }
+            now = now + Duration::from_millis(7);
+            shard.expire(now);
+        }
+        assert_eq!((shard.len(), shard.wheel.waiting(&mut shard.slots)), (10, 10));
+    }
+
+    #[test]
+    fn a_flow_whose_end_comes_nearer_and_goes_away_again_is_visited_once_a_turn() {
+        let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
+        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), now);
+        shard
+            .insert(connection(&backend, 1, now + Duration::from_secs(900)), now)
+            .unwrap();
+        for round in 0..1_000 {
+            let timeout = if round % 2 == 0 { 10 } else { 900 };
+            shard.get_mut(0).unwrap().expires = now + Duration::from_secs(timeout);
+            shard.changed(0, Class::Embryonic);
+            now = now + Duration::from_secs(5);
+            shard.expire(now);
+        }
+        assert_eq!((shard.len(), shard.wheel.waiting(&mut shard.slots)), (1, 1));
     }
 }

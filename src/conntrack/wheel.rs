@@ -2,6 +2,7 @@
 //!
 //! A packet of a known flow moves the flow's deadline away, and touches nothing here. When the wheel reaches a flow
 //! whose deadline has moved on, it is put where the deadline is now: one visit a timeout, not one a packet.
+use super::ages::{Ages, Link, Links};
 use crate::time::Instant;
 
 /// 2^27 ns, 134 ms: how late a flow may be forgotten. (The kernel's timers are up to 12.5 % late, kernel/time/timer.c.)
@@ -26,19 +27,54 @@ impl Tick {
     }
 }
 
-/// Slot numbers by the tick at which they are due.
+/// A slot's place in the wheel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timer {
+    link: Link,
+    bucket: Option<u16>,
+    due: Tick,
+}
+
+impl Timer {
+    /// When the wheel will look at it at the latest.
+    #[must_use]
+    pub const fn due(&self) -> Tick {
+        self.due
+    }
+}
+
+/// Gives access to the timer of a slot.
+pub trait Timers {
+    /// The timer of an occupied slot.
+    fn timer(&mut self, slot: u32) -> &mut Timer;
+}
+
+/// A bucket's list is linked through the timers.
+struct TimerLinks<'a, T>(&'a mut T);
+
+impl<T: Timers> Links for TimerLinks<'_, T> {
+    fn link(&mut self, slot: u32) -> &mut Link {
+        &mut self.0.timer(slot).link
+    }
+}
+
+/// Slots by the tick at which they are due, each in one bucket at most: flows that end before their time, as under a
+/// flood, leave nothing behind.
 #[derive(Debug)]
 pub struct Wheel {
     /// Every tick up to this one was handled.
     now: Tick,
-    /// One bucket a tick.
-    near: Box<[Vec<u32>]>,
-    /// One bucket per [`BUCKETS`] ticks (69 s); what is farther away than all of them (9.8 h) waits in the last one.
-    far: Box<[Vec<u32>]>,
+    /// First one bucket a tick; then one per [`BUCKETS`] ticks (69 s), and what is farther away than all of them (9.8 h)
+    /// waits in the last one.
+    buckets: Box<[Ages]>,
 }
 
-fn buckets() -> Box<[Vec<u32>]> {
-    (0..BUCKETS).map(|_| Vec::new()).collect()
+const fn near(tick: u64) -> u16 {
+    (tick % BUCKETS) as u16
+}
+
+const fn far(turn: u64) -> u16 {
+    (BUCKETS + turn % BUCKETS) as u16
 }
 
 impl Wheel {
@@ -47,50 +83,67 @@ impl Wheel {
     pub fn new(now: Instant) -> Self {
         Self {
             now: Tick::at(now),
-            near: buckets(),
-            far: buckets(),
+            buckets: (0..2 * BUCKETS).map(|_| Ages::default()).collect(),
         }
     }
 
-    /// Has `slot` visited at `due`, or soon where that is over.
-    pub fn arm(&mut self, slot: u32, due: Tick) {
-        let due = due.0.max(self.now.0 + 1);
-        let turn = due / BUCKETS;
-        let turns_away = turn - self.now.0 / BUCKETS;
-        if turns_away == 0 {
-            self.near[(due % BUCKETS) as usize].push(slot);
-        } else {
-            let turn = turn.min(self.now.0 / BUCKETS + BUCKETS - 1);
-            self.far[(turn % BUCKETS) as usize].push(slot);
+    /// Has `slot` visited at `due`, or soon where that is over, and no more at the time before.
+    pub fn arm(&mut self, timers: &mut impl Timers, slot: u32, due: Tick) {
+        self.disarm(timers, slot);
+        let at = due.0.max(self.now.0 + 1);
+        let (this_turn, turn) = (self.now.0 / BUCKETS, at / BUCKETS);
+        let bucket = match turn == this_turn {
+            true => near(at),
+            false => far(turn.min(this_turn + BUCKETS - 1)),
+        };
+        let timer = timers.timer(slot);
+        (timer.due, timer.bucket) = (due, Some(bucket));
+        self.buckets[usize::from(bucket)].push(&mut TimerLinks(timers), slot);
+    }
+
+    /// Has `slot` not visited.
+    pub fn disarm(&mut self, timers: &mut impl Timers, slot: u32) {
+        if let Some(bucket) = timers.timer(slot).bucket.take() {
+            self.buckets[usize::from(bucket)].remove(&mut TimerLinks(timers), slot);
         }
     }
 
     /// The slots of the next tick that is over by `now`, with that tick; None when there is no such tick.
     ///
-    /// Call until None. A slot may come early or twice: its own deadline decides.
-    pub fn advance(&mut self, now: Instant) -> Option<(Tick, Vec<u32>)> {
+    /// Call until None, and arm each slot again that is to be visited again. A slot may come early: its own deadline
+    /// decides.
+    pub fn advance(&mut self, timers: &mut impl Timers, now: Instant) -> Option<(Tick, Vec<u32>)> {
         if self.now >= Tick::at(now) {
             return None;
         }
+        let mut slots = Vec::new();
         if Tick::at(now).0 - self.now.0 > BUCKETS * BUCKETS {
-            return Some(self.jump(now));
+            // After a leap over the whole wheel, as between two packets of a capture, every slot is due for a look.
+            self.now = Tick::at(now);
+            (0..2 * BUCKETS as u16).for_each(|bucket| self.empty(timers, bucket, &mut slots));
+            return Some((self.now, slots));
         }
         self.now.0 += 1;
         if self.now.0.is_multiple_of(BUCKETS) {
-            let turn = (self.now.0 / BUCKETS) % BUCKETS;
-            let mut slots = std::mem::take(&mut self.far[turn as usize]);
-            slots.append(&mut self.near[0]);
-            return Some((self.now, slots));
+            self.empty(timers, far(self.now.0 / BUCKETS), &mut slots);
         }
-        let bucket = &mut self.near[(self.now.0 % BUCKETS) as usize];
-        Some((self.now, std::mem::take(bucket)))
+        self.empty(timers, near(self.now.0), &mut slots);
+        Some((self.now, slots))
     }
 
-    /// After a leap over the whole wheel, as between two packets of a capture, every slot is due for a look.
-    fn jump(&mut self, now: Instant) -> (Tick, Vec<u32>) {
-        self.now = Tick::at(now);
-        let all = self.near.iter_mut().chain(&mut self.far);
-        (self.now, all.flat_map(std::mem::take).collect())
+    /// How many visits are to come; they will not come then.
+    #[cfg(test)]
+    pub(super) fn waiting(&mut self, timers: &mut impl Timers) -> usize {
+        let mut slots = Vec::new();
+        (0..2 * BUCKETS as u16).for_each(|bucket| self.empty(timers, bucket, &mut slots));
+        slots.len()
+    }
+
+    fn empty(&mut self, timers: &mut impl Timers, bucket: u16, slots: &mut Vec<u32>) {
+        while let Some(slot) = self.buckets[usize::from(bucket)].oldest() {
+            self.disarm(timers, slot);
+            slots.push(slot);
+        }
     }
 }
 
@@ -100,24 +153,33 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
+    struct Array([Timer; 40]);
+
+    impl Timers for Array {
+        fn timer(&mut self, slot: u32) -> &mut Timer {
+            &mut self.0[slot as usize]
+        }
+    }
+
     proptest! {
         #[test]
         fn every_slot_is_visited_by_its_deadline_and_a_tick(deadlines in prop::collection::vec(0u64..200_000, 1..40), step in 1u64..5_000_000) {
             let start = Instant::from_nanos(123_456_789_000);
             let mut wheel = Wheel::new(start);
+            let mut timers = Array([Timer::default(); 40]);
             let deadlines: Vec<Instant> = deadlines.iter().map(|&ms| start + Duration::from_millis(ms)).collect();
             for (slot, &deadline) in deadlines.iter().enumerate() {
-                wheel.arm(slot as u32, Tick::after(deadline));
+                wheel.arm(&mut timers, slot as u32, Tick::after(deadline));
             }
             let mut left = deadlines.len();
             let mut now = start;
             while left > 0 {
                 now = now + Duration::from_millis(step.min(60_000));
-                while let Some((tick, slots)) = wheel.advance(now) {
+                while let Some((tick, slots)) = wheel.advance(&mut timers, now) {
                     for slot in slots {
                         let due = Tick::after(deadlines[slot as usize]);
                         if due > tick {
-                            wheel.arm(slot, due);
+                            wheel.arm(&mut timers, slot, due);
                         } else {
                             prop_assert_eq!(due.max(Tick::at(start)), due);
                             prop_assert_eq!(tick, due);

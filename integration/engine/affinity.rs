@@ -1,0 +1,136 @@
+//! Persistence: a client's flows go to one backend for a while.
+use lbd::flow::Protocol;
+use lbd::policy::Mode;
+use lbd::verdict::{Drop, Verdict};
+
+use crate::packets::{ACK, RST};
+use crate::world::{Case, Setup, World};
+
+const MINUTE: &str = "persistence = { timeout = \"60s\" }";
+
+fn persistent(case: Case) -> Setup {
+    case.setup().keys(MINUTE)
+}
+
+/// Number of the backend that a new flow of client `n` goes to.
+#[track_caller]
+fn pick(world: &mut World, case: Case, n: u16, port: u16) -> u16 {
+    let backend = world.open(case.protocol, case.client(n, port), case.service()).backend;
+    (1..9).find(|&n| case.backend(n) == backend).unwrap()
+}
+
+#[test]
+fn every_flow_of_a_client_goes_to_its_backend_and_other_clients_go_round() {
+    for case in Case::all() {
+        let mut world = persistent(case).world();
+        assert_eq!(pick(&mut world, case, 1, 1), 1);
+        assert_eq!(pick(&mut world, case, 2, 1), 2);
+        for port in 2..9 {
+            assert_eq!(
+                (pick(&mut world, case, 1, port), pick(&mut world, case, 2, port)),
+                (1, 2)
+            );
+        }
+        assert_eq!(pick(&mut world, case, 3, 1), 3, "they took no turn");
+    }
+}
+
+#[test]
+fn a_netmask_makes_one_client_of_a_network() {
+    for case in Case::all() {
+        let netmask = if case.v6 { "64" } else { "\"255.255.255.0\"" };
+        let keys = format!("persistence = {{ timeout = \"60s\", netmask = {netmask} }}");
+        let mut world = case.setup().keys(&keys).world();
+        assert_eq!(pick(&mut world, case, 1, 1), 1);
+        assert_eq!(pick(&mut world, case, 2, 1), 1);
+        let elsewhere = if case.v6 { "[fd00:9::1]:5" } else { "10.9.0.1:5" };
+        let flow = world.open(case.protocol, elsewhere, case.service());
+        assert_eq!(flow.backend, case.backend(2));
+    }
+}
+
+#[test]
+fn it_ends_its_timeout_after_the_last_new_flow() {
+    for case in Case::tcp() {
+        let mut world = persistent(case).world();
+        for port in 1..4 {
+            let flow = world.connect(Protocol::Tcp, case.client(1, port), case.service());
+            assert_eq!(flow.backend, case.backend(1));
+            world.up(&flow, RST);
+            world.seconds(59);
+        }
+        world.seconds(1);
+        assert_eq!(pick(&mut world, case, 1, 9), 2);
+    }
+}
+
+#[test]
+fn a_living_flow_holds_it_beyond_its_timeout() {
+    for case in Case::all() {
+        let mut world = persistent(case).world();
+        let flow = world.connect(case.protocol, case.client(1, 1), case.service());
+        for _ in 0..10 {
+            world.seconds(200);
+            world.up(&flow, ACK);
+        }
+        assert_eq!(pick(&mut world, case, 1, 2), 1);
+    }
+}
+
+#[test]
+fn a_backend_with_weight_zero_loses_its_persistent_clients_new_flows_but_not_the_old() {
+    for case in Case::all() {
+        let mut world = persistent(case).world();
+        let flow = world.connect(case.protocol, case.client(1, 1), case.service());
+        world.reload(&persistent(case).weights(&[0, 1, 1]).toml());
+        assert_eq!(pick(&mut world, case, 1, 2), 2);
+        world.up(&flow, ACK);
+        world.reload(&persistent(case).toml());
+        assert_eq!(pick(&mut world, case, 1, 3), 2, "the choice was made anew");
+    }
+}
+
+#[test]
+fn a_removed_backend_loses_its_persistent_clients() {
+    for case in Case::all() {
+        let mut world = persistent(case).world();
+        world.connect(case.protocol, case.client(1, 1), case.service());
+        world.reload(&persistent(case).backends(&[(2, 1), (3, 1)]).toml());
+        assert_ne!(pick(&mut world, case, 1, 2), 1);
+    }
+}
+
+#[test]
+fn it_outlives_a_reload_and_a_mode_switch() {
+    for case in Case::all() {
+        let mut world = persistent(case).world();
+        world.connect(case.protocol, case.client(1, 1), case.service());
+        for mode in [Mode::Iptables, Mode::Ipvs] {
+            world.reload(&persistent(case).mode(mode).backends(&[(4, 1), (1, 1), (2, 1)]).toml());
+            assert_eq!(pick(&mut world, case, 1, 2), 1);
+        }
+    }
+}
+
+#[test]
+fn without_the_key_no_client_is_remembered() {
+    let case = Case::TCP;
+    let mut world = persistent(case).world();
+    assert_eq!(pick(&mut world, case, 1, 1), 1);
+    world.reload(&case.setup().toml());
+    assert_eq!(pick(&mut world, case, 1, 2), 2);
+}
+
+#[test]
+fn a_flow_that_could_not_be_stored_binds_no_client() {
+    let case = Case::UDP;
+    let full = "[conntrack]\nmax_flows = 1";
+    let mut world = persistent(case).tables(full).world();
+    let only = world.connect(Protocol::Udp, case.client(1, 1), case.service());
+    assert_eq!(only.backend, case.backend(1));
+    // Client 2 is turned away, and round robin has moved on.
+    let refused = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(refused, Verdict::Drop(Drop::TableFull));
+    world.reload(&persistent(case).toml());
+    assert_eq!(pick(&mut world, case, 2, 2), 3);
+}

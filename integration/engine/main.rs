@@ -1,0 +1,21 @@
+//! What happens to a packet: the pure engine from the outside, in sentences. No root, no device, no waiting.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
+
+#[path = "../support/packets.rs"]
+mod packets;
+#[path = "../support/world.rs"]
+mod world;
+
+mod affinity;
+mod backends;
+mod eviction;
+mod flows;
+mod lanes;
+mod nat;
+mod properties;
+mod refusals;
+mod rules;
+mod sources;

@@ -1,0 +1,291 @@
+//! Addresses, ports and checksums of what is forwarded.
+use std::net::SocketAddr;
+
+use lbd::flow::Protocol;
+use lbd::packet::frame::Checksum;
+use lbd::policy::Mode;
+use lbd::verdict::{Drop, Pass, Verdict};
+
+use crate::packets::{self, ACK, SYN};
+use crate::world::{Case, World, packet};
+
+/// The pseudo-header's sum as Linux puts it into the field of a packet that the device completes, one's complement
+/// sum over 16-bit words, not complemented.
+fn pseudo_sum(packet: &[u8]) -> u16 {
+    let (addresses, transport, protocol) = match packet[0] >> 4 {
+        4 => (&packet[12..20], 20, packet[9]),
+        _ => (&packet[8..40], 40, packet[6]),
+    };
+    let words = addresses
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let mut sum = words.sum::<u32>() + u32::from(protocol) + (packet.len() - transport) as u32;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+fn field_of(packet: &[u8], protocol: Protocol) -> std::ops::Range<usize> {
+    let transport = if packet[0] >> 4 == 4 { 20 } else { 40 };
+    let field = transport + if protocol == Protocol::Tcp { 16 } else { 6 };
+    field..field + 2
+}
+
+/// The packet as a local stack hands it to a device that computes checksums.
+fn partial(packet: &[u8], protocol: Protocol) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let sum = pseudo_sum(&packet);
+    let field = field_of(&packet, protocol);
+    packet[field].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// What the device makes of it: the checksum of a rebuilt packet.
+fn completed(outcome: &[u8], protocol: Protocol, payload: &[u8], flags: u8) -> Vec<u8> {
+    let (from, to) = packets::endpoints(outcome);
+    segment(protocol, from, to, payload, flags)
+}
+
+fn segment(protocol: Protocol, from: SocketAddr, to: SocketAddr, payload: &[u8], flags: u8) -> Vec<u8> {
+    match protocol {
+        Protocol::Tcp => packets::tcp(from, to, flags, 1, if flags & ACK == 0 { 0 } else { 1 }, payload),
+        Protocol::Udp | Protocol::Sctp => packets::udp(from, to, payload),
+    }
+}
+
+#[test]
+fn a_clients_packet_goes_to_the_backends_address_and_port_and_the_answer_comes_from_the_service() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        assert_eq!(
+            (flow.source, flow.backend),
+            (case.client(2, 40_000), case.backend(1)),
+            "{case:?}"
+        );
+        world.up(&flow, ACK);
+        world.down(&flow, ACK);
+    }
+}
+
+#[test]
+fn only_addresses_ports_and_checksums_are_changed() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        let sent = segment(case.protocol, flow.client, flow.service, b"some payload", ACK);
+        let outcome = world.send(&sent);
+        let expected = segment(case.protocol, flow.source, flow.backend, b"some payload", ACK);
+        assert_eq!(outcome.packet, expected, "{case:?}");
+        let answer = segment(case.protocol, flow.backend, flow.source, b"an answer", ACK);
+        let expected = segment(case.protocol, flow.service, flow.client, b"an answer", ACK);
+        assert_eq!(world.send(&answer).packet, expected, "{case:?}");
+    }
+}
+
+#[test]
+fn a_packet_to_no_service_passes() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let mut elsewhere = case.service();
+        elsewhere.set_port(81);
+        let client = case.client(2, 40_000);
+        assert_eq!(
+            world.try_open(case.protocol, client, elsewhere),
+            Verdict::Pass(Pass::NoMatch)
+        );
+        let other = if case.protocol == Protocol::Tcp {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        };
+        assert_eq!(
+            world.try_open(other, client, case.service()),
+            Verdict::Pass(Pass::NoMatch)
+        );
+    }
+}
+
+#[test]
+fn a_backends_own_packets_pass() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let unasked = packet(case.protocol, case.backend(1), case.client(2, 40_000), SYN | ACK);
+        assert_eq!(world.send(&unasked).verdict, Verdict::Pass(Pass::NoMatch));
+    }
+}
+
+#[test]
+fn a_udp_datagram_without_checksum_stays_without() {
+    for mode in [Mode::Ipvs, Mode::Iptables] {
+        let case = Case::UDP.in_mode(mode);
+        let mut world = case.setup().world();
+        let flow = world.open(Protocol::Udp, case.client(2, 40_000), case.service());
+        for (from, to) in [(flow.client, flow.service), (flow.backend, flow.source)] {
+            let mut sent = packets::udp(from, to, b"hello");
+            sent[26..28].fill(0);
+            assert_eq!(world.send(&sent).packet[26..28], [0, 0]);
+        }
+    }
+}
+
+#[test]
+fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
+    for case in Case::all().filter(|case| case.protocol == Protocol::Udp) {
+        let mut world = case.setup().world();
+        let flow = world.open(Protocol::Udp, case.client(2, 40_000), case.service());
+        // The word of payload that makes the forwarded datagram's sum all ones, and so its checksum zero.
+        let plain = packets::udp(flow.source, flow.backend, &[0, 0]);
+        let word = &plain[field_of(&plain, Protocol::Udp)];
+        let outcome = world.send(&packets::udp(flow.client, flow.service, word));
+        assert_eq!(
+            outcome.packet[field_of(&outcome.packet, Protocol::Udp)],
+            [0xff, 0xff],
+            "{case:?}"
+        );
+    }
+}
+
+#[test]
+fn an_unfinished_checksum_stays_one_that_the_device_can_finish() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        for (from, to) in [(flow.client, flow.service), (flow.backend, flow.source)] {
+            let sent = partial(&segment(case.protocol, from, to, b"payload", ACK), case.protocol);
+            let outcome = world.send_as(&sent, Checksum::Partial);
+            assert_eq!(outcome.verdict, Verdict::Forward);
+            let finished = completed(&outcome.packet, case.protocol, b"payload", ACK);
+            // The device sums from the transport header on and complements: so the field must be the new pseudo-header's.
+            assert_eq!(outcome.packet, partial(&finished, case.protocol), "{case:?}");
+        }
+    }
+}
+
+#[test]
+fn a_first_packet_may_have_an_unfinished_checksum() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let first = packet(case.protocol, case.client(2, 40_000), case.service(), SYN);
+        let outcome = world.send_as(&partial(&first, case.protocol), Checksum::Partial);
+        let arrives = packet(case.protocol, case.client(2, 40_000), case.backend(1), SYN);
+        assert_eq!(outcome.packet, partial(&arrives, case.protocol), "{case:?}");
+    }
+}
+
+#[test]
+fn a_super_packet_of_64_kilobytes_is_rewritten_as_its_segments_are() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        let headers = packet(case.protocol, flow.client, flow.service, ACK).len();
+        let payload: Vec<u8> = (0..65_535 - headers).map(|n| (n % 251) as u8).collect();
+        let whole = segment(case.protocol, flow.client, flow.service, &payload, ACK);
+        let outcome = world.send_as(&partial(&whole, case.protocol), Checksum::Partial);
+        let expected = segment(case.protocol, flow.source, flow.backend, &payload, ACK);
+        assert_eq!(outcome.verdict, Verdict::Forward);
+        assert!(outcome.packet == partial(&expected, case.protocol), "{case:?}");
+        let one = world.send(&segment(
+            case.protocol,
+            flow.client,
+            flow.service,
+            &payload[..1_000],
+            ACK,
+        ));
+        assert_eq!(packets::endpoints(&one.packet), packets::endpoints(&outcome.packet));
+    }
+}
+
+#[test]
+fn bytes_behind_the_packet_such_as_ethernet_padding_are_left_alone() {
+    let case = Case::UDP;
+    let mut world = case.setup().world();
+    let mut sent = packets::udp(case.client(2, 40_000), case.service(), b"x");
+    sent.extend_from_slice(&[0xee; 17]);
+    let outcome = world.send_as(&sent, Checksum::Complete);
+    assert_eq!(outcome.verdict, Verdict::Forward);
+    let length = outcome.packet.len() - 17;
+    packets::assert_valid(&outcome.packet[..length]);
+    assert_eq!(outcome.packet[length..], [0xee; 17]);
+}
+
+#[test]
+fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
+    let mut world = Case::TCP.setup().world();
+    let valid = packet(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service(), SYN);
+    assert_eq!(
+        world.send_as(&[], Checksum::Complete).verdict,
+        Verdict::Pass(Pass::NotIp)
+    );
+    assert_eq!(
+        world.send_as(&[0; 60], Checksum::Complete).verdict,
+        Verdict::Pass(Pass::NotIp)
+    );
+    let broken = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut packet = valid.clone();
+        change(&mut packet);
+        packet
+    };
+    let all = [
+        broken(&|packet| packet.truncate(39)),
+        broken(&|packet| packet.truncate(10)),
+        broken(&|packet| packet[0] = 0x44),
+        broken(&|packet| packet[0] = 0x4f),
+        broken(&|packet| packet[3] += 1),
+        broken(&|packet| packet[3] = 19),
+        broken(&|packet| packet[32] = 0x40),
+        broken(&|packet| packet[32] = 0xf0),
+    ];
+    for bytes in all {
+        let verdict = world.send_as(&bytes, Checksum::Complete).verdict;
+        assert_eq!(verdict, Verdict::Drop(Drop::Malformed), "{bytes:02x?}");
+    }
+}
+
+#[test]
+fn a_ping_to_a_service_passes() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let ping = packets::ping(case.client(2, 1).ip(), case.service().ip());
+        assert_eq!(world.send(&ping).verdict, Verdict::Pass(Pass::UntrackedProtocol));
+    }
+}
+
+#[test]
+fn fragments_to_a_service_are_dropped_and_others_pass() {
+    for (to, verdict) in [
+        (Case::UDP.service(), Verdict::Drop(Drop::Fragment)),
+        (packets::socket("10.99.0.1:80"), Verdict::Pass(Pass::NoMatch)),
+    ] {
+        for offset in [0x2000_u16, 0x2010, 0x0010] {
+            let mut world = Case::UDP.setup().world();
+            let mut fragment = packets::udp(Case::UDP.client(2, 40_000), to, b"0123456789abcdef");
+            fragment[6..8].copy_from_slice(&offset.to_be_bytes());
+            assert_eq!(
+                world.send_as(&fragment, Checksum::Complete).verdict,
+                verdict,
+                "{offset:x}"
+            );
+        }
+    }
+}
+
+#[test]
+fn fragments_from_a_backend_are_dropped() {
+    let case = Case::UDP;
+    let mut world = case.setup().world();
+    let mut fragment = packets::udp(case.backend(1), case.client(2, 40_000), b"0123456789abcdef");
+    fragment[6] = 0x20;
+    let verdict = world.send_as(&fragment, Checksum::Complete).verdict;
+    assert_eq!(verdict, Verdict::Drop(Drop::Fragment));
+}
+
+#[test]
+fn a_do_not_fragment_bit_makes_no_fragment() {
+    let case = Case::UDP;
+    let mut world: World = case.setup().world();
+    let mut sent = packets::udp(case.client(2, 40_000), case.service(), b"hello");
+    sent[6] = 0x40;
+    assert_eq!(world.send_as(&sent, Checksum::Complete).verdict, Verdict::Forward);
+}

@@ -1,0 +1,219 @@
+//! Who the backend sees: the client, or an address and port of the pool.
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lbd::conntrack::connection::{Connection, State};
+use lbd::flow::{Endpoint, Protocol};
+use lbd::policy::Mode;
+use lbd::verdict::{Drop, Verdict};
+
+use crate::packets::{ACK, FIN};
+use crate::world::{Case, World};
+
+const POOL: &str = "pool = [\"198.18.0.0/28\", \"2001:2::/124\"]";
+
+fn nat(masquerade: &str) -> String {
+    format!("[nat]\nmasquerade = \"{masquerade}\"\n{POOL}")
+}
+
+#[track_caller]
+fn assert_of_pool(source: SocketAddr) {
+    let networks = ["198.18.0.0/28", "2001:2::/124"].map(|network| network.parse::<ipnet::IpNet>().unwrap());
+    assert!(
+        networks.iter().any(|network| network.contains(&source.ip())),
+        "{source}"
+    );
+    assert!(source.port() >= 1_024, "{source}");
+}
+
+fn node(case: Case) -> String {
+    format!("[node]\naddresses = [\"{}\"]", case.node(0).ip())
+}
+
+#[test]
+fn auto_keeps_the_address_of_a_client_elsewhere() {
+    for case in Case::all() {
+        let mut world = case.setup().tables(&nat("auto")).world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        assert_eq!(flow.source, flow.client);
+    }
+}
+
+#[test]
+fn auto_masquerades_a_client_on_this_node() {
+    for case in Case::all() {
+        let setup = case.setup().tables(&nat("auto")).tables(&node(case));
+        let mut world = setup.world();
+        let flow = world.connect(case.protocol, case.node(40_000), case.service());
+        assert_of_pool(flow.source);
+        world.up(&flow, ACK);
+        world.down(&flow, ACK);
+    }
+}
+
+#[test]
+fn auto_masquerades_a_backend_that_reaches_itself() {
+    for case in Case::all() {
+        let mut world = case.setup().tables(&nat("auto")).world();
+        let mut client = case.backend(2);
+        client.set_port(40_000);
+        let other = world.connect(case.protocol, client, case.service());
+        assert_eq!(
+            (other.backend, other.source),
+            (case.backend(1), client),
+            "another backend sees it"
+        );
+        client.set_port(40_001);
+        let own = world.connect(case.protocol, client, case.service());
+        assert_eq!(own.backend, case.backend(2));
+        assert_of_pool(own.source);
+    }
+}
+
+#[test]
+fn always_masquerades_everyone() {
+    for case in Case::all() {
+        let mut world = case.setup().tables(&nat("always")).world();
+        let mut seen = HashSet::new();
+        for port in 40_000..40_200 {
+            let flow = world.connect(case.protocol, case.client(2, port), case.service());
+            assert_of_pool(flow.source);
+            assert!(
+                seen.insert((flow.source, flow.backend)),
+                "no two flows to a backend come from {}",
+                flow.source
+            );
+        }
+    }
+}
+
+#[test]
+fn never_masquerades_no_one() {
+    for case in Case::all() {
+        let setup = case.setup().tables(&nat("never")).tables(&node(case)).weights(&[1]);
+        let mut world = setup.world();
+        for client in [case.node(40_000), case.backend(1), case.client(2, 40_000)] {
+            let flow = world.open(case.protocol, client, case.service());
+            assert_eq!(flow.source, client);
+        }
+    }
+}
+
+#[test]
+fn the_same_client_port_through_two_addresses_of_a_service_reaches_one_backend_twice() {
+    for case in Case::all() {
+        let external = format!("external_addresses = [\"{}\"]", case.external().ip());
+        let setup = case.setup().weights(&[1]).keys(&external);
+        let mut world = setup.tables(&nat("auto")).world();
+        let client = case.client(2, 40_000);
+        let first = world.connect(case.protocol, client, case.service());
+        let second = world.connect(case.protocol, client, case.external());
+        assert_eq!((first.source, first.backend), (client, second.backend));
+        assert_of_pool(second.source);
+        for flow in [first, second] {
+            world.up(&flow, ACK);
+            world.down(&flow, ACK);
+        }
+    }
+}
+
+#[test]
+fn without_masquerading_the_second_of_them_is_dropped_and_the_first_lives_on() {
+    for case in Case::all() {
+        let external = format!("external_addresses = [\"{}\"]", case.external().ip());
+        let setup = case.setup().weights(&[1]).keys(&external);
+        let mut world = setup.tables(&nat("never")).world();
+        let client = case.client(2, 40_000);
+        let first = world.connect(case.protocol, client, case.service());
+        let verdict = world.try_open(case.protocol, client, case.external());
+        assert_eq!(verdict, Verdict::Drop(Drop::TupleInUse));
+        assert_eq!(world.engine.conntrack().len(), 1);
+        world.up(&first, ACK);
+        world.down(&first, ACK);
+    }
+}
+
+#[test]
+fn the_source_of_a_flow_that_is_over_is_free_at_once() {
+    let external = format!("external_addresses = [\"{}\"]", Case::TCP.external().ip());
+    let setup = Case::TCP.setup().weights(&[1]).keys(&external).tables(&nat("never"));
+    let mut world = setup.world();
+    let client = Case::TCP.client(2, 40_000);
+    world.open(Protocol::Tcp, client, Case::TCP.service());
+    world.advance(Duration::from_millis(59_999));
+    assert_eq!(
+        world.try_open(Protocol::Tcp, client, Case::TCP.external()),
+        Verdict::Drop(Drop::TupleInUse)
+    );
+    world.now = world.now + Duration::from_millis(1);
+    let second = world.open(Protocol::Tcp, client, Case::TCP.external());
+    assert_eq!(second.source, client);
+    assert_eq!(world.load(second.backend), (1, 0));
+}
+
+/// Fills all places of the pool's only address but those of `free`, towards backend 1.
+fn fill_pool(world: &World, free: &[u16]) {
+    let case = Case::UDP;
+    let backend = world.backend(case.backend(1));
+    for port in (1_024..=65_535).filter(|port| !free.contains(port)) {
+        let connection = Connection {
+            protocol: Protocol::Udp,
+            client: case.client(3, port).into(),
+            virtual_address: case.service().into(),
+            source: "198.18.0.1:0"
+                .parse::<Endpoint>()
+                .map(|place| Endpoint { port, ..place })
+                .unwrap(),
+            backend: Arc::clone(&backend),
+            template: None,
+            state: State::Udp { answered: true },
+            expires: world.now + Duration::from_secs(300),
+        };
+        world.engine.conntrack().insert(connection, world.now).unwrap();
+    }
+}
+
+#[test]
+fn the_last_places_of_a_pool_are_found_and_then_it_is_exhausted_towards_that_backend() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    let mut world = case.setup().weights(&[1]).tables(pool).world();
+    fill_pool(&world, &[1_024, 30_000, 65_535]);
+    let flows = [1, 2, 3].map(|port| world.open(Protocol::Udp, case.client(2, port), case.service()));
+    let ports: HashSet<u16> = flows.iter().map(|flow| flow.source.port()).collect();
+    assert_eq!(ports, HashSet::from([1_024, 30_000, 65_535]));
+    let late = case.client(2, 4);
+    let verdict = world.try_open(Protocol::Udp, late, case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
+    // Another backend has as many places of its own.
+    world.reload(&case.setup().weights(&[0, 1]).tables(pool).toml());
+    world.open(Protocol::Udp, late, case.service());
+    world.reload(&case.setup().weights(&[1]).tables(pool).toml());
+    world.seconds(301);
+    world.open(Protocol::Udp, late, case.service());
+}
+
+#[test]
+fn a_masqueraded_flow_follows_the_whole_life_of_a_connection() {
+    for case in Case::tcp() {
+        let mut world: World = case.setup().tables(&nat("always")).world();
+        let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
+        world.up(&flow, FIN | ACK);
+        world.down(&flow, FIN | ACK);
+        world.up(&flow, ACK);
+        world.seconds(121);
+        assert!(!world.is_alive(&flow));
+    }
+}
+
+#[test]
+fn the_mode_does_not_matter_to_masquerading() {
+    let toml = |mode| Case::TCP.in_mode(mode).setup().tables(&nat("always")).toml();
+    let mut world = World::new(&toml(Mode::Ipvs));
+    let flow = world.connect(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service());
+    world.reload(&toml(Mode::Iptables));
+    world.up(&flow, ACK);
+    world.down(&flow, ACK);
+}

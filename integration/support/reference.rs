@@ -1,0 +1,367 @@
+//! A slow and obvious engine: lists that are searched from end to end, one rule after the other, as CONTRACT.md tells it.
+//!
+//! It shares no code with lbd's engine, only the names of verdicts. It knows one service each for TCP and UDP with two
+//! addresses, round robin, persistence, and one rule.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test that includes this module uses some of it"
+)]
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use lbd::verdict::{Drop, Pass, Reject, Verdict};
+
+use super::packets::{ACK, FIN, RST, SYN};
+
+/// The state table of the Linux kernel as printed in ip_vs_proto_tcp.c: rows syn, fin, ack, rst.
+const STATES: &str = "NO ES SS SR FW TW CL CW LA LI SA";
+const INPUT: [&str; 4] = [
+    "SR ES ES SR SR SR SR SR SR SR SR",
+    "CL CW SS TW TW TW CL CW LA LI TW",
+    "ES ES SS ES FW TW CL CW CL LI ES",
+    "CL CL CL SR CL CL CL CL LA LI SR",
+];
+const OUTPUT: [&str; 4] = [
+    "SS ES SS SR SS SS SS SS SS LI SR",
+    "TW FW SS TW FW TW CL TW LA LI TW",
+    "ES ES SS ES FW TW CL CW LA ES ES",
+    "CL CL SS CL CL TW CL CL CL CL CL",
+];
+const TIMEOUTS: [u64; 11] = [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120];
+
+const SECOND: u64 = 1_000_000_000;
+/// How fine the engine's timer wheel is, in powers of two of a nanosecond.
+const TICK: u32 = 27;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Preserve,
+    Reset,
+    Reschedule,
+}
+
+/// A configuration. Backends are numbers.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub iptables: bool,
+    /// Backend and weight, in order, of both services.
+    pub backends: Vec<(u16, u32)>,
+    pub removed: Removed,
+    pub masquerade: bool,
+    pub persistent: bool,
+    pub max_flows: usize,
+    /// In iptables mode nothing new from here.
+    pub banned: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    pub udp: bool,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+}
+
+#[derive(Clone, Debug)]
+pub struct ModelFlow {
+    pub arrives: Ends,
+    pub leaves: Ends,
+    pub backend: u16,
+    /// "UDP", or a word of STATES.
+    pub state: &'static str,
+    answered: bool,
+    expires: u64,
+    /// When it came into its class.
+    since: u64,
+    template: Option<u64>,
+}
+
+/// What must become of a packet; a forwarded one may come from anywhere in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Verdict(Verdict),
+    Forward(Ends),
+    ForwardFromPool { to: SocketAddr },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Template {
+    id: u64,
+    backend: u16,
+    expires: u64,
+}
+
+pub struct Model {
+    pub rules: Rules,
+    pub now: u64,
+    pub flows: Vec<ModelFlow>,
+    /// Address of backend number n.
+    address: fn(u16) -> SocketAddr,
+    services: Vec<SocketAddr>,
+    last: HashMap<bool, u16>,
+    templates: HashMap<(bool, std::net::IpAddr), Template>,
+    sequence: u64,
+}
+
+impl ModelFlow {
+    fn class(&self) -> u8 {
+        match self.state {
+            "UDP" if self.answered => 2,
+            "ES" => 2,
+            "UDP" | "SR" | "SS" | "NO" => 0,
+            _ => 1,
+        }
+    }
+
+    pub fn is_active(&self) -> bool {
+        ["ES", "SR", "SS"].contains(&self.state)
+    }
+
+    fn timeout(&self) -> u64 {
+        let place = STATES.split(' ').position(|state| state == self.state);
+        SECOND * place.map_or(300, |place| TIMEOUTS[place])
+    }
+}
+
+fn next_state(state: &'static str, original: bool, flags: u8) -> &'static str {
+    let row = [RST, SYN, FIN, ACK].iter().position(|flag| flags & flag != 0);
+    let Some(row) = row else { return state };
+    let row = [3, 0, 1, 2][row];
+    let table = if original { INPUT } else { OUTPUT };
+    let column = STATES.split(' ').position(|other| other == state).unwrap();
+    table[row].split(' ').nth(column).unwrap()
+}
+
+fn opens(ends: &Ends, flags: u8) -> bool {
+    ends.udp || flags & (SYN | ACK | RST) == SYN
+}
+
+impl Model {
+    pub fn new(rules: Rules, now: u64, address: fn(u16) -> SocketAddr, services: Vec<SocketAddr>) -> Self {
+        Self {
+            rules,
+            now,
+            flows: Vec::new(),
+            address,
+            services,
+            last: HashMap::new(),
+            templates: HashMap::new(),
+            sequence: 0,
+        }
+    }
+
+    pub fn advance(&mut self, nanos: u64) {
+        self.now += nanos;
+        let now = self.now;
+        self.flows.retain(|flow| flow.expires >> TICK >= now >> TICK);
+    }
+
+    pub fn reload(&mut self, rules: Rules) {
+        for last in [false, true] {
+            let Some(place) = self.last.get(&last).copied() else {
+                continue;
+            };
+            // Round robin keeps its place; it steps back where its last one is gone.
+            let upto = self.rules.backends.iter().position(|(n, _)| *n == place).unwrap();
+            let stays = self.rules.backends[..=upto].iter().rev();
+            let mut stays = stays.filter(|(n, _)| rules.backends.iter().any(|(other, _)| other == n));
+            match stays.next() {
+                Some((n, _)) => self.last.insert(last, *n),
+                None => self.last.remove(&last),
+            };
+        }
+        self.rules = rules;
+    }
+
+    fn find(&self, ends: &Ends) -> Option<(usize, bool)> {
+        let alive = |flow: &ModelFlow| flow.expires > self.now;
+        let original = |flow: &ModelFlow| alive(flow) && flow.arrives == *ends;
+        let reply = |flow: &ModelFlow| {
+            let Ends { udp, from, to } = flow.leaves;
+            alive(flow)
+                && *ends
+                    == Ends {
+                        udp,
+                        from: to,
+                        to: from,
+                    }
+        };
+        let at = self.flows.iter().position(original).map(|at| (at, true));
+        at.or_else(|| self.flows.iter().position(reply).map(|at| (at, false)))
+    }
+
+    fn is_configured(&self, backend: u16) -> bool {
+        self.rules.backends.iter().any(|(n, _)| *n == backend)
+    }
+
+    /// What must become of the packet. A flow from the pool must be told its source by [`Self::learn`].
+    pub fn packet(&mut self, ends: Ends, flags: u8) -> Expected {
+        let Some((at, original)) = self.find(&ends) else {
+            return self.open(ends, flags);
+        };
+        let flow = &self.flows[at];
+        let reopens = original && opens(&ends, flags);
+        if reopens && ["TW", "CL"].contains(&flow.state) {
+            self.flows.remove(at);
+            return self.open(ends, flags);
+        }
+        if !self.is_configured(flow.backend) && self.rules.removed != Removed::Preserve {
+            if reopens && (!ends.udp || self.rules.removed == Removed::Reschedule) {
+                self.flows.remove(at);
+                return self.open(ends, flags);
+            }
+            if reopens {
+                self.flows.remove(at);
+            }
+            return Expected::Verdict(match !ends.udp && flags & RST != 0 {
+                true => Verdict::Drop(Drop::Unanswerable),
+                false => Verdict::Reject(Reject::BackendRemoved),
+            });
+        }
+        self.follow(at, original, flags)
+    }
+
+    fn follow(&mut self, at: usize, original: bool, flags: u8) -> Expected {
+        self.sequence += 1;
+        let flow = &mut self.flows[at];
+        let class = flow.class();
+        match flow.state {
+            "UDP" => flow.answered |= !original,
+            state => flow.state = next_state(state, original, flags),
+        }
+        if flow.class() != class {
+            flow.since = self.sequence;
+        }
+        flow.expires = self.now + flow.timeout();
+        let Ends { udp, from, to } = flow.arrives;
+        Expected::Forward(match original {
+            true => flow.leaves,
+            false => Ends {
+                udp,
+                from: to,
+                to: from,
+            },
+        })
+    }
+
+    fn open(&mut self, ends: Ends, flags: u8) -> Expected {
+        if self.rules.iptables && ends.from.ip() == self.rules.banned.ip() {
+            return Expected::Verdict(Verdict::Drop(Drop::Rule));
+        }
+        if !self.services.contains(&ends.to) {
+            return Expected::Verdict(Verdict::Pass(Pass::NoMatch));
+        }
+        if !opens(&ends, flags) {
+            return Expected::Verdict(Verdict::Drop(Drop::NotSyn));
+        }
+        let Some((backend, template)) = self.choose(&ends) else {
+            return Expected::Verdict(Verdict::Reject(Reject::NoBackend));
+        };
+        let to = (self.address)(backend);
+        let direct = Ends {
+            from: ends.from,
+            to,
+            ..ends
+        };
+        let taken = self
+            .flows
+            .iter()
+            .any(|flow| flow.leaves == direct && flow.expires > self.now);
+        if taken && !self.rules.masquerade {
+            return Expected::Verdict(Verdict::Drop(Drop::TupleInUse));
+        }
+        if !taken {
+            self.flows.retain(|flow| flow.leaves != direct);
+        }
+        if !self.make_room() {
+            return Expected::Verdict(Verdict::Drop(Drop::TableFull));
+        }
+        self.flows.retain(|flow| flow.arrives != ends);
+        self.store(ends, direct, backend, template);
+        match taken {
+            true => Expected::ForwardFromPool { to },
+            false => Expected::Forward(direct),
+        }
+    }
+
+    fn store(&mut self, arrives: Ends, leaves: Ends, backend: u16, template: Option<u64>) {
+        self.sequence += 1;
+        let mut flow = ModelFlow {
+            arrives,
+            leaves,
+            backend,
+            state: if arrives.udp { "UDP" } else { "SR" },
+            answered: false,
+            expires: 0,
+            since: self.sequence,
+            template,
+        };
+        flow.expires = self.now + flow.timeout();
+        self.flows.push(flow);
+        let expires = self.now + 60 * SECOND;
+        if let Some(known) = self
+            .templates
+            .get_mut(&(arrives.udp, arrives.from.ip()))
+            .filter(|_| template.is_some())
+        {
+            known.expires = expires;
+        }
+    }
+
+    /// The last flow comes from this place of the pool.
+    pub fn learn(&mut self, source: SocketAddr) {
+        let flow = self.flows.last_mut().unwrap();
+        flow.leaves.from = source;
+    }
+
+    fn make_room(&mut self) -> bool {
+        if self.flows.len() < self.rules.max_flows {
+            return true;
+        }
+        let candidates = self.flows.iter().enumerate().filter(|(_, flow)| flow.class() < 2);
+        let first = candidates
+            .min_by_key(|(_, flow)| (flow.class(), flow.since))
+            .map(|(at, _)| at);
+        first.map(|at| self.flows.remove(at)).is_some()
+    }
+
+    fn choose(&mut self, ends: &Ends) -> Option<(u16, Option<u64>)> {
+        if !self.rules.persistent {
+            return Some((self.round_robin(ends.udp)?, None));
+        }
+        let key = (ends.udp, ends.from.ip());
+        if let Some(known) = self.templates.get(&key) {
+            let usable = self
+                .rules
+                .backends
+                .iter()
+                .any(|&(n, weight)| n == known.backend && weight > 0);
+            let held = self.flows.iter().any(|flow| flow.template == Some(known.id));
+            if usable && (held || known.expires > self.now) {
+                return Some((known.backend, Some(known.id)));
+            }
+        }
+        let backend = self.round_robin(ends.udp)?;
+        self.sequence += 1;
+        let id = self.sequence;
+        self.templates.insert(
+            key,
+            Template {
+                id,
+                backend,
+                expires: 0,
+            },
+        );
+        Some((backend, Some(id)))
+    }
+
+    fn round_robin(&mut self, udp: bool) -> Option<u16> {
+        let backends = &self.rules.backends;
+        let last = self.last.get(&udp);
+        let start = last.map_or(0, |last| 1 + backends.iter().position(|(n, _)| n == last).unwrap());
+        let turn = backends.iter().cycle().skip(start).take(backends.len());
+        let chosen = turn.copied().find(|(_, weight)| *weight > 0)?.0;
+        self.last.insert(udp, chosen);
+        Some(chosen)
+    }
+}
