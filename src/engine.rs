@@ -68,6 +68,9 @@ pub struct Lane {
     counters: Arc<Counters>,
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
+    /// The backend towards which the pool was exhausted, and when: looking for a place again and again at every packet
+    /// would cost the other flows dearly.
+    exhausted: Option<(u64, Tick)>,
 }
 
 /// The packet path with everything it knows.
@@ -93,10 +96,11 @@ impl Engine {
             rng: rng.fork(),
             counters: Arc::clone(counters),
             expired: Tick::default(),
+            exhausted: None,
         });
         let lanes = lanes.collect();
         let engine = Self {
-            ruleset: RwLock::new(registry.build(policy, None)),
+            ruleset: RwLock::new(registry.prepare(policy, None).commit()),
             registry: Mutex::new(registry),
             conntrack,
             affinity: Affinity::default(),
@@ -131,10 +135,13 @@ impl Engine {
     /// Puts a new policy into effect once every batch under way is done. Flows stay.
     pub fn apply(&self, policy: Arc<Policy>) {
         let mut registry = self.registry.lock();
+        let prepared = registry.prepare(policy, Some(&self.ruleset.read()));
         let mut ruleset = self.ruleset.write();
-        self.conntrack.set_max_flows(policy.conntrack.max_flows);
-        let next = registry.build(policy, Some(&ruleset));
-        *ruleset = next;
+        self.conntrack.set_max_flows(prepared.policy().conntrack.max_flows);
+        let former = std::mem::replace(&mut *ruleset, prepared.commit());
+        drop(ruleset);
+        // Giving back the memory of thousands of services takes a while.
+        drop(former);
     }
 
     /// The ruleset in effect. Holding it keeps a new one from being applied.
@@ -204,9 +211,9 @@ enum Orphan {
 fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
     let opens = segment.opens() && direction == Direction::Original;
     match (rule, segment.flags, opens) {
+        // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
+        (_, Some(_), true) | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
         (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
-        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, Some(_), true)
-        | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
         (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
         (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
     }
@@ -274,7 +281,7 @@ impl Processor<'_> {
                     shard.remove(slot);
                     return Known::No;
                 }
-                let before = connection.state.class();
+                let before = connection.class();
                 if connection.backend.is_removed() {
                     match orphaned(policy.on_backend_removed, segment, direction) {
                         Orphan::GoesOn => {}
@@ -315,8 +322,10 @@ impl Processor<'_> {
         let service = Arc::clone(service);
         match self.establish(&service, segment, now) {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
-            Err(stop @ Stop::Drop(_)) => match self.follow(segment, now) {
+            Err(stop @ Stop::Drop(reason)) => match self.follow(segment, now) {
                 Known::Flow(leaving) => Ok(leaving),
+                // Or with a packet of a flow that took the source which was just found free; there are others.
+                Known::No if reason == Drop::TupleInUse => self.establish(&service, segment, now),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
             decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_))) => decided,
@@ -331,7 +340,14 @@ impl Processor<'_> {
             .affinity
             .choose(service, client, now, || pick(service, tuple, now, rng));
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
-        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng)?;
+        if self.lane.exhausted == Some((backend.id, Tick::at(now))) {
+            return Err(Stop::Drop(Drop::PoolExhausted));
+        }
+        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng);
+        if source == Err(NoSource::PoolExhausted) {
+            self.lane.exhausted = Some((backend.id, Tick::at(now)));
+        }
+        let source = source?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
         let connection = Connection {
             protocol: tuple.protocol,
@@ -340,6 +356,7 @@ impl Processor<'_> {
             source,
             backend: Arc::clone(&backend),
             template: template.clone(),
+            answered: false,
             state,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
@@ -406,7 +423,7 @@ fn segment(headers: &Headers) -> Option<Segment> {
 fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
-        State::Udp { .. } => false,
+        State::Udp => false,
     };
     over && direction == Direction::Original && segment.opens()
 }
@@ -427,6 +444,7 @@ fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts
 }
 
 fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
+    connection.answered |= direction == Direction::Reply;
     let was_active = connection.state.is_active();
     connection.state = connection.state.next(direction, flags);
     let is_active = connection.state.is_active();

@@ -1,24 +1,21 @@
 //! The sender that a backend sees: the client itself, or an address and port of lbd's own pool (masquerading).
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
 use crate::flow::{Endpoint, Tuple};
-use crate::policy::Masquerade;
+use crate::policy::{Masquerade, Nat};
 use crate::ruleset::Ruleset;
 use crate::scheduler::Rng;
 use crate::service::Backend;
 use crate::time::Instant;
 
 /// Ports below it are privileged and stay unused, as `nf_nat`'s default range for clients does.
-const FIRST_PORT: u32 = 1024;
-const PORTS_PER_ADDRESS: u128 = (1 << 16) - FIRST_PORT as u128;
+const FIRST_PORT: u16 = 1024;
 
-/// How many places of the pool are tried before it counts as exhausted: all of a single address, which only fails
-/// for a bigger pool when all but a few in a hundred thousand places are taken.
-const MAX_TRIES: u128 = 1 << 16;
+/// How many places of the pool are tried before it counts as exhausted: as many as an address has ports.
+const MAX_TRIES: usize = 1 << 16;
 
 /// Why there is no sender for a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +34,7 @@ pub fn source(
     ruleset: &Ruleset,
     conntrack: &Conntrack,
     tuple: &Tuple,
-    backend: &Arc<Backend>,
+    backend: &Backend,
     now: Instant,
     rng: &mut Rng,
 ) -> Result<Endpoint, NoSource> {
@@ -47,8 +44,8 @@ pub fn source(
         destination: source,
     };
     let client = tuple.source;
-    let nat = &ruleset.policy.nat;
-    let wanted = match nat.masquerade {
+    let Nat { masquerade, .. } = ruleset.policy.nat;
+    let wanted = match masquerade {
         Masquerade::Always => true,
         Masquerade::Never => false,
         Masquerade::Auto => ruleset.is_local(&client.address) || client.address == backend.address.address,
@@ -57,46 +54,89 @@ pub fn source(
         if conntrack.is_free(&reply(client), now) {
             return Ok(client);
         }
-        if nat.masquerade == Masquerade::Never {
+        if masquerade == Masquerade::Never {
             return Err(NoSource::InUse);
         }
         // The same client port to the same backend, directly or through another service address: the replies could not
         // be told apart (kubernetes#90042), so this flow comes from the pool.
     }
-    places(&nat.pool, client.address.is_ipv4(), rng)
-        .find(|place| conntrack.same_shard(&client, place) && conntrack.is_free(&reply(*place), now))
+    ruleset
+        .pool
+        .places(client, conntrack, rng)
+        .find(|&place| conntrack.is_free(&reply(place), now))
         .ok_or(NoSource::PoolExhausted)
 }
 
-/// Every address and port of the pool's networks of one IP version, from a random place on.
-fn places(pool: &[IpNet], v4: bool, rng: &mut Rng) -> impl Iterator<Item = Endpoint> {
-    let networks: Vec<(u128, u128, bool)> = pool
-        .iter()
-        .filter(|network| network.addr().is_ipv4() == v4)
-        .map(|network| match network {
-            IpNet::V4(v4) => (u128::from(u32::from(v4.network())), 1 << (32 - v4.prefix_len()), true),
-            // A pool of more than 2^64 addresses is used in its first 2^64.
-            IpNet::V6(v6) => (u128::from(v6.network()), 1 << (128 - v6.prefix_len()).min(64), false),
-        })
-        .collect();
-    let total: u128 = networks.iter().map(|(_, size, _)| size * PORTS_PER_ADDRESS).sum();
-    let start = if total == 0 { 0 } else { rng.u128(..total) };
-    (0..total.min(MAX_TRIES)).filter_map(move |step| place(&networks, (start + step) % total))
+/// The masquerade pool, by IP version.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    v4: Vec<Range>,
+    v6: Vec<Range>,
 }
 
-fn place(networks: &[(u128, u128, bool)], mut number: u128) -> Option<Endpoint> {
-    for &(first, size, v4) in networks {
-        if number < size * PORTS_PER_ADDRESS {
-            let address = first + number / PORTS_PER_ADDRESS;
-            // Below 2^16, and below 2^32 for an IPv4 network.
-            let port = (u128::from(FIRST_PORT) + number % PORTS_PER_ADDRESS) as u16;
-            let address = match v4 {
+/// Consecutive addresses, as numbers.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    first: u128,
+    size: u128,
+}
+
+impl Pool {
+    /// The addresses of these networks, network and broadcast addresses included: the pool is no link.
+    #[must_use]
+    pub fn new(networks: &[IpNet]) -> Self {
+        let mut pool = Self::default();
+        for network in networks {
+            // 2^64 addresses of a network are enough, and keep all numbers within 128 bits.
+            let size = 1 << (network.max_prefix_len() - network.prefix_len()).min(64);
+            match network.network() {
+                IpAddr::V4(first) => pool.v4.push(Range {
+                    first: u32::from(first).into(),
+                    size,
+                }),
+                IpAddr::V6(first) => pool.v6.push(Range {
+                    first: first.into(),
+                    size,
+                }),
+            }
+        }
+        pool
+    }
+
+    /// Places that can stand for `client`, from a random one on: the ports of a random address, then the next address.
+    fn places(&self, client: Endpoint, conntrack: &Conntrack, rng: &mut Rng) -> impl Iterator<Item = Endpoint> {
+        let (v4, ranges) = match client.address {
+            IpAddr::V4(_) => (true, &self.v4),
+            IpAddr::V6(_) => (false, &self.v6),
+        };
+        let addresses: u128 = ranges.iter().map(|range| range.size).sum();
+        let start = if addresses == 0 { 0 } else { rng.u128(..addresses) };
+        let first_turn = rng.usize(..MAX_TRIES);
+        let ring = (0..addresses).filter_map(move |step| address(ranges, (start + step) % addresses, v4));
+        let places = ring.flat_map(move |address| {
+            let (first, stride) = conntrack.ports_beside(&client, &address, FIRST_PORT);
+            let count = (usize::from(u16::MAX) - first) / stride + 1;
+            (0..count).map(move |turn| {
+                // At most `u16::MAX` by the count.
+                let port = first + (first_turn + turn) % count * stride;
+                Endpoint::new(address, port as u16)
+            })
+        });
+        places.take(MAX_TRIES)
+    }
+}
+
+fn address(ranges: &[Range], mut number: u128, v4: bool) -> Option<IpAddr> {
+    for range in ranges {
+        if number < range.size {
+            let address = range.first + number;
+            return Some(match v4 {
+                // Below 2^32, since the range is a network's.
                 true => IpAddr::from((address as u32).to_be_bytes()),
                 false => IpAddr::from(address.to_be_bytes()),
-            };
-            return Some(Endpoint::new(address, port));
+            });
         }
-        number -= size * PORTS_PER_ADDRESS;
+        number -= range.size;
     }
     None
 }

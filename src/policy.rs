@@ -153,6 +153,8 @@ pub struct Policy {
     pub scheduler: Option<Kind>,
     /// This node's own addresses: node ports answer on them, and clients at them are local.
     pub node_addresses: Vec<IpAddr>,
+    /// Further addresses of this node that local clients may have, where the kernel was asked.
+    pub local_addresses: Vec<IpAddr>,
     /// Source NAT.
     pub nat: Nat,
     /// The connection table.

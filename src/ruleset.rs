@@ -10,7 +10,8 @@ use crate::flow::{Endpoint, Tuple};
 use crate::matcher::Matcher;
 use crate::matcher::rules::RuleList;
 use crate::matcher::virtual_servers::VirtualServers;
-use crate::policy::{Mode, Policy, ServiceSpec};
+use crate::nat::Pool;
+use crate::policy::{BackendSpec, Mode, Policy, ServiceSpec};
 use crate::scheduler::Scheduler;
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
 
@@ -23,17 +24,36 @@ pub struct Ruleset {
     pub matcher: Matcher,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
-    node_addresses: HashSet<IpAddr, RandomState>,
+    /// The masquerade pool.
+    pub pool: Pool,
+    local_addresses: HashSet<IpAddr, RandomState>,
     /// Service and backend addresses: a fragment from or to one of them may belong to a flow.
     known_addresses: HashSet<IpAddr, RandomState>,
     frontends: HashSet<Endpoint, RandomState>,
 }
 
 impl Ruleset {
+    fn new(policy: Arc<Policy>, matcher: Matcher, services: Vec<Arc<Service>>) -> Self {
+        let endpoints = services.iter().flat_map(|service| service.endpoints.iter().copied());
+        let frontends: HashSet<Endpoint, RandomState> = endpoints.collect();
+        let backends = services.iter().flat_map(|service| service.backends.iter());
+        let known = backends.map(|backend| backend.address.address);
+        let local = policy.node_addresses.iter().chain(&policy.local_addresses);
+        Self {
+            known_addresses: known.chain(frontends.iter().map(|endpoint| endpoint.address)).collect(),
+            local_addresses: local.copied().collect(),
+            pool: Pool::new(&policy.nat.pool),
+            policy,
+            matcher,
+            services,
+            frontends,
+        }
+    }
+
     /// Whether this node owns the address, so that a client at it is local.
     #[must_use]
     pub fn is_local(&self, address: &IpAddr) -> bool {
-        address.is_loopback() || self.node_addresses.contains(address)
+        address.is_loopback() || self.local_addresses.contains(address)
     }
 
     /// Whether the address is a service's or a backend's.
@@ -49,12 +69,14 @@ impl Ruleset {
     }
 }
 
-/// What outlives every ruleset: identities of services, numbers of backends, and removed backends that flows still hold.
+/// What outlives every ruleset: identities of services and removed backends that flows still hold.
 #[derive(Debug)]
 pub struct Registry {
     lanes: usize,
     last_id: u64,
-    removed: HashMap<(String, Endpoint), Weak<Backend>>,
+    /// A service that comes back while flows of it live is the same service.
+    identities: HashMap<String, Weak<ServiceIdentity>>,
+    removed: HashMap<(u64, Endpoint), Weak<Backend>>,
 }
 
 impl Registry {
@@ -64,83 +86,58 @@ impl Registry {
         Self {
             lanes,
             last_id: 0,
+            identities: HashMap::new(),
             removed: HashMap::new(),
         }
     }
 
-    /// Turns a policy into a ruleset. What `previous` had in common with it goes on: counters, loads, and the place
-    /// of each scheduler. No packet may be judged meanwhile, since weights take effect at once.
-    pub fn build(&mut self, policy: Arc<Policy>, previous: Option<&Ruleset>) -> Ruleset {
-        let former: HashMap<&str, &Arc<Service>> = previous.map_or_else(HashMap::new, |ruleset| {
-            let services = ruleset.services.iter();
-            services
-                .map(|service| (service.identity.name.as_str(), service))
-                .collect()
-        });
-        let unchanged = Unchanged::between(previous, &policy);
-        let build_service = |spec: &ServiceSpec| match former.get(spec.name.as_str()) {
-            Some(service) if unchanged.contains(spec) => Arc::clone(service),
-            known => {
-                let old = known.copied().zip(unchanged.former.get(spec.name.as_str()).copied());
-                Arc::new(self.build_service(&policy, spec, old))
-            }
-        };
-        let services: Vec<Arc<Service>> = policy.services.iter().map(build_service).collect();
-        self.bury(previous, &services);
-        let matcher = build_matcher(&policy, &services, previous, self.lanes);
-        let frontends: HashSet<Endpoint, RandomState> = services
+    /// Makes a ruleset of a policy. What `previous` has in common with it goes on: counters, loads, and the place of each
+    /// scheduler. Nothing that packets are judged by changes before [`Prepared::commit`].
+    pub fn prepare(&mut self, policy: Arc<Policy>, previous: Option<&Ruleset>) -> Prepared {
+        let former = Former::of(previous, &policy);
+        let mut changes = Vec::new();
+        let services: Vec<Arc<Service>> = policy
+            .services
             .iter()
-            .flat_map(|service| service.endpoints.iter().copied())
+            .map(|spec| match former.find(spec) {
+                Some((service, old)) if former.is_unchanged(spec, old) => Arc::clone(service),
+                known => {
+                    let service = Arc::new(self.build_service(&policy, spec, known.map(|(service, _)| service)));
+                    let before = known.map(|(service, old)| (Arc::clone(service), old.backends != spec.backends));
+                    changes.push(Change {
+                        service: Arc::clone(&service),
+                        backends: spec.backends.clone(),
+                        before,
+                    });
+                    service
+                }
+            })
             .collect();
-        let backends = services.iter().flat_map(|service| service.backends.iter());
-        let known_addresses = backends.map(|backend| backend.address.address);
-        Ruleset {
-            known_addresses: known_addresses
-                .chain(frontends.iter().map(|endpoint| endpoint.address))
-                .collect(),
-            node_addresses: policy.node_addresses.iter().copied().collect(),
-            policy,
-            matcher,
-            services,
-            frontends,
-        }
+        let gone = self.bury(previous, &services);
+        let matcher = build_matcher(&policy, &services, previous, self.lanes);
+        let ruleset = Ruleset::new(policy, matcher, services);
+        Prepared { ruleset, changes, gone }
     }
 
-    fn build_service(
-        &mut self,
-        policy: &Policy,
-        spec: &ServiceSpec,
-        old: Option<(&Arc<Service>, &ServiceSpec)>,
-    ) -> Service {
-        let known = old.map(|(service, _)| service);
+    fn build_service(&mut self, policy: &Policy, spec: &ServiceSpec, known: Option<&Arc<Service>>) -> Service {
         let identity = match known {
             Some(service) => Arc::clone(&service.identity),
-            None => Arc::new(ServiceIdentity {
-                id: self.next_id(),
-                name: spec.name.clone(),
-                stats: Stats::new(self.lanes),
-            }),
+            None => self.identity(&spec.name),
         };
         let former: HashMap<Endpoint, &Arc<Backend>> = known.map_or_else(HashMap::new, |service| {
-            service
-                .backends
-                .iter()
-                .map(|backend| (backend.address, backend))
-                .collect()
+            let backends = service.backends.iter();
+            backends.map(|backend| (backend.address, backend)).collect()
         });
         let backends = spec.backends.iter().map(|wanted| {
             let revived = former.get(&wanted.address).map(|backend| Arc::clone(backend));
-            let revived = revived.or_else(|| self.exhume(&identity, wanted.address));
-            let Some(backend) = revived else {
-                return Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(&identity), self.lanes));
-            };
-            backend.configure(wanted);
-            backend
+            revived
+                .or_else(|| self.removed.remove(&(identity.id, wanted.address))?.upgrade())
+                .unwrap_or_else(|| Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(&identity), self.lanes)))
         });
         let backends: Vec<Arc<Backend>> = backends.collect();
         let kind = policy.scheduler_of(spec);
         Service {
-            scheduler: Mutex::new(continue_scheduler(policy, spec, old, &backends)),
+            scheduler: Mutex::new(Scheduler::new(kind, spec.flags, &[])),
             identity,
             protocol: spec.protocol,
             endpoints: spec.endpoints(&policy.node_addresses).collect(),
@@ -151,78 +148,125 @@ impl Registry {
         }
     }
 
+    fn identity(&mut self, name: &str) -> Arc<ServiceIdentity> {
+        if let Some(known) = self.identities.get(name).and_then(Weak::upgrade) {
+            return known;
+        }
+        let identity = Arc::new(ServiceIdentity {
+            id: self.next_id(),
+            name: name.to_owned(),
+            stats: Stats::new(self.lanes),
+        });
+        self.identities.insert(name.to_owned(), Arc::downgrade(&identity));
+        identity
+    }
+
     const fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }
 
-    /// Marks backends that are in `previous` but not in `services` as removed, and remembers them for their return.
-    fn bury(&mut self, previous: Option<&Ruleset>, services: &[Arc<Service>]) {
+    /// The backends that are in `previous` but not in `services`, remembered for their return.
+    fn bury(&mut self, previous: Option<&Ruleset>, services: &[Arc<Service>]) -> Vec<Arc<Backend>> {
         self.removed.retain(|_, backend| backend.strong_count() > 0);
-        let Some(previous) = previous else { return };
-        let kept: HashSet<u64> = services
-            .iter()
-            .flat_map(|service| service.backends.iter().map(|backend| backend.id))
-            .collect();
+        self.identities.retain(|_, identity| identity.strong_count() > 0);
+        let Some(previous) = previous else { return Vec::new() };
+        let backends = services.iter().flat_map(|service| &service.backends);
+        let kept: HashSet<u64, RandomState> = backends.map(|backend| backend.id).collect();
         let all = previous.services.iter().flat_map(|service| &service.backends);
-        for backend in all.filter(|backend| !kept.contains(&backend.id)) {
-            backend.remove();
-            let key = (backend.service.name.clone(), backend.address);
+        let gone = all.filter(|backend| !kept.contains(&backend.id)).map(Arc::clone);
+        let gone: Vec<Arc<Backend>> = gone.collect();
+        for backend in &gone {
+            let key = (backend.service.id, backend.address);
             self.removed.insert(key, Arc::downgrade(backend));
         }
-    }
-
-    /// A removed backend that flows still hold. A service that came back after its own removal has a new identity,
-    /// and its flows of old keep counting for the old one.
-    fn exhume(&mut self, identity: &Arc<ServiceIdentity>, address: Endpoint) -> Option<Arc<Backend>> {
-        let backend = self.removed.remove(&(identity.name.clone(), address))?.upgrade()?;
-        Arc::ptr_eq(&backend.service, identity).then_some(backend)
+        gone
     }
 }
 
-/// The services whose runtime state can stay as it is.
-struct Unchanged<'a> {
-    former: HashMap<&'a str, &'a ServiceSpec>,
+/// A service that is new or not as it was.
+#[derive(Debug)]
+struct Change {
+    service: Arc<Service>,
+    backends: Vec<BackendSpec>,
+    /// The service as it was, and whether its backends are other ones, or weigh another weight, than before.
+    before: Option<(Arc<Service>, bool)>,
+}
+
+/// A ruleset that is ready but for what takes effect at once.
+#[derive(Debug)]
+pub struct Prepared {
+    ruleset: Ruleset,
+    changes: Vec<Change>,
+    gone: Vec<Arc<Backend>>,
+}
+
+impl Prepared {
+    /// What it was made from.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.ruleset.policy
+    }
+
+    /// Gives backends their weights and schedulers their place. No packet may be judged meanwhile.
+    #[must_use]
+    pub fn commit(self) -> Ruleset {
+        for backend in &self.gone {
+            backend.remove();
+        }
+        for Change { service, backends, before } in &self.changes {
+            for (backend, spec) in service.backends.iter().zip(backends) {
+                backend.configure(spec);
+            }
+            *service.scheduler.lock() = continue_scheduler(service, before.as_ref());
+        }
+        self.ruleset
+    }
+}
+
+fn continue_scheduler(service: &Service, before: Option<&(Arc<Service>, bool)>) -> Scheduler {
+    let same = before.filter(|(old, _)| (old.kind, old.flags) == (service.kind, service.flags));
+    let Some((old, other_backends)) = same else {
+        return Scheduler::new(service.kind, service.flags, &service.backends);
+    };
+    let mut scheduler = old.scheduler.lock().clone();
+    if *other_backends {
+        scheduler.backends_changed(&old.backends, &service.backends);
+    }
+    scheduler
+}
+
+/// The services of the ruleset before, by name.
+struct Former<'a> {
+    services: HashMap<&'a str, (&'a Arc<Service>, &'a ServiceSpec)>,
     same_surroundings: bool,
 }
 
-impl<'a> Unchanged<'a> {
-    fn between(previous: Option<&'a Ruleset>, policy: &Policy) -> Self {
-        let Some(old) = previous.map(|ruleset| &*ruleset.policy) else {
+impl<'a> Former<'a> {
+    fn of(previous: Option<&'a Ruleset>, policy: &Policy) -> Self {
+        let Some(previous) = previous else {
             return Self {
-                former: HashMap::new(),
+                services: HashMap::new(),
                 same_surroundings: false,
             };
         };
+        let old = &*previous.policy;
+        let pairs = previous.services.iter().zip(&old.services);
         Self {
-            former: old.services.iter().map(|spec| (spec.name.as_str(), spec)).collect(),
+            services: pairs.map(|(service, spec)| (spec.name.as_str(), (service, spec))).collect(),
             same_surroundings: old.mode == policy.mode
                 && old.scheduler == policy.scheduler
                 && old.node_addresses == policy.node_addresses,
         }
     }
 
-    fn contains(&self, spec: &ServiceSpec) -> bool {
-        self.same_surroundings && self.former.get(spec.name.as_str()).is_some_and(|old| *old == spec)
+    fn find(&self, spec: &ServiceSpec) -> Option<(&'a Arc<Service>, &'a ServiceSpec)> {
+        self.services.get(spec.name.as_str()).copied()
     }
-}
 
-fn continue_scheduler(
-    policy: &Policy,
-    spec: &ServiceSpec,
-    old: Option<(&Arc<Service>, &ServiceSpec)>,
-    backends: &[Arc<Backend>],
-) -> Scheduler {
-    let kind = policy.scheduler_of(spec);
-    let same = old.filter(|(service, _)| service.kind == kind && service.flags == spec.flags);
-    let Some((service, former)) = same else {
-        return Scheduler::new(kind, spec.flags, backends);
-    };
-    let mut scheduler = service.scheduler.lock().clone();
-    if former.backends != spec.backends {
-        scheduler.backends_changed(&service.backends, backends);
+    fn is_unchanged(&self, spec: &ServiceSpec, old: &ServiceSpec) -> bool {
+        self.same_surroundings && old == spec
     }
-    scheduler
 }
 
 fn build_matcher(policy: &Policy, services: &[Arc<Service>], previous: Option<&Ruleset>, lanes: usize) -> Matcher {

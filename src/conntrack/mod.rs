@@ -16,6 +16,7 @@ pub mod tcp;
 pub mod timeout;
 pub mod wheel;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use ahash::RandomState;
@@ -26,6 +27,9 @@ use crate::flow::{Direction, Endpoint, Tuple};
 use crate::time::Instant;
 use connection::{Class, Connection};
 use shard::Shard;
+
+/// Flows that room is made for at the start; the kernel gives the memory when it is used.
+const MOST_ROOM: usize = 1 << 20;
 
 /// Every flow.
 #[derive(Debug)]
@@ -42,7 +46,7 @@ pub enum Refused {
     /// The table is full of flows that may not be evicted.
     Full,
     /// A packet of one of its directions belongs to another flow.
-    InUse(Box<Connection>),
+    InUse,
 }
 
 impl Conntrack {
@@ -54,7 +58,9 @@ impl Conntrack {
             // Enough that two workers rarely meet at one lock.
             workers => (workers * 32).next_power_of_two(),
         };
-        let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), now)));
+        // Room from the start: growing moves everything at once, 0.2 s at a million flows in one shard.
+        let room = max_flows.min(MOST_ROOM) / count;
+        let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
         Self {
             shards: std::iter::repeat_with(shard).take(count).collect(),
             hasher,
@@ -96,15 +102,15 @@ impl Conntrack {
         mut act: impl FnMut(&mut Shard, u32, Direction) -> R,
     ) -> Option<R> {
         let first = self.shard_index(&near_endpoint(tuple, likely));
-        let second = self.shard_index(&near_endpoint(tuple, opposite(likely)));
         let mut shard = self.lock(first);
         if let Some((slot, direction, _)) = shard.find(tuple, now) {
             return Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)));
         }
+        drop(shard);
+        let second = self.shard_index(&near_endpoint(tuple, opposite(likely)));
         if first == second {
             return None;
         }
-        drop(shard);
         let mut shard = self.lock(second);
         let (slot, direction, _) = shard.find(tuple, now)?;
         Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)))
@@ -123,13 +129,17 @@ impl Conntrack {
         let result = shard.insert(connection, now);
         // One was reserved; flows that were over may have made room as well.
         self.flows.fetch_sub(before + 1 - shard.len(), Relaxed);
-        result.map_err(|connection| Refused::InUse(Box::new(connection)))
+        result.map_err(|_other| Refused::InUse)
     }
 
-    /// Whether `source` may stand for `client` towards the backend: their flow must live in one shard.
+    /// The ports of `address` that may stand for `client` towards a backend, since their flow must live in one shard: the
+    /// first one from `from` on, and the distance to the next one.
     #[must_use]
-    pub fn same_shard(&self, client: &Endpoint, source: &Endpoint) -> bool {
-        self.shard_index(client) == self.shard_index(source)
+    pub fn ports_beside(&self, client: &Endpoint, address: &IpAddr, from: u16) -> (usize, usize) {
+        let count = self.shards.len();
+        let least = Endpoint::new(*address, from);
+        let distance = self.shard_index(client).wrapping_sub(self.shard_index(&least)) & (count - 1);
+        (usize::from(from) + distance, count)
     }
 
     /// Whether no flow has packets of this tuple, which must be a reply's.
@@ -157,10 +167,13 @@ impl Conntrack {
         })
     }
 
-    /// Shows every flow to `see`, one shard locked at a time.
+    /// Shows every flow to `see`; a shard is locked for some thousand flows at a time, so that packets go on meanwhile.
     pub fn each(&self, now: Instant, mut see: impl FnMut(&Connection)) {
         for shard in &self.shards {
-            shard.lock().connections(now).for_each(&mut see);
+            let mut from = 0;
+            while let Some(next) = shard.lock().visit_some(from, now, &mut see) {
+                from = next;
+            }
         }
     }
 
@@ -171,8 +184,11 @@ impl Conntrack {
     fn shard_index(&self, endpoint: &Endpoint) -> usize {
         match self.shards.len() {
             1 => 0,
-            // A power of two; the upper half, since the index uses the lower one.
-            count => (self.hasher.hash_one(endpoint) >> 32) as usize & (count - 1),
+            // A power of two. The port is added, not hashed, so that masquerading can choose one for a given shard.
+            count => {
+                let hash = self.hasher.hash_one(endpoint.address) as usize;
+                hash.wrapping_add(usize::from(endpoint.port)) & (count - 1)
+            }
         }
     }
 

@@ -103,13 +103,17 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding.
+    /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It does
+    /// not grow before it holds `room` flows.
     #[must_use]
-    pub fn new(hasher: RandomState, now: Instant) -> Self {
+    pub fn new(hasher: RandomState, room: usize, now: Instant) -> Self {
         Self {
             hasher,
-            index: HashTable::new(),
-            slots: Slots::default(),
+            index: HashTable::with_capacity(2 * room),
+            slots: Slots {
+                occupied: Vec::with_capacity(room),
+                free: Vec::new(),
+            },
             wheel: Wheel::new(now),
             embryonic: Ages::default(),
             closing: Ages::default(),
@@ -152,7 +156,7 @@ impl Shard {
             return Err(connection);
         }
         let due = Tick::after(connection.expires);
-        let class = connection.state.class();
+        let class = connection.class();
         connection.backend.bind();
         if connection.state.is_active() {
             connection.backend.set_active(true);
@@ -192,11 +196,12 @@ impl Shard {
             return;
         };
         let due = Tick::after(occupied.connection.expires);
-        let class = occupied.connection.state.class();
+        let class = occupied.connection.class();
         if due < occupied.timer.due() {
             self.wheel.arm(&mut self.slots, slot, due);
         }
-        if class != before {
+        // One that is in use without an answer, as syslog over UDP, is not the oldest any more.
+        if class != before || class == Class::Embryonic {
             self.delist(slot, before);
             self.enlist(slot, class);
         }
@@ -205,7 +210,7 @@ impl Shard {
     /// Forgets a flow.
     pub fn remove(&mut self, slot: u32) -> Option<Connection> {
         let connection = &self.slots.get(slot)?.connection;
-        let class = connection.state.class();
+        let class = connection.class();
         for way in [Direction::Original, Direction::Reply] {
             let hash = self.hasher.hash_one(self.slots.get(slot)?.connection.arriving(way));
             let wanted = Entry::new(slot, way);
@@ -238,12 +243,13 @@ impl Shard {
         before - self.live
     }
 
-    /// Every living flow.
-    pub fn connections(&self, now: Instant) -> impl Iterator<Item = &Connection> {
-        let occupied = self.slots.occupied.iter().flatten();
-        occupied
-            .map(|occupied| &occupied.connection)
-            .filter(move |connection| connection.expires > now)
+    /// Shows the living flows of some slots from `from` on to `see`; returns where to go on, None at the end.
+    pub fn visit_some(&self, from: usize, now: Instant, see: &mut impl FnMut(&Connection)) -> Option<usize> {
+        const SOME: usize = 2048;
+        let occupied = self.slots.occupied.iter().skip(from).take(SOME).flatten();
+        let connections = occupied.map(|occupied| &occupied.connection);
+        connections.filter(|connection| connection.expires > now).for_each(see);
+        (from + SOME < self.slots.occupied.len()).then_some(from + SOME)
     }
 
     fn visit(&mut self, slot: u32, tick: Tick) {
@@ -336,7 +342,8 @@ mod tests {
             source: client,
             backend: Arc::clone(backend),
             template: None,
-            state: State::Udp { answered: false },
+            answered: false,
+            state: State::Udp,
             expires,
         }
     }
@@ -344,7 +351,7 @@ mod tests {
     #[test]
     fn evicted_flows_leave_nothing_behind_for_the_wheel() {
         let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
-        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), now);
+        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), 0, now);
         for port in 1..50_000 {
             shard
                 .insert(connection(&backend, port, now + Duration::from_secs(60)), now)
@@ -361,7 +368,7 @@ mod tests {
     #[test]
     fn a_flow_whose_end_comes_nearer_and_goes_away_again_is_visited_once_a_turn() {
         let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
-        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), now);
+        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), 0, now);
         shard
             .insert(connection(&backend, 1, now + Duration::from_secs(900)), now)
             .unwrap();
