@@ -146,6 +146,12 @@ impl Engine {
         &self.conntrack
     }
 
+    /// Client affinity.
+    #[must_use]
+    pub const fn affinity(&self) -> &Affinity {
+        &self.affinity
+    }
+
     /// How often a verdict was given, by all workers together.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
@@ -277,7 +283,7 @@ impl Processor<'_> {
                         }
                     }
                 }
-                let before = connection.state.class();
+                let before = connection.class();
                 advance(connection, direction, segment.flags);
                 connection.expires = now + connection.state.timeout(&policy.timeouts);
                 count(&connection.backend, direction, lane, segment.length);
@@ -318,7 +324,9 @@ impl Processor<'_> {
         let (tuple, client) = (&segment.tuple, segment.tuple.source.address);
         let chosen = self
             .affinity
-            .choose(service, client, now, || pick(service, tuple, now, rng));
+            .choose(service, client, now, self.conntrack.max_flows(), || {
+                pick(service, tuple, now, rng)
+            });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng)?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
@@ -330,6 +338,7 @@ impl Processor<'_> {
             backend: Arc::clone(&backend),
             template: template.clone(),
             state,
+            answered: false,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
         let leaving = connection.leaving(Direction::Original);
@@ -388,7 +397,7 @@ fn segment(headers: &Headers) -> Option<Segment> {
 fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
-        State::Udp { .. } => false,
+        State::Udp => false,
     };
     over && direction == Direction::Original && segment.opens()
 }
@@ -396,6 +405,7 @@ fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction)
 fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
     let was_active = connection.state.is_active();
     connection.state = connection.state.next(direction, flags);
+    connection.answered |= direction == Direction::Reply;
     let is_active = connection.state.is_active();
     if was_active != is_active {
         connection.backend.set_active(is_active);

@@ -14,11 +14,8 @@ use crate::time::Instant;
 pub enum State {
     /// By the state table.
     Tcp(tcp::State),
-    /// UDP knows one state; whether the backend ever answered only matters to eviction.
-    Udp {
-        /// The backend has sent something.
-        answered: bool,
-    },
+    /// UDP knows one state.
+    Udp,
 }
 
 /// Flows of a lower class are evicted first; see [`super::Conntrack`].
@@ -39,7 +36,7 @@ impl State {
     pub const fn new(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Tcp => Self::Tcp(tcp::State::None),
-            Protocol::Udp | Protocol::Sctp => Self::Udp { answered: false },
+            Protocol::Udp | Protocol::Sctp => Self::Udp,
         }
     }
 
@@ -48,7 +45,7 @@ impl State {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp(state) => state.name(),
-            Self::Udp { .. } => "UDP",
+            Self::Udp => "UDP",
         }
     }
 
@@ -57,19 +54,7 @@ impl State {
     pub const fn is_active(self) -> bool {
         match self {
             Self::Tcp(state) => state.is_active(),
-            Self::Udp { .. } => false,
-        }
-    }
-
-    /// What eviction makes of it.
-    #[must_use]
-    pub const fn class(self) -> Class {
-        match self {
-            Self::Tcp(state) if state.is_embryonic() => Class::Embryonic,
-            Self::Tcp(tcp::State::Established) => Class::Established,
-            Self::Tcp(_) => Class::Closing,
-            Self::Udp { answered: false } => Class::Embryonic,
-            Self::Udp { answered: true } => Class::Established,
+            Self::Udp => false,
         }
     }
 
@@ -81,9 +66,7 @@ impl State {
                 Some(event) => Self::Tcp(state.next(direction, event)),
                 None => self,
             },
-            Self::Udp { answered } => Self::Udp {
-                answered: answered || direction == Direction::Reply,
-            },
+            Self::Udp => self,
         }
     }
 
@@ -92,7 +75,7 @@ impl State {
     pub const fn timeout(self, timeouts: &Timeouts) -> std::time::Duration {
         match self {
             Self::Tcp(state) => timeouts.tcp(state),
-            Self::Udp { .. } => timeouts.udp,
+            Self::Udp => timeouts.udp,
         }
     }
 }
@@ -129,11 +112,24 @@ pub struct Connection {
     pub template: Option<Arc<Template>>,
     /// How far it is.
     pub state: State,
+    /// Whether the backend has sent anything.
+    pub answered: bool,
     /// When it is forgotten unless a packet comes.
     pub expires: Instant,
 }
 
 impl Connection {
+    /// What eviction makes of it. A client alone makes no established flow: SYN and ACK can be forged blindly.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match (self.answered, self.state) {
+            (false, _) => Class::Embryonic,
+            (true, State::Tcp(state)) if state.is_embryonic() => Class::Embryonic,
+            (true, State::Tcp(tcp::State::Established) | State::Udp) => Class::Established,
+            (true, State::Tcp(_)) => Class::Closing,
+        }
+    }
+
     /// The tuple that packets in `direction` arrive with.
     #[must_use]
     pub fn arriving(&self, direction: Direction) -> Tuple {

@@ -152,7 +152,7 @@ impl Shard {
             return Err(connection);
         }
         let due = Tick::after(connection.expires);
-        let class = connection.state.class();
+        let class = connection.class();
         connection.backend.bind();
         if connection.state.is_active() {
             connection.backend.set_active(true);
@@ -192,7 +192,7 @@ impl Shard {
             return;
         };
         let due = Tick::after(occupied.connection.expires);
-        let class = occupied.connection.state.class();
+        let class = occupied.connection.class();
         if due < occupied.timer.due() {
             self.wheel.arm(&mut self.slots, slot, due);
         }
@@ -205,7 +205,7 @@ impl Shard {
     /// Forgets a flow.
     pub fn remove(&mut self, slot: u32) -> Option<Connection> {
         let connection = &self.slots.get(slot)?.connection;
-        let class = connection.state.class();
+        let class = connection.class();
         for way in [Direction::Original, Direction::Reply] {
             let hash = self.hasher.hash_one(self.slots.get(slot)?.connection.arriving(way));
             let wanted = Entry::new(slot, way);
@@ -336,7 +336,8 @@ mod tests {
             source: client,
             backend: Arc::clone(backend),
             template: None,
-            state: State::Udp { answered: false },
+            state: State::Udp,
+            answered: false,
             expires,
         }
     }
