@@ -59,6 +59,8 @@ pub struct Affinity {
 impl Affinity {
     /// The backend for a new flow: the one that the client's flows go to, or else what `pick` chooses.
     ///
+    /// Beyond `most` templates a new client is not remembered: strangers who invent clients must not fill the memory.
+    ///
     /// Two workers with flows of one client at once get one answer. A template that is made here lives as long as it is
     /// held: [`Template::renew`] it once the flow is stored, or else it is forgotten with the flow.
     pub fn choose(
@@ -66,6 +68,7 @@ impl Affinity {
         service: &Service,
         client: IpAddr,
         now: Instant,
+        most: usize,
         pick: impl FnOnce() -> Option<Arc<Backend>>,
     ) -> Option<Choice> {
         let Some(persistence) = &service.persistence else {
@@ -77,6 +80,9 @@ impl Affinity {
         {
             return Some(choice(&known));
         }
+        if self.templates.len() >= most && !self.templates.contains_key(&key) {
+            return Some((pick()?, None));
+        }
         let place = match self.templates.entry(key) {
             Entry::Occupied(known) if Template::is_usable(known.get(), now) => return Some(choice(known.get())),
             place @ (Entry::Occupied(_) | Entry::Vacant(_)) => place,
@@ -87,6 +93,18 @@ impl Affinity {
         });
         place.insert(Arc::clone(&template));
         Some(choice(&template))
+    }
+
+    /// How many templates there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.templates.len()
+    }
+
+    /// Whether no client is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.templates.is_empty()
     }
 
     /// Forgets templates whose time is over and that no flow holds.

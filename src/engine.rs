@@ -155,6 +155,12 @@ impl Engine {
         &self.conntrack
     }
 
+    /// Client affinity.
+    #[must_use]
+    pub const fn affinity(&self) -> &Affinity {
+        &self.affinity
+    }
+
     /// How often a verdict was given, by all workers together.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
@@ -296,6 +302,7 @@ impl Processor<'_> {
                         }
                     }
                 }
+                let before = connection.class();
                 advance(connection, direction, segment.flags);
                 connection.expires = now + connection.state.timeout(&policy.timeouts);
                 count(&connection.backend, direction, lane, segment.length);
@@ -338,7 +345,9 @@ impl Processor<'_> {
         let (tuple, client) = (&segment.tuple, segment.tuple.source.address);
         let chosen = self
             .affinity
-            .choose(service, client, now, || pick(service, tuple, now, rng));
+            .choose(service, client, now, self.conntrack.max_flows(), || {
+                pick(service, tuple, now, rng)
+            });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         if self.lane.exhausted == Some((backend.id, Tick::at(now))) {
             return Err(Stop::Drop(Drop::PoolExhausted));
@@ -358,6 +367,7 @@ impl Processor<'_> {
             template: template.clone(),
             answered: false,
             state,
+            answered: false,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
         let leaving = connection.leaving(Direction::Original);
@@ -447,6 +457,7 @@ fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpF
     connection.answered |= direction == Direction::Reply;
     let was_active = connection.state.is_active();
     connection.state = connection.state.next(direction, flags);
+    connection.answered |= direction == Direction::Reply;
     let is_active = connection.state.is_active();
     if was_active != is_active {
         connection.backend.set_active(is_active);

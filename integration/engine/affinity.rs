@@ -134,3 +134,21 @@ fn a_flow_that_could_not_be_stored_binds_no_client() {
     world.reload(&persistent(case).toml());
     assert_eq!(pick(&mut world, case, 2, 2), 3);
 }
+
+#[test]
+fn forged_clients_without_number_leave_no_more_templates_than_flows_may_be() {
+    let case = Case::UDP;
+    let most = "[conntrack]\nmax_flows = 50";
+    let mut world = case
+        .setup()
+        .keys("persistence = { timeout = \"3h\" }")
+        .tables(most)
+        .world();
+    for n in 0..2_000_u32 {
+        let client = format!("10.1.{}.{}:1", n / 250, 1 + n % 250);
+        world.open(Protocol::Udp, client, case.service());
+    }
+    assert!(world.engine.affinity().len() <= 50, "{}", world.engine.affinity().len());
+    world.seconds(3 * 3_600 + 301);
+    assert!(world.engine.affinity().is_empty());
+}

@@ -153,3 +153,18 @@ fn two_workers_keep_the_limit_too() {
     world.seconds(301);
     assert!(world.engine.conntrack().is_empty());
 }
+
+#[test]
+fn a_flow_whose_backend_never_answered_is_embryonic_whatever_the_client_sends() {
+    // A forged client can send SYN and ACK without ever seeing an answer.
+    for case in Case::all() {
+        let mut world = limited(case, 3);
+        let real = world.connect(case.protocol, case.client(2, 1), case.service());
+        for port in 2..100 {
+            let forged = world.open(case.protocol, case.client(3, port), case.service());
+            world.up(&forged, ACK);
+        }
+        let late = world.connect(case.protocol, case.client(2, 3), case.service());
+        assert_eq!(alive(&world, &[real, late]), [true, true], "{case:?}");
+    }
+}

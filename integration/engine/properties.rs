@@ -133,7 +133,7 @@ fn nearly() -> impl Strategy<Value = (Case, Vec<u8>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_packet_that_goes_there_and_back_is_what_it_was(

@@ -2,7 +2,7 @@
 use etherparse::{Icmpv4Type, Icmpv6Type, SlicedPacket, TransportSlice, icmpv4, icmpv6};
 
 use lbd::flow::Protocol;
-use lbd::packet::frame::Checksum;
+use lbd::packet::frame::{Checksum, Frame};
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Reject, Verdict};
 
@@ -206,4 +206,26 @@ fn a_segment_behind_ipv4_options_or_ipv6_extension_headers_is_answered_as_any_ot
     extended.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
     let answer = refusing(case).send_as(&extended, Checksum::Complete).packet;
     assert_eq!(control(&answer), (RST | ACK, 0, 1_001));
+}
+
+#[test]
+fn padding_behind_a_packet_is_not_quoted() {
+    let sent = packets::udp(Case::UDP.client(2, 40_000), Case::UDP.service(), b"x");
+    let mut padded = sent.clone();
+    padded.extend_from_slice(&[0xee; 17]);
+    let answer = refusing(Case::UDP).send_as(&padded, Checksum::Complete).packet;
+    assert_eq!(quoted(&answer), sent);
+}
+
+#[test]
+fn an_answer_that_has_no_room_is_not_sent_in_part() {
+    let sent = packets::udp(Case::UDP.client(2, 40_000), Case::UDP.service(), b"x");
+    let world = Case::UDP.setup().weights(&[]).world();
+    let (mut lanes, mut storage) = (world.lanes, sent.clone());
+    let mut frame = Frame::new(&mut storage, 0, sent.len(), Checksum::Complete);
+    let verdict = world
+        .engine
+        .enter(&mut lanes[0], world.now)
+        .process(&mut frame, world.now);
+    assert_eq!((verdict, frame.bytes()), (Verdict::Drop(Drop::Unanswerable), &sent[..]));
 }

@@ -168,7 +168,8 @@ fn fill_pool(world: &World, free: &[u16]) {
                 .unwrap(),
             backend: Arc::clone(&backend),
             template: None,
-            state: State::Udp { answered: true },
+            state: State::Udp,
+            answered: true,
             expires: world.now + Duration::from_secs(300),
         };
         world.engine.conntrack().insert(connection, world.now).unwrap();

@@ -106,9 +106,9 @@ pub struct Model {
 impl ModelFlow {
     fn class(&self) -> u8 {
         match self.state {
-            "UDP" if self.answered => 2,
-            "ES" => 2,
-            "UDP" | "SR" | "SS" | "NO" => 0,
+            _ if !self.answered => 0,
+            "UDP" | "ES" => 2,
+            "SR" | "SS" | "NO" => 0,
             _ => 1,
         }
     }
@@ -153,7 +153,14 @@ impl Model {
     pub fn advance(&mut self, nanos: u64) {
         self.now += nanos;
         let now = self.now;
+        if (now - nanos) >> TICK == now >> TICK {
+            return;
+        }
         self.flows.retain(|flow| flow.expires >> TICK >= now >> TICK);
+        let flows = &self.flows;
+        let held = |id| flows.iter().any(|flow| flow.template == Some(id));
+        self.templates
+            .retain(|_, template| held(template.id) || template.expires > now);
     }
 
     pub fn reload(&mut self, rules: Rules) {
@@ -225,9 +232,9 @@ impl Model {
         self.sequence += 1;
         let flow = &mut self.flows[at];
         let class = flow.class();
-        match flow.state {
-            "UDP" => flow.answered |= !original,
-            state => flow.state = next_state(state, original, flags),
+        flow.answered |= !original;
+        if flow.state != "UDP" {
+            flow.state = next_state(flow.state, original, flags);
         }
         if flow.class() != class {
             flow.since = self.sequence;
@@ -342,6 +349,9 @@ impl Model {
             }
         }
         let backend = self.round_robin(ends.udp)?;
+        if self.templates.len() >= self.rules.max_flows && !self.templates.contains_key(&key) {
+            return Some((backend, None));
+        }
         self.sequence += 1;
         let id = self.sequence;
         self.templates.insert(

@@ -114,11 +114,24 @@ pub struct Connection {
     pub answered: bool,
     /// How far it is.
     pub state: State,
+    /// Whether the backend has sent anything.
+    pub answered: bool,
     /// When it is forgotten unless a packet comes.
     pub expires: Instant,
 }
 
 impl Connection {
+    /// What eviction makes of it. A client alone makes no established flow: SYN and ACK can be forged blindly.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match (self.answered, self.state) {
+            (false, _) => Class::Embryonic,
+            (true, State::Tcp(state)) if state.is_embryonic() => Class::Embryonic,
+            (true, State::Tcp(tcp::State::Established) | State::Udp) => Class::Established,
+            (true, State::Tcp(_)) => Class::Closing,
+        }
+    }
+
     /// The tuple that packets in `direction` arrive with.
     #[must_use]
     pub fn arriving(&self, direction: Direction) -> Tuple {

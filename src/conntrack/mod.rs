@@ -3,8 +3,8 @@
 //! Both directions of a flow live in one shard, chosen by the endpoint that both have in common: the sender that the
 //! backend sees. So a flow is stored in both directions or not at all under one lock, and a packet takes one lock.
 //!
-//! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or a UDP
-//! client whose backend never answered), else of the oldest closing one. Established flows are never evicted.
+//! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or the
+//! backend never answered), else of the oldest closing one. Established flows are never evicted.
 //!
 //! The index is hashbrown's `HashTable` of one word a direction, hashed with ahash: of the fast hashers the only one
 //! that claims resistance to flooding, and strangers choose these keys. dashmap took 127 ns a hit at a million flows

@@ -342,8 +342,8 @@ mod tests {
             source: client,
             backend: Arc::clone(backend),
             template: None,
-            answered: false,
             state: State::Udp,
+            answered: false,
             expires,
         }
     }

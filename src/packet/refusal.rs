@@ -26,7 +26,8 @@ pub struct Unanswerable;
 ///
 /// # Errors
 /// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP message, a fragment, or one from or to
-/// an address that is no single host's (RFC 1122 section 3.2.2). The frame is unchanged then.
+/// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
+/// then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
     if !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
@@ -41,6 +42,9 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Udp(_) | Payload::Other => unreachable(&mut buffer, frame.bytes(), headers),
         Payload::Fragment => return Err(Unanswerable),
     };
+    if length > frame.capacity() {
+        return Err(Unanswerable);
+    }
     frame.replace(&buffer[..length]);
     Ok(())
 }
