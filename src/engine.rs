@@ -329,10 +329,8 @@ impl Processor<'_> {
         let service = Arc::clone(service);
         match self.establish(&service, segment, now) {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
-            Err(stop @ Stop::Drop(reason)) => match self.follow(segment, now) {
+            Err(stop @ Stop::Drop(_)) => match self.follow(segment, now) {
                 Known::Flow(leaving) => Ok(leaving),
-                // Or with a packet of a flow that took the source which was just found free; there are others.
-                Known::No if reason == Drop::TupleInUse => self.establish(&service, segment, now),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
             decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_))) => decided,
@@ -341,7 +339,12 @@ impl Processor<'_> {
 
     /// Chooses a backend and a source for a new flow, and stores it.
     fn establish(&mut self, service: &Service, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
-        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        let Lane {
+            index: lane,
+            rng,
+            exhausted,
+            ..
+        } = &mut *self.lane;
         let (tuple, client) = (&segment.tuple, segment.tuple.source.address);
         let chosen = self
             .affinity
@@ -349,12 +352,12 @@ impl Processor<'_> {
                 pick(service, tuple, now, rng)
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
-        if self.lane.exhausted == Some((backend.id, Tick::at(now))) {
+        if *exhausted == Some((backend.id, Tick::at(now))) {
             return Err(Stop::Drop(Drop::PoolExhausted));
         }
         let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng);
         if source == Err(NoSource::PoolExhausted) {
-            self.lane.exhausted = Some((backend.id, Tick::at(now)));
+            *exhausted = Some((backend.id, Tick::at(now)));
         }
         let source = source?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
@@ -365,7 +368,6 @@ impl Processor<'_> {
             source,
             backend: Arc::clone(&backend),
             template: template.clone(),
-            answered: false,
             state,
             answered: false,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
@@ -454,7 +456,6 @@ fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts
 }
 
 fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
-    connection.answered |= direction == Direction::Reply;
     let was_active = connection.state.is_active();
     connection.state = connection.state.next(direction, flags);
     connection.answered |= direction == Direction::Reply;
@@ -495,7 +496,7 @@ impl From<Refused> for Stop {
     fn from(error: Refused) -> Self {
         match error {
             Refused::Full => Self::Drop(Drop::TableFull),
-            Refused::InUse(_) => Self::Drop(Drop::TupleInUse),
+            Refused::InUse => Self::Drop(Drop::TupleInUse),
         }
     }
 }

@@ -8,7 +8,10 @@ use crate::packet::{Headers, Payload};
 
 /// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
 pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
-    let partial = frame.checksum == Checksum::Partial;
+    let partial = frame.checksum
+        == Checksum::Partial {
+            start: headers.transport,
+        };
     let bytes = frame.bytes_mut();
     let addresses = set_addresses(bytes, headers, tuple);
     let ports = set_ports(&mut bytes[headers.transport..], tuple);

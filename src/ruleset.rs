@@ -214,7 +214,12 @@ impl Prepared {
         for backend in &self.gone {
             backend.remove();
         }
-        for Change { service, backends, before } in &self.changes {
+        for Change {
+            service,
+            backends,
+            before,
+        } in &self.changes
+        {
             for (backend, spec) in service.backends.iter().zip(backends) {
                 backend.configure(spec);
             }
@@ -253,7 +258,9 @@ impl<'a> Former<'a> {
         let old = &*previous.policy;
         let pairs = previous.services.iter().zip(&old.services);
         Self {
-            services: pairs.map(|(service, spec)| (spec.name.as_str(), (service, spec))).collect(),
+            services: pairs
+                .map(|(service, spec)| (spec.name.as_str(), (service, spec)))
+                .collect(),
             same_surroundings: old.mode == policy.mode
                 && old.scheduler == policy.scheduler
                 && old.node_addresses == policy.node_addresses,

@@ -147,10 +147,14 @@ impl Backend {
             // `__ip_vs_update_dest` keeps the last weight that was not 0, for mh.
             self.last_weight.store(spec.weight, Relaxed);
         }
+        let raised = spec.upper_threshold == 0 || spec.upper_threshold > self.upper_threshold.load(Relaxed);
         self.upper_threshold.store(spec.upper_threshold, Relaxed);
         self.lower_threshold.store(spec.lower_threshold, Relaxed);
         self.removed.store(false, Relaxed);
-        self.overloaded.store(false, Relaxed);
+        if raised {
+            // As `__ip_vs_update_dest`: below a lower threshold it would have to fall first.
+            self.overloaded.store(false, Relaxed);
+        }
         self.update_overload();
     }
 
@@ -227,8 +231,9 @@ impl Backend {
         } else {
             (&self.active, &self.inactive)
         };
-        to.fetch_add(1, Relaxed);
+        // In this order: another worker must not see one flow more than there is, and find an upper threshold reached.
         from.fetch_sub(1, Relaxed);
+        to.fetch_add(1, Relaxed);
     }
 
     /// The hysteresis of `ip_vs_bind_dest` and `ip_vs_unbind_dest` (ip_vs_conn.c).

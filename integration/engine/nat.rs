@@ -7,7 +7,7 @@ use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Verdict};
 
 use crate::packets::{self, ACK, SYN};
-use crate::world::{Case, World, packet};
+use crate::world::{Case, World, packet, unfinished};
 
 /// The pseudo-header's sum as Linux puts it into the field of a packet that the device completes, one's complement
 /// sum over 16-bit words, not complemented.
@@ -154,7 +154,7 @@ fn an_unfinished_checksum_stays_one_that_the_device_can_finish() {
         let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
         for (from, to) in [(flow.client, flow.service), (flow.backend, flow.source)] {
             let sent = partial(&segment(case.protocol, from, to, b"payload", ACK), case.protocol);
-            let outcome = world.send_as(&sent, Checksum::Partial);
+            let outcome = world.send_as(&sent, unfinished(&sent));
             assert_eq!(outcome.verdict, Verdict::Forward);
             let finished = completed(&outcome.packet, case.protocol, b"payload", ACK);
             // The device sums from the transport header on and complements: so the field must be the new pseudo-header's.
@@ -168,7 +168,7 @@ fn a_first_packet_may_have_an_unfinished_checksum() {
     for case in Case::all() {
         let mut world = case.setup().world();
         let first = packet(case.protocol, case.client(2, 40_000), case.service(), SYN);
-        let outcome = world.send_as(&partial(&first, case.protocol), Checksum::Partial);
+        let outcome = world.send_as(&partial(&first, case.protocol), unfinished(&first));
         let arrives = packet(case.protocol, case.client(2, 40_000), case.backend(1), SYN);
         assert_eq!(outcome.packet, partial(&arrives, case.protocol), "{case:?}");
     }
@@ -182,7 +182,7 @@ fn a_super_packet_of_64_kilobytes_is_rewritten_as_its_segments_are() {
         let headers = packet(case.protocol, flow.client, flow.service, ACK).len();
         let payload: Vec<u8> = (0..65_535 - headers).map(|n| (n % 251) as u8).collect();
         let whole = segment(case.protocol, flow.client, flow.service, &payload, ACK);
-        let outcome = world.send_as(&partial(&whole, case.protocol), Checksum::Partial);
+        let outcome = world.send_as(&partial(&whole, case.protocol), unfinished(&whole));
         let expected = segment(case.protocol, flow.source, flow.backend, &payload, ACK);
         assert_eq!(outcome.verdict, Verdict::Forward);
         assert!(outcome.packet == partial(&expected, case.protocol), "{case:?}");

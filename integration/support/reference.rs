@@ -71,7 +71,7 @@ pub struct ModelFlow {
     pub state: &'static str,
     answered: bool,
     expires: u64,
-    /// When it came into its class.
+    /// When it came into its class, or, while the backend has not answered, was last used.
     since: u64,
     template: Option<u64>,
 }
@@ -212,13 +212,15 @@ impl Model {
             self.flows.remove(at);
             return self.open(ends, flags);
         }
-        if !self.is_configured(flow.backend) && self.rules.removed != Removed::Preserve {
-            if reopens && (!ends.udp || self.rules.removed == Removed::Reschedule) {
-                self.flows.remove(at);
-                return self.open(ends, flags);
-            }
-            if reopens {
-                self.flows.remove(at);
+        let orphan = !self.is_configured(flow.backend);
+        if orphan && reopens && (!ends.udp || self.rules.removed == Removed::Reschedule) {
+            self.flows.remove(at);
+            return self.open(ends, flags);
+        }
+        if orphan && self.rules.removed != Removed::Preserve {
+            match reopens {
+                true => drop(self.flows.remove(at)),
+                false => self.end(at, original),
             }
             return Expected::Verdict(match !ends.udp && flags & RST != 0 {
                 true => Verdict::Drop(Drop::Unanswerable),
@@ -226,6 +228,16 @@ impl Model {
             });
         }
         self.follow(at, original, flags)
+    }
+
+    /// Both sides of a TCP flow are told in turn, as by a RST of the other one, so the flow is closed.
+    fn end(&mut self, at: usize, original: bool) {
+        if self.flows[at].state == "UDP" {
+            self.sequence += 1;
+            self.flows[at].since = self.sequence;
+            return;
+        }
+        self.follow(at, original, RST);
     }
 
     fn follow(&mut self, at: usize, original: bool, flags: u8) -> Expected {
@@ -236,7 +248,7 @@ impl Model {
         if flow.state != "UDP" {
             flow.state = next_state(flow.state, original, flags);
         }
-        if flow.class() != class {
+        if flow.class() != class || class == 0 {
             flow.since = self.sequence;
         }
         flow.expires = self.now + flow.timeout();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use lbd::conntrack::connection::Connection;
 use lbd::engine::{Engine, Lane, Seeds};
 use lbd::flow::{Direction, Protocol, Tuple};
+use lbd::packet::Headers;
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::policy::{Mode, Policy};
 use lbd::service::Backend;
@@ -29,6 +30,13 @@ const HEAD: usize = 18;
 const TAIL: usize = 1_500;
 /// What the buffer holds elsewhere.
 const CANARY: u8 = 0xa5;
+
+/// The checksum of a packet that the device is to finish.
+pub fn unfinished(packet: &[u8]) -> Checksum {
+    Checksum::Partial {
+        start: Headers::parse(packet).map_or(0, |headers| headers.transport),
+    }
+}
 
 /// See the module.
 pub struct World {

@@ -64,6 +64,7 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
         mode,
         scheduler,
         node_addresses: _,
+        local_addresses: _,
         nat: Nat { masquerade, pool },
         conntrack,
         rules: _,

@@ -130,6 +130,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
         mode,
         scheduler,
         node_addresses: nodes.to_vec(),
+        local_addresses: Vec::new(),
         conntrack: policy::conntrack(table!(file.conntrack), report),
         nat,
         rules,

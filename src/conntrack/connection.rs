@@ -110,8 +110,6 @@ pub struct Connection {
     pub backend: Arc<Backend>,
     /// The client affinity that it keeps alive.
     pub template: Option<Arc<Template>>,
-    /// Whether the backend has sent anything: only then is the client surely who it says.
-    pub answered: bool,
     /// How far it is.
     pub state: State,
     /// Whether the backend has sent anything.
@@ -149,19 +147,6 @@ impl Connection {
             Direction::Reply => Direction::Original,
         })
         .reply()
-    }
-
-    /// What eviction makes of it.
-    #[must_use]
-    pub const fn class(&self) -> Class {
-        match self.state {
-            State::Tcp(state) if state.is_embryonic() => Class::Embryonic,
-            State::Tcp(tcp::State::Established) | State::Udp => match self.answered {
-                true => Class::Established,
-                false => Class::Embryonic,
-            },
-            State::Tcp(_) => Class::Closing,
-        }
     }
 
     /// Whether the backend sees another sender than the client.

@@ -211,7 +211,7 @@ impl Control {
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
         let policy = effective_policy(&config)?;
-        let plan = Plan::new(&policy, &plumbing::owned_addresses(&config.tun.name)?)?;
+        let plan = Plan::new(&policy, &policy.local_addresses)?;
         if let Some(plumbing) = &mut state.plumbing {
             let both = plan.clone().union(plumbing.plan());
             plumbing.update(both)?;

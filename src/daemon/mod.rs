@@ -136,7 +136,7 @@ fn start(file: &Path, config: Config) -> Result<(Arc<Control>, Crew), Error> {
     tracing::info!("{}: {workers} queues, offloads: {}", config.tun.name, opened.offloads);
 
     let policy = Arc::new(effective_policy(&config)?);
-    let plan = Plan::new(&policy, &plumbing::owned_addresses(&config.tun.name)?)?;
+    let plan = Plan::new(&policy, &policy.local_addresses)?;
     let (engine, lanes) = Engine::new(policy, workers, seeds(&config), clock.now());
     let datapath = Datapath {
         engine: Arc::new(engine),
@@ -173,6 +173,7 @@ fn effective_policy(config: &Config) -> Result<Policy, Error> {
         Some(addresses) => addresses.clone(),
         None => plumbing::local_addresses(&config.tun.name)?,
     };
+    policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
     Ok(policy)
 }
 

@@ -119,9 +119,22 @@ const fn word(offset: i32) -> Instruction {
     instruction(0x20, 0, 0, 0, offset)
 }
 
-/// `r7 = (r7 + r0) * FACTOR`
-const fn mix() -> [Instruction; 2] {
-    [instruction(0x0f, 7, 0, 0, 0), instruction(0x27, 7, 0, 0, FACTOR)]
+/// [`step`] as instructions: `r7 = (r7 + r0) * FACTOR; r7 ^= r7 >> 32`.
+const fn mix() -> [Instruction; 5] {
+    [
+        instruction(0x0f, 7, 0, 0, 0),
+        instruction(0x27, 7, 0, 0, FACTOR),
+        copy(1, 7),
+        instruction(0x77, 1, 0, 0, 32),
+        instruction(0xaf, 7, 1, 0, 0),
+    ]
+}
+
+/// The word at each of `offsets` mixed in.
+fn mix_words(offsets: impl Iterator<Item = i32>) -> Vec<Instruction> {
+    offsets
+        .flat_map(|offset| [&[word(offset)][..], &mix()].concat())
+        .collect()
 }
 
 /// `if r0 == value` go on `skip` instructions later.
@@ -129,9 +142,10 @@ const fn if_equal(value: i32, skip: i16) -> Instruction {
     instruction(0x15, 0, 0, skip, value)
 }
 
-/// One step of the hash, in the program and here: multiplies in the next word. The high half is what is used.
+/// One step of the hash, in the program and here. Without the shift, the low half would never see the high one.
 const fn step(hash: u64, word: u32) -> u64 {
-    hash.wrapping_add(word as u64).wrapping_mul(FACTOR as i64 as u64)
+    let product = hash.wrapping_add(word as u64).wrapping_mul(FACTOR as i64 as u64);
+    product ^ product >> 32
 }
 
 /// The number of a service's bit.
@@ -157,13 +171,14 @@ const FINISH: [Instruction; 3] = [
 
 /// `r7` = the hash of the address at `offsets` and the port at `port` behind the header of `r8` bytes.
 fn hash_endpoint(offsets: std::ops::Range<i32>, port: i32) -> Vec<Instruction> {
-    let addresses = offsets.step_by(4).flat_map(|offset| {
-        let [add, multiply] = mix();
-        [word(offset), add, multiply]
-    });
-    let [add, multiply] = mix();
-    let port = [instruction(0x48, 0, 8, 0, port), add, multiply];
-    std::iter::once(set(7, 0)).chain(addresses).chain(port).collect()
+    let addresses = mix_words(offsets.step_by(4));
+    [
+        &[set(7, 0)][..],
+        &addresses,
+        &[instruction(0x48, 0, 8, 0, port)],
+        &mix(),
+    ]
+    .concat()
 }
 
 /// `r7` = the client's hash, of the receiver's and the sender's; then done.
@@ -204,11 +219,8 @@ fn choose(source: std::ops::Range<i32>, destination: std::ops::Range<i32>, bitma
 /// Hashes the client's endpoint, or both addresses where a packet has no ports: a fragment, another protocol.
 fn program(bitmap: i32) -> Vec<Instruction> {
     let version = |destination: std::ops::Range<i32>, source: std::ops::Range<i32>, protocol: &[Instruction]| {
-        let addresses = source.clone().chain(destination.clone()).step_by(4).flat_map(|offset| {
-            let [add, multiply] = mix();
-            [word(offset), add, multiply]
-        });
-        let fallback: Vec<Instruction> = addresses.chain(FINISH).collect();
+        let addresses = mix_words(source.clone().chain(destination.clone()).step_by(4));
+        let fallback = [&addresses[..], &FINISH].concat();
         let skip = fallback.len() as i16;
         let by_protocol = [if_equal(6, skip + 2), if_equal(17, skip + 1), if_equal(132, skip)];
         [protocol, &by_protocol, &fallback, &choose(source, destination, bitmap)].concat()

@@ -19,6 +19,8 @@ use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
 const HEADER: usize = 10;
+/// Offset of `csum_start` in the header, which is in the machine's byte order.
+const CSUM_START: usize = 6;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`
 const NEEDS_CSUM: u8 = 1;
 /// The longest IP packet.
@@ -183,7 +185,9 @@ impl PacketIo for Queue {
             bytes += length;
             let checksum = match buffer[0] & NEEDS_CSUM {
                 0 => Checksum::Complete,
-                _ => Checksum::Partial,
+                _ => Checksum::Partial {
+                    start: usize::from(u16::from_ne_bytes([buffer[CSUM_START], buffer[CSUM_START + 1]])),
+                },
             };
             frames.push(Frame::new(buffer, HEADER, length, checksum));
             if bytes >= BATCH_BYTES {

@@ -1,5 +1,5 @@
 //! iptables mode: an ordered list of rules, checked one by one until the first match.
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -147,9 +147,13 @@ impl RuleList {
             let stats = counters.take(&origin).unwrap_or_else(|| Arc::new(Stats::new(lanes)));
             Entry { origin, stats, target }
         };
+        let by_name: HashMap<&str, &Arc<Service>> = services
+            .iter()
+            .map(|service| (service.identity.name.as_str(), service))
+            .collect();
         let mut entries: Vec<Entry> = Vec::new();
         for rule in rules {
-            if let Some(target) = target_of(&rule.action, services) {
+            if let Some(target) = target_of(&rule.action, &by_name) {
                 entries.push(entry(Origin::User(rule.clone()), target));
             }
         }
@@ -207,13 +211,13 @@ impl Entry {
     }
 }
 
-fn target_of(action: &Action, services: &[Arc<Service>]) -> Option<Target> {
+fn target_of(action: &Action, services: &HashMap<&str, &Arc<Service>>) -> Option<Target> {
     match action {
         Action::Drop => Some(Target::Drop),
         Action::Reject => Some(Target::Reject),
         Action::Pass => Some(Target::Pass),
         Action::Service(name) => {
-            let named = services.iter().find(|service| service.identity.name == *name);
+            let named = services.get(name.as_str());
             named.map(|service| Target::Service(Arc::clone(service)))
         }
     }
@@ -222,19 +226,20 @@ fn target_of(action: &Action, services: &[Arc<Service>]) -> Option<Target> {
 /// The counters of a former list, each given out once.
 struct Counters {
     services: HashMap<(Protocol, Endpoint), (String, Arc<Stats>)>,
-    users: Vec<(Rule, Arc<Stats>)>,
+    /// In order: most rules stay in their order, and are found at the front.
+    users: VecDeque<(Rule, Arc<Stats>)>,
 }
 
 impl Counters {
     fn of(previous: Option<&RuleList>) -> Self {
         let mut counters = Self {
             services: HashMap::new(),
-            users: Vec::new(),
+            users: VecDeque::new(),
         };
         for entry in previous.map_or(&[][..], RuleList::entries) {
             let stats = Arc::clone(&entry.stats);
             match &entry.origin {
-                Origin::User(rule) => counters.users.push((rule.clone(), stats)),
+                Origin::User(rule) => counters.users.push_back((rule.clone(), stats)),
                 Origin::Service {
                     name,
                     protocol,
@@ -251,7 +256,7 @@ impl Counters {
         match origin {
             Origin::User(rule) => {
                 let at = self.users.iter().position(|(other, _)| other == rule)?;
-                Some(self.users.remove(at).1)
+                Some(self.users.remove(at)?.1)
             }
             Origin::Service {
                 name,

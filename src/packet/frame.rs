@@ -9,7 +9,11 @@ pub enum Checksum {
     Complete,
     /// The field holds the folded sum of the pseudo-header, not complemented; the device completes it
     /// (`VIRTIO_NET_HDR_F_NEEDS_CSUM`, virtio 1.2 section 5.1.6.2). Super-packets are always like this.
-    Partial,
+    Partial {
+        /// Offset of the unfinished transport header. In a tunnelled packet it is an inner one's, and the outer checksum
+        /// is complete.
+        start: usize,
+    },
 }
 
 /// What is done with a frame once the engine has seen it.

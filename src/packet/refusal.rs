@@ -25,7 +25,7 @@ pub struct Unanswerable;
 /// Replaces a refused packet by the answer to its sender.
 ///
 /// # Errors
-/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP message, a fragment, or one from or to
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP error, a fragment, or one from or to
 /// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
 /// then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
@@ -36,9 +36,7 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
     let length = match headers.payload {
         Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
         Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
-        Payload::Other if headers.protocol == ICMP || headers.protocol == ICMPV6 => {
-            return Err(Unanswerable);
-        }
+        Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
         Payload::Udp(_) | Payload::Other => unreachable(&mut buffer, frame.bytes(), headers),
         Payload::Fragment => return Err(Unanswerable),
     };
@@ -85,6 +83,19 @@ fn seal(tcp: &mut [u8], headers: &Headers) {
     let sum = pseudo_header(headers, 6, TCP_HEADER);
     let check = checksum::finish(checksum::add(sum, tcp));
     tcp[16..18].copy_from_slice(&check.to_be_bytes());
+}
+
+/// Whether it is an ICMP message that must not be answered by another one: all but queries (RFC 1122 section 3.2.2, RFC 4443
+/// section 2.4(e)). One that is cut short counts as such.
+fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
+    let kind = packet[headers.transport..headers.length].first();
+    match (headers.version, headers.protocol) {
+        // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
+        (Version::V4, ICMP) => kind.is_none_or(|kind| [3, 4, 5, 11, 12].contains(kind)),
+        // Errors have the high bit clear; redirects are 137.
+        (Version::V6, ICMPV6) => kind.is_none_or(|&kind| kind < 128 || kind == 137),
+        (Version::V4 | Version::V6, _) => false,
+    }
 }
 
 fn is_one_host(address: IpAddr) -> bool {

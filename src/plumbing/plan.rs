@@ -200,6 +200,7 @@ mod tests {
             mode: Mode::Ipvs,
             scheduler: None,
             node_addresses: vec!["192.168.0.2".parse().unwrap()],
+            local_addresses: Vec::new(),
             nat: Nat::default(),
             conntrack: Conntrack {
                 max_flows: 1,

@@ -145,7 +145,7 @@ prop_compose! {
         let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool };
-        let mut policy = Policy { mode, scheduler, node_addresses, nat, conntrack, rules, services };
+        let mut policy = Policy { mode, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
             policy.rules.push(Rule {
