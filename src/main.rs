@@ -1,5 +1,5 @@
 //! lbd: arguments, logging, exit codes. Everything else is in the library; see its map.
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,12 +83,13 @@ fn log_to_stderr() {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
+        .log_internal_errors(false)
         .init();
 }
 
-#[expect(clippy::print_stderr, reason = "main is where lbd talks")]
+/// Says a line on stderr, if anybody still reads it: a log pipe that ended must not end lbd.
 fn say(line: &str) {
-    eprintln!("{line}");
+    let _unread = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A valid configuration, or one line an error. Warnings are said here.
@@ -105,9 +106,10 @@ fn read(file: &Path) -> Result<Loaded, String> {
 }
 
 fn serve(file: &Path) -> Result<(), String> {
+    let failed = |error: daemon::Error| format!("lbd: {error}");
+    let watch = daemon::Watch::start().map_err(failed)?;
     let loaded = read(file)?;
-    let outcome = daemon::run(file, loaded.config, |ready| say(&ready.to_string()));
-    outcome.map_err(|error| format!("lbd: {error}"))
+    daemon::run(file, loaded.config, watch, |ready| say(&ready.to_string())).map_err(failed)
 }
 
 impl Replay {

@@ -330,6 +330,23 @@ mod tests {
     }
 
     #[test]
+    fn an_overloaded_backend_stays_so_when_something_else_of_its_service_changes() {
+        let backend = backend(4, 2);
+        (0..4).for_each(|_| backend.bind());
+        backend.unbind(false);
+        let same = |upper_threshold| BackendSpec {
+            address: backend.address,
+            weight: 7,
+            upper_threshold,
+            lower_threshold: 2,
+        };
+        backend.configure(&same(4));
+        assert!(backend.is_overloaded(), "three flows are not below two");
+        backend.configure(&same(8));
+        assert!(!backend.is_overloaded(), "a higher threshold makes room");
+    }
+
+    #[test]
     fn an_active_flow_weighs_as_much_as_256_inactive_ones() {
         let backend = backend(0, 0);
         backend.bind();

@@ -92,6 +92,64 @@ fn preserve_lets_the_flows_of_a_removed_backend_go_on() {
 }
 
 #[test]
+fn a_syn_never_goes_to_a_removed_backend_whatever_becomes_of_its_flows() {
+    for case in Case::tcp() {
+        for action in ["preserve", "reset", "reschedule"] {
+            let mut world = on_removed(case, action).world();
+            let half_open = world.open(Protocol::Tcp, case.client(2, 40_000), case.service());
+            let established = world.connect(Protocol::Tcp, case.client(2, 40_001), case.service());
+            assert_eq!(
+                (half_open.backend, established.backend),
+                (case.backend(1), case.backend(2))
+            );
+            world.reload(&on_removed(case, action).backends(&[(3, 1)]).toml());
+            world.seconds(3);
+            for old in [half_open, established] {
+                let again = world.open(Protocol::Tcp, old.client, old.service);
+                assert_eq!(again.backend, case.backend(3), "{action}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_backend_of_a_reset_download_tells_the_client_which_only_listens() {
+    for case in Case::tcp() {
+        let mut world = on_removed(case, "reset").world();
+        let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
+        world.reload(&on_removed(case, "reset").backends(&[(2, 1)]).toml());
+        let told = world.try_down(&flow, ACK);
+        assert_eq!(told.verdict, Verdict::Reject(Reject::BackendRemoved));
+        assert_eq!(
+            packets::endpoints(&told.packet),
+            (flow.service, flow.client),
+            "the client first"
+        );
+        let told = world.try_down(&flow, ACK);
+        assert_eq!(told.verdict, Verdict::Reject(Reject::BackendRemoved));
+        assert_eq!(
+            packets::endpoints(&told.packet),
+            (flow.source, flow.backend),
+            "then the backend"
+        );
+    }
+}
+
+#[test]
+fn a_service_that_comes_back_finds_its_flows() {
+    for case in Case::all() {
+        let mut world = on_removed(case, "reset").world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        let load = world.load(flow.backend);
+        world.reload(&format!("mode = \"{}\"", case.mode.name()));
+        world.reload(&on_removed(case, "reset").toml());
+        world.up(&flow, ACK);
+        world.down(&flow, ACK);
+        assert_eq!(world.load(flow.backend), load);
+    }
+}
+
+#[test]
 fn preserve_keeps_flows_of_a_service_that_is_gone() {
     for case in Case::all() {
         let mut world = case.setup().world();

@@ -164,6 +164,18 @@ fn an_unfinished_checksum_stays_one_that_the_device_can_finish() {
 }
 
 #[test]
+fn the_complete_checksum_of_a_tunnel_is_kept_right_while_the_device_finishes_an_inner_one() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let sent = packet(case.protocol, case.client(2, 40_000), case.service(), SYN);
+        let inner = Checksum::Partial { start: sent.len() - 1 };
+        let outcome = world.send_as(&sent, inner);
+        assert_eq!(outcome.verdict, Verdict::Forward);
+        packets::assert_valid(&outcome.packet);
+    }
+}
+
+#[test]
 fn a_first_packet_may_have_an_unfinished_checksum() {
     for case in Case::all() {
         let mut world = case.setup().world();

@@ -87,6 +87,20 @@ fn forwarding_that_was_on_before_stays_on() {
     });
 }
 
+#[test]
+fn without_its_device_lbd_ends_with_an_error_and_leaves_nothing_behind() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.kernel_state();
+        let lbd = rig.lbd(&everything(Mode::Ipvs));
+        rig.sh("lb", "ip link del lbd0").ok();
+        let (code, log) = lbd.ended();
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("was the TUN device removed?"), "{log}");
+        assert_same(&before, &rig.kernel_state());
+    });
+}
+
 fn everything(mode: Mode) -> Config {
     let services = [Family::V4, Family::V6].into_iter().flat_map(|family| {
         let web = Service {

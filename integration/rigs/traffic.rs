@@ -1,7 +1,7 @@
 //! What clients see of a running lbd, in both modes and over both kinds of addresses.
 use std::time::Duration;
 
-use crate::rig::{Config, Family, Mode, Rig, SERVERS, Service, isolated, matrix};
+use crate::rig::{Config, Family, Mode, Rig, SERVERS, Service, isolated, matrix, wait_until};
 
 #[test]
 fn round_robin_gives_every_server_the_same_number_of_requests() {
@@ -93,6 +93,26 @@ fn a_client_on_the_balancer_itself_is_served() {
             assert!(SERVERS.contains(&rig.dig("lb", family.dns()).ok().trim()));
             lbd.terminate();
         }
+    });
+}
+
+#[test]
+fn a_local_client_is_served_whatever_address_of_the_node_it_has() {
+    isolated(|| {
+        let rig = Rig::new();
+        let mut config = Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]);
+        // One address that is no node port's, and one on lo alone, as routing daemons like it.
+        config.more = "[node]\naddresses = [\"10.1.0.1\"]\n";
+        let lbd = rig.lbd(&config);
+        rig.sh("lb", "ip address add 10.255.0.1/32 dev lo").ok();
+        rig.sh("s1", "ip route add 10.255.0.1 via 10.2.0.1 2>/dev/null || true")
+            .ok();
+        for source in ["10.1.0.1", "10.2.0.1", "10.255.0.1"] {
+            let ask = format!("curl -sf -m 3 --interface {source} http://10.96.0.10/");
+            let asked = || rig.sh("lb", &ask).code == 0;
+            wait_until(&format!("an answer for {source}"), Duration::from_secs(5), asked);
+        }
+        lbd.terminate();
     });
 }
 

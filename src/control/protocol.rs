@@ -128,7 +128,6 @@ pub struct Status {
     /// As many may be.
     pub max_flows: usize,
     /// Flows by protocol and state; states without a flow may be left out.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.
     pub packets: PacketCounts,

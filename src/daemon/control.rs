@@ -13,7 +13,7 @@ use crate::control::protocol::LastReload;
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
-use crate::plumbing::{self, Plan, Plumbing};
+use crate::plumbing::{self, Device, Plan, Plumbing};
 use crate::policy::Mode;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
@@ -29,7 +29,7 @@ struct Reload {
 /// What changes while lbd runs.
 struct State {
     config: Config,
-    /// None once it was taken down.
+    /// None before it was installed and once it was taken down.
     plumbing: Option<Plumbing>,
     last_reload: Option<Reload>,
     rates: Rates,
@@ -71,11 +71,11 @@ impl Datapath {
 }
 
 impl Control {
-    pub(super) fn new(file: &Path, config: Config, plumbing: Plumbing, datapath: Datapath) -> Self {
+    pub(super) fn new(file: &Path, config: Config, datapath: Datapath) -> Self {
         let mut state = State {
             config,
-            plan: plumbing.plan().clone(),
-            plumbing: Some(plumbing),
+            plan: Plan::default(),
+            plumbing: None,
             last_reload: None,
             rates: Rates::default(),
         };
@@ -85,6 +85,15 @@ impl Control {
             datapath,
             state: Mutex::new(state),
         }
+    }
+
+    /// Has the kernel lead traffic to lbd. Whoever asks for something meanwhile waits.
+    pub(super) fn install(&self, device: Device, journal: &Path) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
+        state.plan = Plan::new(&policy, &policy.local_addresses)?;
+        state.plumbing = Some(Plumbing::install(device, state.plan.clone(), journal)?);
+        Ok(())
     }
 
     pub(super) const fn clock(&self) -> Clock {
@@ -211,6 +220,10 @@ impl Control {
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
         let policy = effective_policy(&config)?;
+        if *self.datapath.engine.ruleset().policy == policy {
+            state.config = config;
+            return Ok(());
+        }
         let plan = Plan::new(&policy, &policy.local_addresses)?;
         if let Some(plumbing) = &mut state.plumbing {
             let both = plan.clone().union(plumbing.plan());

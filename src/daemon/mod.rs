@@ -1,31 +1,33 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod control;
+mod crew;
 mod kept;
 mod views;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ahash::RandomState;
-use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
+
 use mio::{Events, Interest, Poll, Token, Waker};
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::{Backend, Config};
 use crate::control::estimator;
 use crate::control::server::Server;
-use crate::engine::{Engine, Lane, Seeds};
+use crate::engine::{Engine, Seeds};
 use crate::io::tun;
-use crate::plumbing::{self, Device, Monitor, Plan, Plumbing};
+use crate::plumbing::{self, Device, Monitor};
 use crate::policy::Policy;
-use crate::worker::{Clock, Stopper, Worker};
+use crate::worker::Clock;
 use control::{Control, Datapath};
+use crew::Crew;
 
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -98,46 +100,75 @@ impl std::fmt::Display for Ready<'_> {
     }
 }
 
+/// What wakes the main thread.
+pub struct Watch {
+    poll: Poll,
+    signals: Signals,
+    waker: Arc<Waker>,
+}
+
+impl Watch {
+    /// From now on SIGHUP, SIGTERM and SIGINT wait until [`run`] looks at them: to be called before anything else, so that
+    /// none of them ends lbd with its work half done.
+    ///
+    /// # Errors
+    /// When the system refuses signal handlers.
+    pub fn start() -> Result<Self, Error> {
+        let poll = Poll::new().map_err(system("epoll"))?;
+        let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
+        let watched = poll.registry().register(&mut signals, SIGNALS, Interest::READABLE);
+        watched.map_err(system("to wait for signals"))?;
+        let waker = Waker::new(poll.registry(), WORKERS).map_err(system("a waker"))?;
+        Ok(Self {
+            poll,
+            signals,
+            waker: Arc::new(waker),
+        })
+    }
+}
+
 /// Serves `config`, which was read from `file`, until SIGTERM or SIGINT. `on_ready` is told once traffic is served.
 ///
 /// # Errors
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
-pub fn run(file: &Path, config: Config, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
+pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
     if config.datapath.backend == Backend::AfXdp {
         return Err(Error::NoAfXdp);
     }
-    // Before anything is put into the kernel: an early SIGTERM must take it out again.
-    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
+    let clock = Clock::start();
     let socket = config.control_socket.clone();
-    let (control, mut crew) = start(file, config)?;
+    let device = Device {
+        name: config.tun.name.clone(),
+        mtu: config.tun.mtu,
+    };
+    let journal = journal_directory(std::env::var_os("RUNTIME_DIRECTORY"), &socket);
+    if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
+        tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
+    }
+    let (datapath, mut crew) = start_datapath(&config, clock, &watch.waker)?;
+    let control = Arc::new(Control::new(file, config, datapath));
     let handler: Arc<Control> = Arc::clone(&control);
+    // Before the kernel leads any traffic here: a socket that is in use must not cost a packet.
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
+    control.install(device, &journal)?;
     on_ready(Ready(&control.config()));
-    notify(&[sd_notify::NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 
-    let outcome = serve(&control, &crew, &mut signals);
-    notify(&[sd_notify::NotifyState::Stopping]);
+    let outcome = serve(&control, &crew, watch);
+    notify(&[NotifyState::Stopping]);
     server.stop();
     let undone = control.take_down();
     crew.stop();
     outcome.and(undone)
 }
 
-/// Builds the datapath, starts it, and only then has the kernel lead traffic into it.
-fn start(file: &Path, config: Config) -> Result<(Arc<Control>, Crew), Error> {
-    let clock = Clock::start();
-    let directory = config.control_socket.parent();
-    let journal = directory.unwrap_or_else(|| Path::new(".")).to_path_buf();
-    if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
-        tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
-    }
+/// Opens the device and has it served.
+fn start_datapath(config: &Config, clock: Clock, waker: &Arc<Waker>) -> Result<(Datapath, Crew), Error> {
     let workers = config.datapath.workers.unwrap_or_else(available_workers);
     let opened = tun::open(&config.tun.name, workers, config.tun.offload)?;
     tracing::info!("{}: {workers} queues, offloads: {}", config.tun.name, opened.offloads);
-
-    let policy = Arc::new(effective_policy(&config)?);
-    let plan = Plan::new(&policy, &policy.local_addresses)?;
-    let (engine, lanes) = Engine::new(policy, workers, seeds(&config), clock.now());
+    let policy = Arc::new(effective_policy(config)?);
+    let (engine, lanes) = Engine::new(policy, workers, seeds(config), clock.now());
     let datapath = Datapath {
         engine: Arc::new(engine),
         clock,
@@ -145,13 +176,8 @@ fn start(file: &Path, config: Config) -> Result<(Arc<Control>, Crew), Error> {
         unsent: Arc::default(),
         steering: opened.steering,
     };
-    let crew = Crew::start(opened.queues, lanes, &datapath)?;
-    let device = Device {
-        name: config.tun.name.clone(),
-        mtu: config.tun.mtu,
-    };
-    let plumbing = Plumbing::install(device, plan, &journal)?;
-    Ok((Arc::new(Control::new(file, config, plumbing, datapath)), crew))
+    let crew = Crew::start(opened.queues, lanes, &datapath, waker)?;
+    Ok((datapath, crew))
 }
 
 fn available_workers() -> usize {
@@ -174,117 +200,73 @@ fn effective_policy(config: &Config) -> Result<Policy, Error> {
         None => plumbing::local_addresses(&config.tun.name)?,
     };
     policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
+    policy.local_addresses.sort_unstable();
     Ok(policy)
 }
 
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!("cannot notify systemd over $NOTIFY_SOCKET: {error}");
     }
 }
 
+/// Addresses and links of a node change in bursts; lbd looks once they have been quiet for as long as this, or soon after.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// Waits for signals, changed addresses and failed workers.
-fn serve(control: &Control, crew: &Crew, signals: &mut Signals) -> Result<(), Error> {
-    let mut poll = Poll::new().map_err(system("epoll"))?;
+fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
+    let Watch {
+        mut poll, mut signals, ..
+    } = watch;
     let mut monitor = Monitor::open()?;
-    let registry = poll.registry();
-    let watched = registry.register(signals, SIGNALS, Interest::READABLE);
-    watched.map_err(system("to wait for signals"))?;
-    let watched = registry.register(&mut SourceFd(&monitor.as_raw_fd()), ADDRESSES, Interest::READABLE);
+    let descriptor = monitor.as_raw_fd();
+    let watched = poll
+        .registry()
+        .register(&mut SourceFd(&descriptor), ADDRESSES, Interest::READABLE);
     watched.map_err(system("to wait for netlink"))?;
-    crew.wake_on_failure(Waker::new(registry, WORKERS).map_err(system("a waker"))?);
+    let clock = control.clock();
     let mut events = Events::with_capacity(8);
-    let mut next_tick = control.clock().now() + estimator::INTERVAL;
+    let mut next_tick = clock.now() + estimator::INTERVAL;
+    let mut look_at_addresses = None;
     loop {
-        let left = next_tick - control.clock().now();
-        match poll.poll(&mut events, Some(left)) {
+        let next = look_at_addresses.unwrap_or(next_tick).min(next_tick);
+        match poll.poll(&mut events, Some(next - clock.now())) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(system("epoll")(error)),
             Err(_) | Ok(()) => {}
-        }
-        for signal in signals.pending() {
-            match signal {
-                SIGHUP => control.reload_and_log(),
-                _ => return Ok(()),
-            }
         }
         if let Some(error) = crew.failure() {
             return Err(error);
         }
+        for signal in signals.pending() {
+            match signal {
+                SIGHUP => reload(control),
+                _ => return Ok(()),
+            }
+        }
         if monitor.drain() {
+            look_at_addresses.get_or_insert_with(|| clock.now() + SETTLING);
+        }
+        if look_at_addresses.is_some_and(|time| time <= clock.now()) {
+            look_at_addresses = None;
             control.addresses_changed();
         }
-        while control.clock().now() >= next_tick {
+        while next_tick <= clock.now() {
             next_tick = next_tick + estimator::INTERVAL;
             control.tick();
         }
     }
 }
 
-/// The threads that move packets.
-struct Crew {
-    members: Vec<(Stopper, JoinHandle<()>)>,
-    failures: Receiver<Error>,
-    on_failure: Sender<Waker>,
+/// On SIGHUP there is nobody to answer but the log, and systemd (`Type=notify-reload`).
+fn reload(control: &Control) {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!("cannot tell systemd of a reload: {error}"),
+    }
+    control.reload_and_log();
+    notify(&[NotifyState::Ready]);
 }
 
-impl Crew {
-    fn start(queues: Vec<tun::Queue>, lanes: Vec<Lane>, datapath: &Datapath) -> Result<Self, Error> {
-        let (failed, failures) = crossbeam_channel::bounded(queues.len());
-        let (on_failure, wakers) = crossbeam_channel::bounded::<Waker>(1);
-        let mut crew = Self {
-            members: Vec::new(),
-            failures,
-            on_failure,
-        };
-        for (index, (queue, lane)) in queues.into_iter().zip(lanes).enumerate() {
-            let (failed, wakers) = (failed.clone(), wakers.clone());
-            let engine = Arc::clone(&datapath.engine);
-            let unsent = Arc::clone(&datapath.unsent);
-            let (worker, stopper) =
-                Worker::new(queue, engine, lane, datapath.clock, unsent).map_err(system("epoll for a worker"))?;
-            let body = move || {
-                let error = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
-                    Ok(Ok(())) => return,
-                    Ok(Err(error)) => Error::Worker { index, error },
-                    Err(_) => Error::Panicked { index },
-                };
-                let told = failed.send(error);
-                let woken = wakers.recv().map(|waker| waker.wake());
-                if told.is_err() || woken.is_err() {
-                    tracing::error!("a worker failed while lbd was stopping");
-                }
-            };
-            let builder = std::thread::Builder::new().name(format!("lbd-worker-{index}"));
-            let thread = builder.spawn(body).map_err(system("a thread"))?;
-            crew.members.push((stopper, thread));
-        }
-        Ok(crew)
-    }
-
-    fn wake_on_failure(&self, waker: Waker) {
-        if self.on_failure.try_send(waker).is_err() {
-            tracing::error!("failures of workers will be seen late");
-        }
-    }
-
-    fn failure(&self) -> Option<Error> {
-        self.failures.try_recv().ok()
-    }
-
-    fn stop(&mut self) {
-        for (stopper, thread) in self.members.drain(..) {
-            if let Err(error) = stopper.stop() {
-                tracing::warn!("cannot wake a worker, it stops within a second: {error}");
-            }
-            if thread.join().is_err() {
-                tracing::error!("a worker panicked");
-            }
-        }
-    }
-}
-
-impl Drop for Crew {
-    fn drop(&mut self) {
-        self.stop();
-    }
+fn journal_directory(_runtime: Option<std::ffi::OsString>, socket: &Path) -> std::path::PathBuf {
+    socket.parent().unwrap_or_else(|| Path::new(".")).to_path_buf()
 }

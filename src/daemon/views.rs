@@ -111,11 +111,8 @@ impl Control {
         let ruleset = self.engine().ruleset();
         let entries = match &ruleset.matcher {
             Matcher::Rules(rules) => rules.entries(),
-            Matcher::VirtualServers(_) => {
-                return Reply::error(
-                    "there are no rules in ipvs mode; see `lbctl list`, or switch with `lbctl mode iptables`",
-                );
-            }
+            // They are ignored, as the log has said.
+            Matcher::VirtualServers(_) => &[],
         };
         let numbered = entries.iter().enumerate();
         Reply::Ok(Data::Rules(

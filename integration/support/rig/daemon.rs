@@ -115,6 +115,15 @@ impl<'a> Lbd<'a> {
         assert_eq!(status.code(), Some(0), "lbd said: {}", self.log());
     }
 
+    /// It must end by itself; yields its exit code and what it said.
+    #[track_caller]
+    pub(crate) fn ended(mut self) -> (Option<i32>, String) {
+        let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
+        wait_until("lbd's end", Duration::from_secs(5), ended);
+        let status = self.child.wait().expect("cannot wait for lbd");
+        (status.code(), self.log())
+    }
+
     /// SIGKILL: it ends with nothing tidied.
     pub(crate) fn kill9(mut self) {
         self.child.kill().expect("cannot kill lbd");
