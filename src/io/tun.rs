@@ -121,7 +121,7 @@ pub fn open(name: &str, queues: usize, offload: bool) -> Result<Opened, OpenErro
 fn steer(name: &str, file: &File) -> Option<Steering> {
     let steering = Steering::attach(file);
     let explained = steering.map_err(|error| {
-        tracing::info!("{name}: the kernel chooses queues, which may reorder a flow when it moves one: {error}");
+        tracing::warn!("{name}: the kernel chooses queues, and may reorder a flow when it moves one ({error}); run lbd with CAP_BPF, or set [datapath] workers = 1");
     });
     explained.ok()
 }
