@@ -1,4 +1,10 @@
 //! The example configurations load, and full.toml shows every key that exists.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says on stdout why it was skipped"
+)]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -99,6 +105,28 @@ fn the_defaults_that_full_toml_shows_are_the_real_ones() {
     assert_eq!(full.tun, default.tun);
     assert_eq!(full.control_socket, default.control_socket);
     assert_eq!(full.datapath.workers, default.datapath.workers);
+}
+
+/// The configuration that the contract shows, where the contract is to be had.
+fn of_the_contract() -> Option<String> {
+    let shared = std::env::var_os("LBD_SHARED").map(PathBuf::from);
+    let shared = shared.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
+    let text = std::fs::read_to_string(shared.join("CONTRACT.md")).ok()?;
+    let (_, block) = text.split_once("```toml\n")?;
+    Some(block.split_once("```")?.0.to_owned())
+}
+
+#[test]
+fn the_configuration_of_the_contract_loads_and_is_saved_as_it_was_loaded() {
+    let Some(text) = of_the_contract() else {
+        println!("skipped: no CONTRACT.md in $LBD_SHARED or ../shared");
+        return;
+    };
+    let loaded = lbd::config::parse("CONTRACT.md", &text).unwrap_or_else(|errors| panic!("{errors:#?}"));
+    let saved = to_toml(&loaded.config);
+    assert!(saved.contains("scheduler_flags = [\"sh-port\"]"), "{saved}");
+    let again = lbd::config::parse("saved.toml", &saved).unwrap();
+    assert_eq!(again.config, loaded.config);
 }
 
 #[test]

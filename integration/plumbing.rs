@@ -372,6 +372,80 @@ fn an_installation_that_the_kernel_refuses_leaves_nothing() {
 }
 
 #[test]
+fn a_host_without_ipv6_serves_ipv4_and_keeps_its_settings() {
+    inside("a_host_without_ipv6_serves_ipv4_and_keeps_its_settings", || {
+        host();
+        write_sysctl("ipv6/conf/all/disable_ipv6", "1");
+        write_sysctl("ipv6/conf/default/disable_ipv6", "1");
+        let journal = tempfile::tempdir().unwrap();
+        let plumbing = install(plan(&["203.0.113.10/32"], &[], &["10.2.0.11:8080"]), journal.path());
+        assert_eq!(sysctl("ipv6/conf/all/forwarding"), "0");
+        assert_eq!(sysctl("ipv6/conf/lbd0/disable_ipv6"), "1");
+        plumbing.remove().unwrap();
+    });
+}
+
+#[test]
+fn ipv4_alone_may_have_an_mtu_that_ipv6_cannot_have() {
+    inside("ipv4_alone_may_have_an_mtu_that_ipv6_cannot_have", || {
+        host();
+        let journal = tempfile::tempdir().unwrap();
+        let device = Device {
+            mtu: 576,
+            ..add_device()
+        };
+        let plan = plan(&["203.0.113.10/32"], &[], &["10.2.0.11:8080"]);
+        let plumbing = Plumbing::install(device, plan, journal.path()).unwrap();
+        plumbing.remove().unwrap();
+    });
+}
+
+#[test]
+fn where_ipv6_is_switched_off_it_is_switched_on_for_lbds_own_device_only() {
+    inside(
+        "where_ipv6_is_switched_off_it_is_switched_on_for_lbds_own_device_only",
+        || {
+            host();
+            write_sysctl("ipv6/conf/all/disable_ipv6", "1");
+            write_sysctl("ipv6/conf/default/disable_ipv6", "1");
+            let before = state();
+            let journal = tempfile::tempdir().unwrap();
+            let plumbing = install(full_plan(), journal.path());
+            assert_eq!(sysctl("ipv6/conf/lbd0/disable_ipv6"), "0");
+            assert_eq!(sysctl("ipv6/conf/eth0/disable_ipv6"), "1");
+            assert!(ip("-6 route show table 7762").contains("fd00:99::10 dev lbd0"));
+            plumbing.remove().unwrap();
+            delete_device();
+            assert_same(&before, &state());
+        },
+    );
+}
+
+#[test]
+fn a_device_that_outlives_lbd_does_not_keep_its_address() {
+    inside("a_device_that_outlives_lbd_does_not_keep_its_address", || {
+        host();
+        let journal = tempfile::tempdir().unwrap();
+        let plumbing = install(full_plan(), journal.path());
+        assert!(ip("address show lbd0").contains("192.0.0.8/32"));
+        plumbing.remove().unwrap();
+        assert!(!ip("address show lbd0").contains("192.0.0.8"));
+
+        let plumbing = Plumbing::install(
+            Device {
+                name: "lbd0".into(),
+                mtu: 1400,
+            },
+            full_plan(),
+            journal.path(),
+        )
+        .unwrap();
+        delete_device();
+        plumbing.remove().unwrap();
+    });
+}
+
+#[test]
 fn ten_thousand_services_are_updated_quickly() {
     inside("ten_thousand_services_are_updated_quickly", || {
         host();

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::Config;
 use super::settings::settings;
+use super::words::IDLE_FLAGS;
 use crate::policy::{BackendSpec, Policy, ServiceSpec};
 
 /// How many services the line names.
@@ -146,19 +147,18 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
         format!("{timeout}/{}", affinity.prefix_length)
     });
     let kind = scheduler.map_or_else(|| "default".to_owned(), |kind| kind.to_string());
-    let flags = match (flags.port, flags.fallback) {
-        (false, false) => "none",
-        (true, false) => "port",
-        (false, true) => "fallback",
-        (true, true) => "port and fallback",
-    };
+    let effective = [("port", flags.port), ("fallback", flags.fallback)].into_iter();
+    let idle = IDLE_FLAGS.iter().map(|&(word, flag)| (word, flags.idle.contains(flag)));
+    let set = effective.chain(idle).filter(|(_, set)| *set);
+    let words: Vec<&str> = set.map(|(word, _)| word).collect();
+    let flags = (!words.is_empty()).then(|| words.join(" and "));
     [
         ("protocol", protocol.to_string()),
         ("address", address.to_string()),
         ("external_addresses", format!("{external_addresses:?}")),
         ("node_port", or_none(node_port.map(|port| port.to_string()))),
         ("scheduler", kind),
-        ("scheduler_flags", flags.to_owned()),
+        ("scheduler_flags", or_none(flags)),
         ("persistence", or_none(affinity)),
     ]
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::validate::rules::CERTAIN;
-use super::words::{ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of};
+use super::words::{ATTACH, BACKEND, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of};
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
@@ -225,7 +225,7 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
     }
     out.optional("node_port", *node_port);
     out.optional("scheduler", scheduler.map(quoted));
-    let flags = flag_words(kind, *flags);
+    let flags = list(flag_words(kind, *flags).iter().map(quoted));
     out.optional("scheduler_flags", (flags != "[]").then_some(flags));
     let v4 = address.address.is_ipv4();
     out.optional("persistence", persistence.map(|affinity| affinity_table(affinity, v4)));
@@ -234,13 +234,15 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
     }
 }
 
-/// The flags that are set, in the words of the scheduler that knows them.
-pub(super) fn flag_words(kind: Kind, flags: Flags) -> String {
-    let Flags { fallback, port } = flags;
+/// The flags that are set, in the words of the scheduler that knows them, and those that have no effect.
+pub(super) fn flag_words(kind: Kind, flags: Flags) -> Vec<String> {
+    let Flags { fallback, port, idle } = flags;
     let known = matches!(kind, Kind::Sh | Kind::Mh);
     let words = [(port, "port"), (fallback, "fallback")];
     let set = words.into_iter().filter(|&(set, _)| known && set);
-    list(set.map(|(_, word)| quoted(format_args!("{kind}-{word}"))))
+    let set = set.map(|(_, word)| format!("{kind}-{word}"));
+    let idle = IDLE_FLAGS.iter().filter(|(_, flag)| idle.contains(*flag));
+    set.chain(idle.map(|&(word, _)| word.to_owned())).collect()
 }
 
 fn affinity_table(affinity: Persistence, v4: bool) -> String {

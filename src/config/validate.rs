@@ -9,6 +9,7 @@ mod values;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::string::FromUtf8Error;
 
 use toml::de::DeTable;
 
@@ -37,11 +38,22 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Diagnostic>> {
     let file = path.display().to_string();
     let unreadable = |why: String| vec![Diagnostic::of_file(&file, format!("cannot read: {why}"))];
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        unreadable(format!("byte {at} is not UTF-8: save the file as UTF-8"))
-    })?;
-    parse(&file, &text)
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&file, &text),
+        Err(error) => Err(not_utf8(&file, &error)),
+    }
+}
+
+fn not_utf8(file: &str, error: &FromUtf8Error) -> Vec<Diagnostic> {
+    let at = error.utf8_error().valid_up_to();
+    let (before, after) = error.as_bytes().split_at(at);
+    let byte = after
+        .first()
+        .map_or_else(String::new, |byte| format!("byte {byte:#04x} is "));
+    let mut report = Report::default();
+    report.error(at, format!("{byte}not UTF-8: save the file as UTF-8"));
+    let (errors, _) = report.finish(file, &String::from_utf8_lossy(before));
+    errors
 }
 
 /// Validates the text of a file; `file_name` is for messages.

@@ -1,6 +1,7 @@
 //! The words of closed sets, one list for reading, writing and comparing.
 use super::{Attach, Backend};
 use crate::policy::{Masquerade, Mode, OnBackendRemoved};
+use crate::scheduler::IdleFlags;
 
 /// Words and what they mean.
 pub(super) type Words<T> = [(&'static str, T)];
@@ -25,6 +26,14 @@ pub(super) const ON_BACKEND_REMOVED: &Words<OnBackendRemoved> = &[
     ("preserve", OnBackendRemoved::Preserve),
     ("reset", OnBackendRemoved::Reset),
     ("reschedule", OnBackendRemoved::Reschedule),
+];
+
+/// `scheduler_flags` of schedulers that the service does not have.
+pub(super) const IDLE_FLAGS: &Words<IdleFlags> = &[
+    ("sh-port", IdleFlags::SH_PORT),
+    ("sh-fallback", IdleFlags::SH_FALLBACK),
+    ("mh-port", IdleFlags::MH_PORT),
+    ("mh-fallback", IdleFlags::MH_FALLBACK),
 ];
 
 /// Keys of `[conntrack]` for the TCP states, in the order of [`crate::conntrack::tcp::State::ALL`].

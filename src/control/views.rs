@@ -215,6 +215,7 @@ mod tests {
         let flags = Flags {
             fallback: true,
             port: true,
+            ..Flags::default()
         };
         let backends = vec![Arc::new(Backend::new(7, &spec, Arc::clone(&identity), 1))];
         Service {
@@ -251,8 +252,8 @@ mod tests {
     #[test]
     fn flags_are_shown_for_the_schedulers_that_have_them_only() {
         let flags = Flags {
-            fallback: false,
             port: true,
+            ..Flags::default()
         };
         assert_eq!(flag_words(Kind::Sh, flags), ["sh-port"]);
         assert!(flag_words(Kind::Rr, flags).is_empty());

@@ -1,4 +1,5 @@
 //! The TUN device: its index, and what makes it ready.
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -42,9 +43,20 @@ impl Device {
         );
         handle.request(&self.up(index), 0, what)?;
         let what = format!("ip address replace {DUMMY_ADDRESS}/32 dev {} scope host", self.name);
-        handle.request(&dummy_address(index), NLM_F_CREATE | NLM_F_REPLACE, what)?;
+        let address = RouteNetlinkMessage::NewAddress(dummy_address(index));
+        handle.request(&address, NLM_F_CREATE | NLM_F_REPLACE, what)?;
         sysctl::prepare_device(&self.name)?;
         Ok(index)
+    }
+
+    /// Takes [`DUMMY_ADDRESS`] from a device that stays when lbd ends.
+    pub(super) fn tidy(&self, index: u32, handle: &mut Handle) -> Result<(), Error> {
+        let address = RouteNetlinkMessage::DelAddress(dummy_address(index));
+        let what = format!("ip address del {DUMMY_ADDRESS}/32 dev {}", self.name);
+        match handle.request(&address, 0, what) {
+            Err(Error::Refused { source, .. }) if is_gone(&source) => Ok(()),
+            other => other,
+        }
     }
 
     fn up(&self, index: u32) -> RouteNetlinkMessage {
@@ -68,7 +80,14 @@ fn no_link_local(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(link)
 }
 
-fn dummy_address(index: u32) -> RouteNetlinkMessage {
+/// The device, or the address.
+fn is_gone(refusal: &io::Error) -> bool {
+    [libc::ENODEV, libc::EADDRNOTAVAIL]
+        .map(Some)
+        .contains(&refusal.raw_os_error())
+}
+
+fn dummy_address(index: u32) -> AddressMessage {
     let mut address = AddressMessage::default();
     address.header.family = AddressFamily::Inet;
     address.header.prefix_len = 32;
@@ -77,5 +96,5 @@ fn dummy_address(index: u32) -> RouteNetlinkMessage {
     let dummy = IpAddr::V4(DUMMY_ADDRESS);
     address.attributes.push(AddressAttribute::Local(dummy));
     address.attributes.push(AddressAttribute::Address(dummy));
-    RouteNetlinkMessage::NewAddress(address)
+    address
 }

@@ -35,6 +35,11 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The kernel was started without IPv6.
+    #[error(
+        "a service has an IPv6 address, and this kernel has no IPv6; start it without ipv6.disable=1, or remove the IPv6 services"
+    )]
+    NoIpv6,
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -42,6 +47,24 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The journal of changed sysctls cannot be kept.
+    #[error(
+        "cannot write the journal of changed sysctls, {}: {source}; run lbd as root, or set socket in [control] to a path in a directory that lbd may write to", path.display()
+    )]
+    Unwritable {
+        /// The journal, or its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody else may have written the journal.
+    #[error("{}: not a journal of this lbd, {why}; look at who put it there, then delete it", path.display())]
+    Untrusted {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The journal is no journal.
     #[error(
@@ -65,12 +88,34 @@ pub enum Error {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => "lbd needs CAP_NET_ADMIN in this network namespace",
+        Some(libc::EPERM) => "lbd needs CAP_NET_ADMIN in this network namespace",
+        // `ip6_route_info_create_nh` of net/ipv6/route.c; a missing capability is EPERM.
+        Some(libc::EACCES) => {
+            "IPv6 is switched off on the device; switch it on (sysctl net.ipv6.conf.DEVICE.disable_ipv6=0), or remove the IPv6 services"
+        }
         Some(libc::EEXIST) => "something else has put in the same; remove that, or stop what put it there",
         Some(libc::ENODEV | libc::ENXIO) => "the TUN device is gone",
         Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
             "this kernel lacks it (IP_MULTIPLE_TABLES, IPV6_MULTIPLE_TABLES and IPv6 are needed)"
         }
         _ => "nothing was changed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: i32) -> String {
+        let source = io::Error::from_raw_os_error(code);
+        let what = "ip route add fd00::10/128 table 7762".into();
+        Error::Refused { what, source }.to_string()
+    }
+
+    #[test]
+    fn ipv6_that_is_switched_off_is_not_taken_for_a_missing_capability() {
+        let (off, missing) = (refused(libc::EACCES), refused(libc::EPERM));
+        assert!(off.contains("disable_ipv6") && !off.contains("CAP_NET_ADMIN"), "{off}");
+        assert!(missing.contains("CAP_NET_ADMIN"), "{missing}");
     }
 }

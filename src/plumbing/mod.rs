@@ -28,7 +28,9 @@
 mod address;
 mod cover;
 mod device;
+mod directory;
 mod error;
+mod identity;
 mod journal;
 mod leftovers;
 mod message;
@@ -42,6 +44,7 @@ use std::path::Path;
 pub use address::{Monitor, local_addresses, owned_addresses};
 pub use cover::Cover;
 pub use device::Device;
+pub use directory::journal_directory;
 pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
 pub use plan::{Plan, PlanError};
@@ -144,10 +147,11 @@ impl Plumbing {
         let steps = object::difference(&self.installed, &[]);
         let refused = self.handle.run_all(&steps, self.context());
         self.installed.clear();
+        let tidied = self.device.tidy(self.index, &mut self.handle);
         let sysctls = sysctl::restore(&mut self.journal);
         match refused {
             Some(error) => Err(error),
-            None => sysctls,
+            None => tidied.and(sysctls),
         }
     }
 

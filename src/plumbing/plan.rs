@@ -13,7 +13,7 @@ use crate::policy::{Masquerade, Mode, Policy, ServiceSpec};
 /// What is to be led into the TUN device. Equal plans need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Service, external and pool addresses: whatever goes there goes to lbd.
+    /// Service, external and pool addresses, of families that have services: whatever goes there goes to lbd.
     pub routes: BTreeSet<IpNet>,
     /// Node ports, and services on this host's own addresses: only these ports go to lbd.
     pub local_ports: BTreeSet<(Protocol, Endpoint)>,
@@ -61,7 +61,15 @@ impl Plan {
             if let Some(&address) = owned.iter().find(|&address| pool.contains(address)) {
                 return Err(PlanError::OwnedPool { pool, address });
             }
-            plan.routes.insert(pool.trunc());
+            // A family without services is none of lbd's business: the host may not even have it.
+            let family = Family::of(pool.addr());
+            if policy
+                .services
+                .iter()
+                .any(|service| Family::of(service.address.address) == family)
+            {
+                plan.routes.insert(pool.trunc());
+            }
         }
         let owned: BTreeSet<IpAddr> = owned.iter().chain(&policy.node_addresses).copied().collect();
         for service in &policy.services {
@@ -260,6 +268,23 @@ mod tests {
         let plan = Plan::new(&policy, &owned()).unwrap();
         let routes: Vec<String> = plan.routes.iter().map(ToString::to_string).collect();
         assert_eq!(routes, ["10.96.0.10/32", "198.18.0.0/28", "203.0.113.10/32"]);
+    }
+
+    #[test]
+    fn a_pool_is_routed_only_where_a_service_of_its_family_is() {
+        let pool = ["198.18.0.0/28", "2001:2::/124"].map(|net| net.parse().unwrap());
+        let routes = |services| {
+            let mut policy = policy(services);
+            policy.nat.pool = pool.to_vec();
+            let plan = Plan::new(&policy, &owned()).unwrap();
+            plan.routes.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let v4 = || service("10.96.0.10:80", None, &["10.2.0.11:80"]);
+        let v6 = || service("[fd00::10]:80", None, &[]);
+        assert!(routes(Vec::new()).is_empty());
+        assert_eq!(routes(vec![v4()]), ["10.96.0.10/32", "198.18.0.0/28"]);
+        assert_eq!(routes(vec![v6()]), ["2001:2::/124", "fd00::10/128"]);
+        assert_eq!(routes(vec![v4(), v6()]).len(), 4);
     }
 
     #[test]

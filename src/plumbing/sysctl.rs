@@ -33,9 +33,6 @@ pub(super) fn prepare_device(device: &str) -> Result<(), Error> {
     require_loose_filter(device)?;
     // A new device takes it from conf/default, which may differ from ip_forward.
     require(&format!("net/ipv4/conf/{device}/forwarding"), "1")?;
-    if Family::V6.is_supported() {
-        require(&format!("net/ipv6/conf/{device}/forwarding"), "1")?;
-    }
     // Not vital: without the first, a local client of a port that nobody serves waits instead of being told; redirects
     // are never due, since no rule leads a packet from the device back into it.
     let redirects = require(&format!("net/ipv4/conf/{device}/send_redirects"), "0");
@@ -63,6 +60,9 @@ fn require_loose_filter(device: &str) -> Result<(), Error> {
 
 /// Lets the host forward packets of `family`; what changes is in `journal` before it does.
 pub(super) fn prepare(family: Family, device: &str, journal: &mut Journal) -> Result<(), Error> {
+    if family == Family::V6 {
+        prepare_ipv6(device)?;
+    }
     if read(family.forwarding())? == "1" {
         return Ok(());
     }
@@ -75,6 +75,15 @@ pub(super) fn prepare(family: Family, device: &str, journal: &mut Journal) -> Re
     settings
         .iter()
         .try_for_each(|setting| require(&setting.key, &setting.set))
+}
+
+/// Settings of the device itself. Where IPv6 is switched off for new devices (`conf/default`), lbd's own refuses routes.
+fn prepare_ipv6(device: &str) -> Result<(), Error> {
+    if !Family::V6.is_supported() {
+        return Err(Error::NoIpv6);
+    }
+    require(&format!("net/ipv6/conf/{device}/disable_ipv6"), "0")?;
+    require(&format!("net/ipv6/conf/{device}/forwarding"), "1")
 }
 
 /// Puts everything back that still has the value which lbd gave it; yields how many settings were.

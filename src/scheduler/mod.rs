@@ -145,6 +145,37 @@ pub struct Flags {
     pub fallback: bool,
     /// `sh-port`, `mh-port`: hash the source port too.
     pub port: bool,
+    /// Without effect.
+    pub idle: IdleFlags,
+}
+
+/// Flags of schedulers that the service does not have. They do nothing, but are saved as they were configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IdleFlags(u8);
+
+impl IdleFlags {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// `sh-port`
+    pub const SH_PORT: Self = Self(1);
+    /// `sh-fallback`
+    pub const SH_FALLBACK: Self = Self(1 << 1);
+    /// `mh-port`
+    pub const MH_PORT: Self = Self(1 << 2);
+    /// `mh-fallback`
+    pub const MH_FALLBACK: Self = Self(1 << 3);
+
+    /// These and those.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 /// Randomness as a value: seeded by the caller, the same for the same seed.

@@ -150,7 +150,7 @@ proptest! {
         port: bool,
     ) {
         for kind in Kind::ALL {
-            let mut run = Run::new(kind, Flags { fallback, port }, &weights);
+            let mut run = Run::new(kind, Flags { fallback, port, ..Flags::default() }, &weights);
             for step in &steps {
                 run.step(step.clone());
             }

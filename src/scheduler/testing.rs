@@ -47,6 +47,7 @@ pub(super) fn flags(word: &str) -> Flags {
     Flags {
         fallback: word.ends_with("-fallback"),
         port: word.ends_with("-port"),
+        ..Flags::default()
     }
 }
 

@@ -5,12 +5,13 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::config::parse;
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::{Mode, Policy};
+use crate::scheduler::IdleFlags;
 
 fn host(v4: bool, net: u8, host: u16) -> IpAddr {
     let [high, low] = host.to_be_bytes();
@@ -49,6 +50,10 @@ fn persistence(v4: bool) -> impl Strategy<Value = Persistence> {
     (duration(), 0..=most).prop_map(|(timeout, prefix_length)| Persistence { timeout, prefix_length })
 }
 
+fn union(flags: impl IntoIterator<Item = (&'static str, IdleFlags)>) -> IdleFlags {
+    flags.into_iter().fold(IdleFlags::NONE, |all, (_, flag)| all.with(flag))
+}
+
 prop_compose! {
     fn service()(v4 in any::<bool>())(
         v4 in Just(v4),
@@ -59,6 +64,7 @@ prop_compose! {
         node_port in any::<bool>(),
         scheduler in of(select(Kind::ALL.to_vec())),
         (fallback, port_flag) in any::<(bool, bool)>(),
+        idle in subsequence(IDLE_FLAGS.to_vec(), 0..=4),
         persistence in of(persistence(v4)),
         backends in backends(v4),
     ) -> ServiceSpec {
@@ -69,14 +75,14 @@ prop_compose! {
             external_addresses: (0..externals).map(|n| host(v4, 97, n)).collect(),
             node_port: node_port.then_some(port),
             scheduler,
-            flags: Flags { fallback, port: port_flag },
+            flags: Flags { fallback, port: port_flag, idle: union(idle) },
             persistence,
             backends,
         }
     }
 }
 
-/// Makes names, addresses and node ports unique, and drops flags that the scheduler does not know.
+/// Makes names, addresses and node ports unique, and lets only the flags have an effect that the scheduler knows.
 fn apart(policy: &mut Policy) {
     let kinds: Vec<Kind> = policy
         .services
@@ -92,8 +98,14 @@ fn apart(policy: &mut Policy) {
         }
         service.node_port = service.node_port.map(|_| 30_000 + n);
         if !matches!(kind, Kind::Sh | Kind::Mh) {
-            service.flags = Flags::default();
+            (service.flags.fallback, service.flags.port) = (false, false);
         }
+        let idle = service.flags.idle;
+        let others = IDLE_FLAGS
+            .iter()
+            .copied()
+            .filter(|(word, _)| !word.starts_with(kind.name()));
+        service.flags.idle = union(others.filter(|(_, flag)| idle.contains(*flag)));
     }
 }
 

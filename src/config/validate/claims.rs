@@ -51,6 +51,11 @@ impl<'t> Claims<'t> {
         }
     }
 
+    /// The service that answers there.
+    pub(super) fn owner(&self, protocol: Protocol, endpoint: Endpoint) -> Option<&'t str> {
+        self.endpoints.get(&(protocol, endpoint)).copied()
+    }
+
     /// Claims a port on every node address of a family, or reports who has it.
     pub(super) fn node_port(&mut self, port: u16, v4: bool, by: Claimant<'t>, report: &mut Report) {
         match self.node_ports.entry((by.protocol, v4, port)) {

@@ -11,10 +11,10 @@ use super::values::{address, duration, endpoint, known_word, name, number, offse
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Key, Scalar, Text};
-use crate::config::words::Words;
+use crate::config::words::{IDLE_FLAGS, Words, meaning_of};
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::{BackendSpec, Persistence, ServiceSpec};
-use crate::scheduler::{Flags, Kind};
+use crate::scheduler::{Flags, IdleFlags, Kind};
 
 /// `ipvsadm` shows and takes whole seconds.
 const SHORTEST_AFFINITY: Duration = Duration::from_secs(1);
@@ -46,10 +46,12 @@ const FLAGS: &Words<(Kind, Flags)> = &[
 const PORT: Flags = Flags {
     port: true,
     fallback: false,
+    idle: IdleFlags::NONE,
 };
 const FALLBACK: Flags = Flags {
     port: false,
     fallback: true,
+    idle: IdleFlags::NONE,
 };
 
 /// What a service must get along with.
@@ -86,7 +88,12 @@ pub(super) fn services<'t>(
     around: &mut Around<'_, 't>,
     report: &mut Report,
 ) -> Vec<ServiceSpec> {
-    list.iter().filter_map(|raw| service(raw, around, report)).collect()
+    let specs = list.iter().filter_map(|raw| service(raw, around, report)).collect();
+    // Only now is it known who answers where.
+    for raw in list {
+        check_no_loop(raw.get_ref(), &around.claims, report);
+    }
+    specs
 }
 
 fn service<'t>(
@@ -234,17 +241,13 @@ fn flags(raw: &raw::Service<'_>, kind: Kind, report: &mut Report) -> Flags {
             continue;
         };
         if owner != kind {
-            let problem = format!(
-                "only for scheduler {:?}, and this service's is \"{kind}\", {}",
-                owner.name(),
-                flags_of(kind)
-            );
-            report.bad(
-                offset(text),
-                "scheduler_flags",
-                format!("{:?}", text.get_ref()),
-                problem,
-            );
+            let word = text.get_ref();
+            let (owner, known) = (owner.name(), flags_of(kind));
+            let why = format!("only for scheduler {owner:?}, and this service's is \"{kind}\", {known}");
+            report.warning(offset(text), format!("scheduler_flags = {word:?}: no effect: {why}"));
+            let idle = meaning_of(word, IDLE_FLAGS).unwrap_or_default();
+            flags.idle = flags.idle.with(idle);
+            continue;
         }
         flags.port |= flag.port;
         flags.fallback |= flag.fallback;
@@ -359,7 +362,7 @@ fn thresholds(raw: &raw::Backend<'_>, report: &mut Report) -> (u32, u32) {
     (upper, lower)
 }
 
-/// Claims every address and port of a service, and keeps its own backends off them.
+/// Claims every address and port of a service.
 fn claim<'t>(raw: &raw::Service<'t>, spec: &ServiceSpec, claims: &mut Claims<'t>, report: &mut Report) {
     let service = raw.name.given().map_or("", |text| *text.get_ref());
     let by = |key, written, offset| Claimant {
@@ -383,23 +386,27 @@ fn claim<'t>(raw: &raw::Service<'t>, spec: &ServiceSpec, claims: &mut Claims<'t>
         let by = by("node_port", Scalar::Integer(*value.get_ref()), offset(value));
         claims.node_port(port, spec.address.address.is_ipv4(), by, report);
     }
-    check_no_loop(raw, spec, report);
 }
 
-/// A backend that is the service itself would get its own packets for ever.
-fn check_no_loop(raw: &raw::Service<'_>, spec: &ServiceSpec, report: &mut Report) {
-    let own: Vec<Endpoint> = spec.endpoints(&[]).collect();
+/// A backend that is a service would get packets for ever, or none: what lbd has sent is not taken in again.
+fn check_no_loop(raw: &raw::Service<'_>, claims: &Claims<'_>, report: &mut Report) {
+    let protocol = raw
+        .protocol
+        .given()
+        .and_then(|text| meaning_of(text.get_ref(), PROTOCOLS));
+    let Some(protocol) = protocol else { return };
+    let name = raw.name.given().map_or("", |text| *text.get_ref());
     for at in raw.backends.items() {
         let Some(text) = at.get_ref().address.given() else {
             continue;
         };
-        if text
-            .get_ref()
-            .parse()
-            .is_ok_and(|address: Endpoint| own.contains(&address))
-        {
-            let problem = "this is the service itself: give the address of a real server";
-            report.bad(offset(text), "address", format!("{:?}", text.get_ref()), problem);
-        }
+        let address = text.get_ref().parse::<Endpoint>().ok();
+        let problem = match address.and_then(|address| claims.owner(protocol, address)) {
+            None => continue,
+            Some(owner) if owner == name => "this is the service itself".to_owned(),
+            Some(owner) => format!("this is service {owner:?}, and lbd does not send its own packets on"),
+        };
+        let problem = format!("{problem}: give the address of a real server");
+        report.bad(offset(text), "address", format!("{:?}", text.get_ref()), problem);
     }
 }

@@ -177,8 +177,42 @@ fn flags_belong_to_the_scheduler_that_the_service_really_uses() {
         service.flags,
         Flags {
             port: true,
-            fallback: false
+            ..Flags::default()
         }
+    );
+}
+
+#[test]
+fn a_flag_of_another_scheduler_is_warned_of_and_has_no_effect_but_is_saved() {
+    for (scheduler, flag, owner, hint) in [
+        (
+            "wrr",
+            "sh-port",
+            "sh",
+            "which has no flags: remove it or change the scheduler",
+        ),
+        ("sh", "mh-fallback", "mh", "whose flags are: sh-port, sh-fallback"),
+    ] {
+        let text = format!("{{web}}scheduler = \"{scheduler}\"\nscheduler_flags = [\"{flag}\"]");
+        let Loaded { config, warnings } = accepted(&text);
+        assert_eq!(
+            warnings[0].to_string(),
+            format!(
+                "lbd.toml:6:20: scheduler_flags = \"{flag}\": no effect: only for scheduler \"{owner}\", and this service's is \"{scheduler}\", {hint}"
+            )
+        );
+        let flags = config.policy.services[0].flags;
+        assert!(!flags.port && !flags.fallback, "{flag}");
+        let saved = crate::config::to_toml(&config);
+        assert!(saved.contains(&format!("scheduler_flags = [\"{flag}\"]")), "{saved}");
+    }
+}
+
+#[test]
+fn a_backend_may_have_the_address_of_a_service_of_another_protocol_or_port() {
+    accepted("{web}backends = [{ address = \"10.96.0.10:81\" }]");
+    accepted(
+        "{web}[[services]]\nname = \"dns\"\nprotocol = \"udp\"\naddress = \"10.96.0.53:53\"\nbackends = [{ address = \"10.96.0.10:80\" }]",
     );
 }
 
@@ -239,8 +273,18 @@ fn a_file_that_cannot_be_read_is_named_without_a_line() {
     let line = || load(&path).unwrap_err()[0].to_string();
     let start = format!("{}: cannot read: ", path.display());
     assert_eq!(line(), format!("{start}No such file or directory (os error 2)"));
-    std::fs::write(&path, b"mode = \"\xff\"").unwrap();
-    assert_eq!(line(), format!("{start}byte 8 is not UTF-8: save the file as UTF-8"));
+}
+
+#[test]
+fn text_that_is_not_utf_8_is_found_by_line_and_column() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.toml");
+    std::fs::write(&path, b"# \xc3\xa9\nmode = \"\xc3\xa9\xff\"").unwrap();
+    let expected = format!(
+        "{}:2:10: byte 0xff is not UTF-8: save the file as UTF-8",
+        path.display()
+    );
+    assert_eq!(load(&path).unwrap_err()[0].to_string(), expected);
 }
 
 #[test]

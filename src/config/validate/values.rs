@@ -91,12 +91,17 @@ pub(super) fn duration(
     None
 }
 
-/// Why no single host can have this address.
+/// Why no single host that lbd can reach has this address.
 fn not_a_host(address: IpAddr) -> Option<String> {
     let why = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             let mapped = address.to_canonical();
             return Some(format!("an IPv4-mapped IPv6 address: write it as IPv4, {mapped}"));
+        }
+        // `ip_route_input_slow` and `ip6_rcv_core` drop such packets as martians.
+        _ if address.is_loopback() => {
+            let why = "a loopback address, which no packet of lbd can come from or go to";
+            return Some(format!("{why}: give an address of an interface"));
         }
         IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
         _ if address.is_unspecified() => "the unspecified address",
