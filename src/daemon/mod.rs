@@ -45,7 +45,10 @@ pub enum Error {
     #[error(transparent)]
     Plan(#[from] plumbing::PlanError),
     /// The control socket.
-    #[error("control socket {}: {error}", path.display())]
+    #[error(
+        "control.socket = {}: {error}; run lbd as root, or set another socket in [control], in a directory that lbd may write to",
+        path.display()
+    )]
     Control {
         /// Of the configuration.
         path: PathBuf,
@@ -141,7 +144,7 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
         name: config.tun.name.clone(),
         mtu: config.tun.mtu,
     };
-    let journal = journal_directory(std::env::var_os("RUNTIME_DIRECTORY"), &socket);
+    let journal = plumbing::journal_directory(&socket, std::env::var_os("RUNTIME_DIRECTORY"));
     if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
     }
@@ -265,8 +268,4 @@ fn reload(control: &Control) {
     }
     control.reload_and_log();
     notify(&[NotifyState::Ready]);
-}
-
-fn journal_directory(_runtime: Option<std::ffi::OsString>, socket: &Path) -> std::path::PathBuf {
-    socket.parent().unwrap_or_else(|| Path::new(".")).to_path_buf()
 }

@@ -65,7 +65,7 @@ pub enum OpenError {
     Device(io::Error),
     /// The kernel does not give the device.
     #[error(
-        "TUN device {name}: {error}; is another program using it? see `ip link show {name}`, or choose another [tun] name"
+        "TUN device {name}: {error}; is it another program's, or a device of another kind? see `ip -d link show {name}`, or choose another [tun] name"
     )]
     Attach {
         /// Of the device.
