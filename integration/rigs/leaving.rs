@@ -30,7 +30,9 @@ fn control_c_is_as_good_as_sigterm() {
 fn what_a_reload_takes_away_is_gone_from_the_kernel_where_no_flow_needs_it() {
     isolated(|| {
         let rig = Rig::new();
-        let few = Config::new(Mode::Ipvs, vec![Service::dns(Family::V4)]);
+        // Both kinds of addresses: forwarding of a kind that was needed once is switched off again only at the end.
+        let few = [Family::V4, Family::V6].map(Service::dns);
+        let few = Config::new(Mode::Ipvs, few.into());
         let lbd = rig.lbd(&few);
         let before = rig.kernel_state();
         lbd.reload(&everything(Mode::Ipvs).to_string()).ok();
