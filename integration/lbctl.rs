@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use lbd::control::Handler;
 use lbd::control::protocol::{
-    BackendView, ConnectionView, Data, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView, ServiceView,
-    StatsView, Status,
+    BackendView, ConnectionView, Data, DrainView, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView, ServiceView,
+    StatsView, Status, TimeoutsView,
 };
 use lbd::control::selector::Selector;
 use lbd::control::server::Server;
@@ -37,7 +37,27 @@ impl Handler for Scripted {
             Request::SwitchMode { mode } => Reply::message(format!("mode is now {}", mode.name())),
             Request::Reload => Reply::error("lbd.toml:3:1: one\nlbd.toml:4:1: two\n"),
             Request::Save => Reply::Ok(Data::Configuration("mode = \"ipvs\"\n".to_owned())),
+            Request::Edit { edits } => Reply::message(serde_json::to_string(&edits).unwrap()),
+            Request::Drain { backend, .. } => Reply::Ok(Data::Drains(vec![drain(&backend)])),
+            Request::Drains => Reply::Ok(Data::Drains(Vec::new())),
+            Request::Timeouts => Reply::Ok(Data::Timeouts(TimeoutsView {
+                tcp_established_seconds: 900,
+                tcp_fin_seconds: 120,
+                udp_seconds: 300,
+            })),
+            Request::Zero { .. } => Reply::message("counting from zero"),
         }
+    }
+}
+
+fn drain(backend: &str) -> DrainView {
+    DrainView {
+        service: "default/web:http".to_owned(),
+        backend: endpoint(backend),
+        draining_seconds: 0,
+        deadline_seconds: Some(600),
+        remaining_flows: 2,
+        oldest_flow_seconds: Some(90),
     }
 }
 
@@ -137,6 +157,7 @@ fn status() -> Status {
         },
         unsent: 0,
         last_reload: None,
+        draining: Vec::new(),
     }
 }
 

@@ -7,7 +7,8 @@
 //! A dashmap: templates are only looked at for new flows, and no lock is held while anything else is.
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use ahash::RandomState;
 use dashmap::DashMap;
@@ -23,6 +24,41 @@ pub struct Template {
     /// Where its flows go.
     pub backend: Arc<Backend>,
     expires: AtomicU64,
+    /// Whether a flow of it was ever established (`IP_VS_CTPL_S_ASSURED`).
+    assured: AtomicBool,
+}
+
+/// How long a template that still has flows is shown to live on (`ip_vs_conn_expire`, ip_vs_conn.c).
+const GRACE: u64 = 60_000_000_000;
+
+impl Template {
+    /// One of its flows is established (`ip_vs_control_assure_ct`).
+    pub fn assure(&self) {
+        self.assured.store(true, Relaxed);
+    }
+
+    /// In the words of `ipvsadm -Lc`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.assured.load(Relaxed) {
+            true => "ASSURED",
+            false => "NONE",
+        }
+    }
+
+    /// How long it lives without a new flow; while it has flows that time is prolonged again and again.
+    #[must_use]
+    pub fn remaining(&self, now: Instant) -> Duration {
+        let (now, expires) = (now.as_nanos(), self.expires.load(Relaxed));
+        match expires.checked_sub(now) {
+            Some(left) => Duration::from_nanos(left),
+            None => Duration::from_nanos(GRACE - (now - expires) % GRACE),
+        }
+    }
+
+    fn is_alive(&self, holders: usize, now: Instant) -> bool {
+        holders > 0 || self.expires.load(Relaxed) > now.as_nanos()
+    }
 }
 
 /// Service and client network.
@@ -41,9 +77,9 @@ impl Affinity {
         let persistence = service.persistence.as_ref()?;
         let template = Arc::clone(&*self.templates.get(&key(service, persistence, client))?);
         let usable = !template.backend.is_removed() && template.backend.weight() > 0;
-        // The table, this function, and any flow.
-        let held = Arc::strong_count(&template) > 2;
-        (usable && (held || template.expires.load(Relaxed) > now.as_nanos())).then_some(template)
+        // Besides the table and this function.
+        let flows = Arc::strong_count(&template) - 2;
+        (usable && template.is_alive(flows, now)).then_some(template)
     }
 
     /// Remembers a choice for a service with persistence, or that it was used again.
@@ -66,6 +102,7 @@ impl Affinity {
         let template = Arc::new(Template {
             backend: Arc::clone(backend),
             expires: AtomicU64::new(expires),
+            assured: AtomicBool::new(false),
         });
         self.templates.insert(key, Arc::clone(&template));
         Some(template)
@@ -74,7 +111,18 @@ impl Affinity {
     /// Forgets templates whose time is over and that no flow holds.
     pub fn expire(&self, now: Instant) {
         self.templates
-            .retain(|_, template| Arc::strong_count(template) > 1 || template.expires.load(Relaxed) > now.as_nanos());
+            .retain(|_, template| template.is_alive(Arc::strong_count(template) - 1, now));
+    }
+
+    /// Shows each template to `see`, with the service's id and the client or its network.
+    pub fn each(&self, now: Instant, mut see: impl FnMut(u64, IpAddr, &Template)) {
+        for entry in &self.templates {
+            let &(service, client) = entry.key();
+            let flows = Arc::strong_count(entry.value()) - 1;
+            if entry.value().is_alive(flows, now) {
+                see(service, client, entry.value());
+            }
+        }
     }
 }
 

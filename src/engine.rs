@@ -10,7 +10,7 @@ use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
-use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
@@ -148,6 +148,12 @@ impl Engine {
         &self.conntrack
     }
 
+    /// The templates of client affinity.
+    #[must_use]
+    pub const fn affinity(&self) -> &Affinity {
+        &self.affinity
+    }
+
     /// How often a verdict was given, by all workers together.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
@@ -275,8 +281,8 @@ impl Processor<'_> {
                     return Known::No;
                 }
                 let before = connection.state.class();
-                if connection.backend.is_removed() {
-                    match orphaned(policy.on_backend_removed, segment, direction) {
+                if let Some(rule) = connection.backend.orphans(policy.on_backend_removed) {
+                    match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => {
                             let told = end(connection, direction, now, &policy.timeouts);
@@ -325,6 +331,7 @@ impl Processor<'_> {
             source,
             template: self.affinity.remember(service, client, &backend, now),
             state: State::new(segment.tuple.protocol).next(Direction::Original, segment.flags),
+            opened: now,
             expires: now,
             backend,
         };
@@ -400,7 +407,8 @@ fn segment(headers: &Headers) -> Option<Segment> {
 fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
-        State::Udp { .. } => false,
+        // One-packet scheduling: the flow remains for the replies only, until the next datagram.
+        State::Udp { .. } => connection.backend.is_one_packet(),
     };
     over && direction == Direction::Original && segment.opens()
 }
@@ -426,6 +434,11 @@ fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpF
     let is_active = connection.state.is_active();
     if was_active != is_active {
         connection.backend.set_active(is_active);
+    }
+    if connection.state.class() == Class::Established
+        && let Some(template) = &connection.template
+    {
+        template.assure();
     }
 }
 

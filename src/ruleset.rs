@@ -138,6 +138,9 @@ impl Registry {
             backend
         });
         let backends: Vec<Arc<Backend>> = backends.collect();
+        backends
+            .iter()
+            .for_each(|backend| backend.set_one_packet(spec.one_packet));
         let kind = policy.scheduler_of(spec);
         Service {
             scheduler: Mutex::new(continue_scheduler(policy, spec, old, &backends)),
@@ -148,6 +151,7 @@ impl Registry {
             kind,
             flags: spec.flags,
             persistence: spec.persistence,
+            one_packet: spec.one_packet,
         }
     }
 

@@ -128,7 +128,7 @@ fn service_change(old: &ServiceSpec, new: &ServiceSpec) -> String {
 }
 
 /// Every key of a service but its name and backends.
-fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
+fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
     let ServiceSpec {
         name: _,
         protocol,
@@ -138,6 +138,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
         scheduler,
         flags,
         persistence,
+        one_packet,
         backends: _,
     } = service;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
@@ -160,6 +161,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
         ("scheduler", kind),
         ("scheduler_flags", flags.to_owned()),
         ("persistence", or_none(affinity)),
+        ("ops", one_packet.to_string()),
     ]
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use self::claims::Claims;
+pub(super) use self::services::ONE_PACKET;
 use self::services::Around;
 use self::values::{offset, word};
 use super::diagnostic::{Diagnostic, Report};

@@ -1,5 +1,6 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod control;
+mod drains;
 mod kept;
 mod views;
 

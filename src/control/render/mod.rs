@@ -1,20 +1,24 @@
 //! What lbctl prints: plain data in, text out. Tables that ipvsadm or iptables also have look as theirs do.
 pub mod connections;
+mod drains;
 pub mod drops;
 pub mod list;
 pub mod rules;
 pub mod status;
+mod timeouts;
 
 pub use connections::connections;
+pub use drains::drains;
 pub use drops::drops;
 pub use list::{Columns, list};
 pub use rules::rules;
 pub use status::status;
+pub use timeouts::timeouts;
 
 use crate::flow::Protocol;
 
 /// The word in ipvsadm's tables.
-const fn protocol_word(protocol: Protocol) -> &'static str {
+pub(in crate::control) const fn protocol_word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",

@@ -46,6 +46,7 @@ fn status() -> Status {
         packets: PacketCounts::default(),
         unsent: 0,
         last_reload: None,
+        draining: Vec::new(),
     }
 }
 
@@ -175,7 +176,7 @@ fn a_client_beyond_the_limit_is_told_so() {
     let (_directory, path, _server) = running();
     let hung: Vec<_> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let reply = client::ask(&path, &Request::Mode).unwrap();
-    let Reply::Err { message } = reply else {
+    let Reply::Err { message, .. } = reply else {
         panic!("{reply:?}")
     };
     assert!(message.contains("16 control clients"), "{message}");
