@@ -80,6 +80,7 @@ fn service() -> ServiceView {
         addresses: vec![endpoint("127.0.0.1:80"), endpoint("203.0.113.10:80")],
         scheduler: "rr".to_owned(),
         scheduler_flags: Vec::new(),
+        one_packet: false,
         persistence: None,
         stats: StatsView {
             connections: 10,
@@ -96,6 +97,7 @@ fn service() -> ServiceView {
             lower_threshold: 0,
             active_connections: 1,
             inactive_connections: 5,
+            persistent_connections: 0,
             overloaded: false,
             stats: StatsView::default(),
             rates: RatesView::default(),

@@ -329,6 +329,7 @@ mod tests {
                 timeout: Duration::from_secs(10_800),
                 prefix_length: 24,
             }),
+            one_packet: false,
         }
     }
 

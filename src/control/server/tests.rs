@@ -24,6 +24,11 @@ impl Handler for Fake {
             | Request::Connections { .. }
             | Request::Rules
             | Request::Drops
+            | Request::Edit { .. }
+            | Request::Drain { .. }
+            | Request::Drains
+            | Request::Timeouts
+            | Request::Zero { .. }
             | Request::SwitchMode { .. } => Reply::error("not in this test"),
         }
     }
