@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use lbd::control::Handler;
 use lbd::control::protocol::{
-    BackendView, ConnectionView, Data, DrainView, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView, ServiceView,
-    StatsView, Status, TimeoutsView,
+    BackendView, ConnectionView, Data, DrainView, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView,
+    ServiceView, StatsView, Status, TimeoutsView,
 };
 use lbd::control::selector::Selector;
 use lbd::control::server::Server;

@@ -186,7 +186,9 @@ impl Refusal {
     fn no_service(which: &Which) -> Self {
         Self {
             mistake: Mistake::NoSuchService,
-            message: format!("no service {which}: give a name or ADDRESS:PORT of one that `lbctl list -n --json` shows"),
+            message: format!(
+                "no service {which}: give a name or ADDRESS:PORT of one that `lbctl list -n --json` shows"
+            ),
         }
     }
 }
@@ -226,7 +228,9 @@ fn step(policy: &mut Policy, nodes: &[IpAddr], edit: &Edit) -> Result<(), Refusa
         Edit::AddService { fields } => return add_service(policy, nodes, fields),
         Edit::EditService { service, fields } => {
             let at = find(policy, nodes, service)?;
-            let kind = fields.scheduler.unwrap_or_else(|| policy.scheduler_of(&policy.services[at]));
+            let kind = fields
+                .scheduler
+                .unwrap_or_else(|| policy.scheduler_of(&policy.services[at]));
             change_service(&mut policy.services[at], fields, kind)?;
         }
         Edit::DeleteService { service } => {
@@ -273,12 +277,18 @@ pub(crate) fn find(policy: &Policy, nodes: &[IpAddr], which: &Which) -> Result<u
     let found: Vec<usize> = match which {
         Which::At { protocol, address } => {
             let is_it = |service: &ServiceSpec| service.protocol == *protocol && has(service, *address);
-            services().filter(|(_, service)| is_it(service)).map(|(at, _)| at).collect()
+            services()
+                .filter(|(_, service)| is_it(service))
+                .map(|(at, _)| at)
+                .collect()
         }
         Which::Named(name) => match services().find(|(_, service)| service.name == *name) {
             Some((at, _)) => vec![at],
             None => match name.parse() {
-                Ok(address) => services().filter(|(_, service)| has(service, address)).map(|(at, _)| at).collect(),
+                Ok(address) => services()
+                    .filter(|(_, service)| has(service, address))
+                    .map(|(at, _)| at)
+                    .collect(),
                 Err(_) => Vec::new(),
             },
         },
@@ -300,10 +310,15 @@ fn add_service(policy: &mut Policy, nodes: &[IpAddr], fields: &ServiceFields) ->
     let at = Which::At { protocol, address };
     let taken = policy.services.iter().find(|service| service.name == name);
     let taken = match (taken, find(policy, nodes, &at)) {
-        (Some(owner), _) => Some(format!("there is a service {:?} already: give another name", owner.name)),
+        (Some(owner), _) => Some(format!(
+            "there is a service {:?} already: give another name",
+            owner.name
+        )),
         (None, Ok(owner)) => {
             let owner = &policy.services[owner].name;
-            Some(format!("{at} is already taken by service {owner:?}: give another address or port"))
+            Some(format!(
+                "{at} is already taken by service {owner:?}: give another address or port"
+            ))
         }
         (None, Err(_)) => None,
     };
@@ -326,7 +341,11 @@ fn add_service(policy: &mut Policy, nodes: &[IpAddr], fields: &ServiceFields) ->
         backends: Vec::new(),
     };
     let kind = fields.scheduler.or(policy.scheduler);
-    change_service(&mut service, fields, kind.unwrap_or_else(|| policy.mode.default_scheduler()))?;
+    change_service(
+        &mut service,
+        fields,
+        kind.unwrap_or_else(|| policy.mode.default_scheduler()),
+    )?;
     policy.services.push(service);
     Ok(())
 }
@@ -395,7 +414,12 @@ fn read_flags(words: &[String], kind: Kind) -> Result<(Flags, bool), Refusal> {
     Ok((flags, one_packet))
 }
 
-fn add_backend(service: &mut ServiceSpec, address: Endpoint, fields: BackendFields, first: bool) -> Result<(), Refusal> {
+fn add_backend(
+    service: &mut ServiceSpec,
+    address: Endpoint,
+    fields: BackendFields,
+    first: bool,
+) -> Result<(), Refusal> {
     if find_backend(service, address).is_ok() {
         let name = &service.name;
         return Err(Refusal {

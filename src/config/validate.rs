@@ -13,8 +13,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use self::claims::Claims;
-pub(super) use self::services::ONE_PACKET;
 use self::services::Around;
+pub(super) use self::services::ONE_PACKET;
 use self::values::{offset, word};
 use super::diagnostic::{Diagnostic, Report};
 use super::words::MODE;

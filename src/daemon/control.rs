@@ -187,10 +187,16 @@ impl Control {
         self.edit_state(&mut state, &edits)?;
         let now = self.datapath.clock.now();
         for place in &drained {
-            state.drains.begin(place.clone(), now, deadline.map(Duration::from_secs));
+            state
+                .drains
+                .begin(place.clone(), now, deadline.map(Duration::from_secs));
         }
         let mut views = state.drains.views(&self.datapath.engine, now);
-        views.retain(|view| drained.iter().any(|(name, address)| view.service == *name && view.backend == *address));
+        views.retain(|view| {
+            drained
+                .iter()
+                .any(|(name, address)| view.service == *name && view.backend == *address)
+        });
         Ok(views)
     }
 
@@ -204,7 +210,9 @@ impl Control {
     pub(super) fn zero(&self, which: Option<&Which>) -> Result<String, Refusal> {
         let mut state = self.state.lock();
         let nodes = self.datapath.engine.ruleset().policy.node_addresses.clone();
-        let only = which.map(|which| edit::find(&state.config.policy, &nodes, which)).transpose()?;
+        let only = which
+            .map(|which| edit::find(&state.config.policy, &nodes, which))
+            .transpose()?;
         let ruleset = self.datapath.engine.ruleset();
         // The services of a ruleset are in the order of its configuration.
         let picked = ruleset.services.iter().enumerate();

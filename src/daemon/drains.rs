@@ -39,7 +39,9 @@ pub(super) fn plan(policy: &Policy, text: &str, service: Option<&str>) -> Result
     };
     let is_meant = |backend: &&BackendSpec| match text.parse::<Endpoint>() {
         Ok(endpoint) => backend.address == endpoint,
-        Err(_) => text.parse::<IpAddr>().is_ok_and(|address| backend.address.address == address),
+        Err(_) => text
+            .parse::<IpAddr>()
+            .is_ok_and(|address| backend.address.address == address),
     };
     let services = policy.services.iter().filter(picks);
     let places: Vec<Place> = services
@@ -52,7 +54,9 @@ pub(super) fn plan(policy: &Policy, text: &str, service: Option<&str>) -> Result
         let whose = service.map_or_else(|| "no service".to_owned(), |name| format!("no service {name:?}"));
         return Err(Refusal {
             mistake: Mistake::NoSuchBackend,
-            message: format!("{whose} has a backend {text}: give ADDRESS:PORT or ADDRESS of one that `lbctl list -n` shows"),
+            message: format!(
+                "{whose} has a backend {text}: give ADDRESS:PORT or ADDRESS of one that `lbctl list -n` shows"
+            ),
         });
     }
     let edit = |(service, address): &Place| Edit::EditBackend {

@@ -37,9 +37,7 @@ impl Handler for Control {
                 Err(refusal) => refusal.into(),
             },
             Request::Drains => Reply::Ok(Data::Drains(self.drains())),
-            Request::Timeouts => Reply::Ok(Data::Timeouts(
-                (&self.config().policy.conntrack.timeouts).into(),
-            )),
+            Request::Timeouts => Reply::Ok(Data::Timeouts((&self.config().policy.conntrack.timeouts).into())),
             Request::Zero { service } => edited(self.zero(service.as_ref())),
         }
     }

@@ -194,9 +194,15 @@ impl Entry {
         match &self.origin {
             Origin::Service { protocol, endpoint, .. } => {
                 let port = |port| endpoint.port == 0 || endpoint.port == port;
-                tuple.is_some_and(|Tuple { destination, protocol: of, .. }| {
-                    destination.address == endpoint.address && port(destination.port) && of == protocol
-                })
+                tuple.is_some_and(
+                    |Tuple {
+                         destination,
+                         protocol: of,
+                         ..
+                     }| {
+                        destination.address == endpoint.address && port(destination.port) && of == protocol
+                    },
+                )
             }
             Origin::User(rule) => {
                 // A service takes only packets of its own protocol.

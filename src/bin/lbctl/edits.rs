@@ -144,9 +144,9 @@ fn seconds(text: &str) -> Result<u64, String> {
         return Ok(seconds);
     }
     let duration = humantime::parse_duration(text);
-    duration.map(|duration: Duration| duration.as_secs()).map_err(|error| {
-        format!("{error}: write e.g. 90s, 10m, 1h30m, or whole seconds")
-    })
+    duration
+        .map(|duration: Duration| duration.as_secs())
+        .map_err(|error| format!("{error}: write e.g. 90s, 10m, 1h30m, or whole seconds"))
 }
 
 fn affinity(text: &str) -> Result<Affinity, String> {

@@ -29,7 +29,10 @@ pub(super) fn main() -> ExitCode {
 
 /// `program` is what messages call it.
 pub(super) fn run(socket: &Path, program: &str, arguments: &[OsString]) -> ExitCode {
-    let arguments: Vec<String> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<String> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
     let output = ipvsadm::run(program, &arguments, input, &mut |request| {
         client::ask(socket, request).map_err(|error| error.to_string())
     });

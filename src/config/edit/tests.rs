@@ -50,14 +50,20 @@ fn one_mistake_in_a_list_of_edits_and_none_is_made() {
     let edits = [backend(true, BackendFields::default()), wrong];
     let refusal = apply(&config(), &[], &edits).unwrap_err();
     assert_eq!(refusal.mistake, Mistake::NoSuchBackend);
-    assert!(refusal.message.contains("\"web\" has no backend 10.2.0.99:80"), "{refusal}");
+    assert!(
+        refusal.message.contains("\"web\" has no backend 10.2.0.99:80"),
+        "{refusal}"
+    );
 }
 
 #[test]
 fn a_new_backend_goes_to_the_head_of_the_list_or_to_its_end() {
     for (first, place) in [(true, 0), (false, 2)] {
         let edited = apply(&config(), &[], &[backend(first, BackendFields::default())]).unwrap();
-        assert_eq!(edited.policy.services[0].backends[place].address.to_string(), "10.2.0.13:80");
+        assert_eq!(
+            edited.policy.services[0].backends[place].address.to_string(),
+            "10.2.0.13:80"
+        );
     }
 }
 
@@ -69,12 +75,19 @@ fn what_a_file_may_not_say_an_edit_may_not_either_and_is_told_in_the_same_words(
     };
     let refused = refusal(backend(false, weight));
     assert_eq!(refused.mistake, Mistake::Invalid);
-    assert!(refused.message.starts_with("weight = 70000: must be 0 to 65535"), "{refused}");
+    assert!(
+        refused.message.starts_with("weight = 70000: must be 0 to 65535"),
+        "{refused}"
+    );
     let threshold = BackendFields {
         lower_threshold: Some(3),
         ..BackendFields::default()
     };
-    assert!(refusal(backend(false, threshold)).message.starts_with("lower_threshold = 3: above"));
+    assert!(
+        refusal(backend(false, threshold))
+            .message
+            .starts_with("lower_threshold = 3: above")
+    );
 }
 
 #[test]
@@ -117,6 +130,10 @@ fn timeouts_that_are_not_given_stay() {
     };
     let edited = apply(&config(), &[], &[edit]).unwrap();
     let timeouts = &edited.policy.conntrack.timeouts;
-    let seconds = [timeouts.tcp(State::Established), timeouts.tcp(State::FinWait), timeouts.udp];
+    let seconds = [
+        timeouts.tcp(State::Established),
+        timeouts.tcp(State::FinWait),
+        timeouts.udp,
+    ];
     assert_eq!(seconds.map(|timeout| timeout.as_secs()), [7200, 120, 60]);
 }

@@ -396,7 +396,9 @@ fn check_all_ports(raw: &raw::Service<'_>, spec: &ServiceSpec, report: &mut Repo
             continue;
         };
         let problem = match (spec.address.port, port) {
-            (0, 1..) => "the service has port 0 (all ports), and its backends get packets at the port asked: give port 0",
+            (0, 1..) => {
+                "the service has port 0 (all ports), and its backends get packets at the port asked: give port 0"
+            }
             (1.., 0) => "port 0 is for backends of services with port 0 (all ports): give a port",
             (0, 0) | (1.., 1..) => continue,
         };

@@ -30,7 +30,9 @@ pub fn import(file: &str, text: &str) -> Result<Imported, String> {
             continue;
         }
         if let Err(why) = importer.line(line) {
-            importer.remarks.push(format!("# {file}:{number}: not carried over: {line}: {why}"));
+            importer
+                .remarks
+                .push(format!("# {file}:{number}: not carried over: {line}: {why}"));
         } else {
             rules += 1;
         }
@@ -129,13 +131,24 @@ mod tests {
                      -a -t 10.9.9.9:80 -r 10.2.2.2:80 -m -w 3\n";
         let imported = import("saved", saved).unwrap();
         let config = parse("", &imported.toml).unwrap().config;
-        let [service] = &config.policy.services[..] else { panic!() };
+        let [service] = &config.policy.services[..] else {
+            panic!()
+        };
         assert_eq!(service.name, "tcp 10.9.9.9:80");
-        let backends: Vec<String> = service.backends.iter().map(|backend| backend.address.to_string()).collect();
+        let backends: Vec<String> = service
+            .backends
+            .iter()
+            .map(|backend| backend.address.to_string())
+            .collect();
         assert_eq!(backends, ["10.2.2.2:80", "10.2.1.2:80"]);
         assert_eq!((service.backends[0].weight, service.flags.port), (3, true));
         assert_eq!(service.persistence.unwrap().prefix_length, 24);
-        assert_eq!(imported.remarks.len(), 1, "thresholds are not saved: {:?}", imported.remarks);
+        assert_eq!(
+            imported.remarks.len(),
+            1,
+            "thresholds are not saved: {:?}",
+            imported.remarks
+        );
     }
 
     #[test]
@@ -149,8 +162,22 @@ mod tests {
                      -a -t 10.9.9.9:82 -r 10.2.3.2:0 -m -w 1\n\
                      what is this\n";
         let imported = import("saved", saved).unwrap();
-        let places: Vec<&str> = imported.remarks.iter().map(|line| line.split(": ").next().unwrap()).collect();
-        assert_eq!(places, ["# saved:3", "# saved:4", "# saved:5", "# saved:6", "# saved:7", "# saved:8"]);
+        let places: Vec<&str> = imported
+            .remarks
+            .iter()
+            .map(|line| line.split(": ").next().unwrap())
+            .collect();
+        assert_eq!(
+            places,
+            [
+                "# saved:3",
+                "# saved:4",
+                "# saved:5",
+                "# saved:6",
+                "# saved:7",
+                "# saved:8"
+            ]
+        );
         assert!(imported.remarks[0].contains("-m (masquerading)"), "{imported:?}");
         assert_eq!(parse("", &imported.toml).unwrap().config.policy.services.len(), 1);
     }

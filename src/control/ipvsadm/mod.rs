@@ -73,7 +73,10 @@ pub fn run(
     if let Err(Exit { code, message }) = ended {
         // What was read before the mistake has been done, as by the real one.
         let flushed = session.flush();
-        for message in [flushed.err().map(|exit| exit.message), Some(message)].into_iter().flatten() {
+        for message in [flushed.err().map(|exit| exit.message), Some(message)]
+            .into_iter()
+            .flatten()
+        {
             session.output.err += &format!("{message}\n");
         }
         session.output.code = code;
@@ -162,7 +165,10 @@ impl Session<'_> {
             Command::AddServer | Command::EditServer => return self.put_server(options),
             Command::DeleteServer => {
                 let (service, address) = self.server(options);
-                self.later_at(service, Function::Destination, |service| Edit::DeleteBackend { service, address });
+                self.later_at(service, Function::Destination, |service| Edit::DeleteBackend {
+                    service,
+                    address,
+                });
             }
             Command::Zero => return self.zero(options),
             Command::Set([tcp, tcp_fin, udp]) => {
@@ -260,7 +266,9 @@ impl Session<'_> {
             ));
             return Ok(());
         }
-        self.later_at(options.place(), Function::Service, |service| Edit::DeleteService { service });
+        self.later_at(options.place(), Function::Service, |service| Edit::DeleteService {
+            service,
+        });
         Ok(())
     }
 

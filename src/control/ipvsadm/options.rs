@@ -1,9 +1,9 @@
 //! What the options mean, and which go with which command (`parse_options`, `commands_v_options` of ipvsadm.c).
 use std::net::IpAddr;
 
+use super::Exit;
 use super::parse::{ipv4, number, service};
 use super::words::{Spec, Takes, Word, Words};
-use super::Exit;
 use crate::flow::{Endpoint, Protocol};
 use crate::scheduler::Kind;
 
@@ -340,7 +340,10 @@ impl Options {
             }
             "fwmark-service" => {
                 self.set("service-address")?;
-                let mark = value.parse::<i64>().ok().filter(|mark| (1..=i64::from(u32::MAX)).contains(mark));
+                let mark = value
+                    .parse::<i64>()
+                    .ok()
+                    .filter(|mark| (1..=i64::from(u32::MAX)).contains(mark));
                 mark.ok_or_else(|| Exit::usage(format!("invalid fwmark value `{value}' specified")))?;
                 self.service = Some(None);
             }
@@ -525,8 +528,14 @@ impl Options {
     fn check_server(&self, reader: &Reader) -> Result<(), Exit> {
         let tunnels = self.forwarding == Forwarding::Tunnel;
         let service_is_v6 = reader.is_ipv6();
-        if reader.server.is_some_and(|server| server.address.is_ipv6() != service_is_v6) && !tunnels {
-            return Err(Exit::usage("Different address family is allowed only for tunneling servers"));
+        if reader
+            .server
+            .is_some_and(|server| server.address.is_ipv6() != service_is_v6)
+            && !tunnels
+        {
+            return Err(Exit::usage(
+                "Different address family is allowed only for tunneling servers",
+            ));
         }
         let keys = ["tun-type", "tun-port", "tun-nocsum", "tun-csum", "tun-remcsum"];
         if keys.into_iter().any(|key| self.has(key)) && !tunnels {
@@ -550,7 +559,11 @@ impl Options {
 
     /// `parse_sched_flags`
     fn check_flags(&self) -> Result<(), Exit> {
-        let scheduler = if self.scheduler.is_empty() { "wlc" } else { &self.scheduler };
+        let scheduler = if self.scheduler.is_empty() {
+            "wlc"
+        } else {
+            &self.scheduler
+        };
         for flag in self.flags() {
             let owner = match flag {
                 "flag-1" | "flag-2" | "flag-3" => continue,
@@ -665,8 +678,8 @@ impl Reader {
     }
 
     fn take_server(&mut self, value: &str) -> Result<(), Exit> {
-        let (address, port) = service(value, self.protocol)
-            .ok_or_else(|| Exit::usage("illegal real server address[:port] specified"))?;
+        let (address, port) =
+            service(value, self.protocol).ok_or_else(|| Exit::usage("illegal real server address[:port] specified"))?;
         let same = self.service.map_or(0, |service| service.port);
         self.server = Some(Endpoint::new(address, port.unwrap_or(same)));
         Ok(())
@@ -706,8 +719,7 @@ fn bit(name: &str) -> u64 {
 }
 
 fn timeout(text: &str, least: u32) -> Result<u32, Exit> {
-    number(text, least, MAX_TIMEOUT)
-        .ok_or_else(|| Exit::usage(format!("invalid timeout value `{text}' specified")))
+    number(text, least, MAX_TIMEOUT).ok_or_else(|| Exit::usage(format!("invalid timeout value `{text}' specified")))
 }
 
 fn timeouts<'a>(values: &mut impl Iterator<Item = &'a str>) -> Result<[u32; 3], Exit> {

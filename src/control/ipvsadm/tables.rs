@@ -43,10 +43,16 @@ pub(super) fn rules(services: &[ServiceView], names: &Names) -> String {
             Protocol::Sctp => "--sctp-service",
         };
         let place = format!("{option} {}", names.show(service.protocol, address));
-        line(&mut text, format_args!("-A {place} -s {}{}", service.scheduler, keys(address, service)));
+        line(
+            &mut text,
+            format_args!("-A {place} -s {}{}", service.scheduler, keys(address, service)),
+        );
         for backend in servers(service, Format::default()) {
             let server = names.show(service.protocol, backend.address);
-            line(&mut text, format_args!("-a {place} -r {server} -m -w {}", backend.weight));
+            line(
+                &mut text,
+                format_args!("-a {place} -r {server} -m -w {}", backend.weight),
+            );
         }
     }
     text
@@ -73,7 +79,10 @@ pub(super) fn connections(flows: &[ConnectionView], names: &Names, format: Forma
         "state", "source", "virtual", "destination", "pe name"
     );
     let rows = text.lines().skip(2);
-    std::iter::once(title.as_str()).chain(rows).map(|line| format!("{line}\n")).collect()
+    std::iter::once(title.as_str())
+        .chain(rows)
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -90,7 +99,9 @@ fn blocks(services: &[ServiceView], format: Format) -> Vec<(Endpoint, &ServiceVi
     let all: Vec<_> = all.collect();
     match format.unsorted {
         true => all,
-        false => sort(all, &|(left, one), (right, other)| compare_services((one.protocol, *left), (other.protocol, *right))),
+        false => sort(all, &|(left, one), (right, other)| {
+            compare_services((one.protocol, *left), (other.protocol, *right))
+        }),
     }
 }
 
@@ -198,7 +209,10 @@ fn columns(backend: &BackendView, format: Format) -> String {
         Format { rate: true, .. } => {
             // ipvsadm shortens the last two numbers of a server only.
             let [connections, in_packets, out_packets, bytes @ ..] = rates(&backend.rates);
-            format!(" {connections:>8} {in_packets:>8} {out_packets:>8}{}", large(&bytes, format))
+            format!(
+                " {connections:>8} {in_packets:>8} {out_packets:>8}{}",
+                large(&bytes, format)
+            )
         }
         Format { thresholds: true, .. } => {
             format!(" {upper_threshold:<10} {lower_threshold:<10} {active:<10} {inactive:<10}")
@@ -262,7 +276,10 @@ mod tests {
 
     #[test]
     fn addresses_far_apart_come_in_the_order_that_the_subtraction_makes() {
-        assert_eq!(order(&["10.0.0.1:80", "203.0.113.1:80"]), ["203.0.113.1:80", "10.0.0.1:80"]);
+        assert_eq!(
+            order(&["10.0.0.1:80", "203.0.113.1:80"]),
+            ["203.0.113.1:80", "10.0.0.1:80"]
+        );
     }
 
     #[test]

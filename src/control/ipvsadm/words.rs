@@ -79,7 +79,9 @@ impl<'a> Words<'a> {
     }
 
     fn long(&mut self, text: &'a str) -> Result<Word, Exit> {
-        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let (name, value) = text
+            .split_once('=')
+            .map_or((text, None), |(name, value)| (name, Some(value)));
         let spec = self.specs.iter().find(|spec| spec.long == name);
         let spec = spec.ok_or_else(|| self.bad("unknown option"))?;
         match (spec.value, value) {
@@ -93,7 +95,10 @@ impl<'a> Words<'a> {
         let mut letters = shorts.chars();
         let letter = letters.next();
         let rest = Some(letters.as_str()).filter(|rest| !rest.is_empty());
-        let spec = self.specs.iter().find(|spec| spec.short.is_some() && spec.short == letter);
+        let spec = self
+            .specs
+            .iter()
+            .find(|spec| spec.short.is_some() && spec.short == letter);
         let spec = spec.ok_or_else(|| self.bad("unknown option"))?;
         match (spec.value, rest) {
             (Takes::Nothing, rest) => {

@@ -28,7 +28,7 @@ pub(in crate::control) const fn protocol_word(protocol: Protocol) -> &'static st
 
 /// The samples of the real ipvsadm, where this machine has them.
 #[cfg(test)]
-fn sample(file: &str) -> Option<String> {
+pub(in crate::control) fn sample(file: &str) -> Option<String> {
     let shared = std::env::var_os("LBD_SHARED").map_or_else(
         || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
         std::path::PathBuf::from,
@@ -43,7 +43,7 @@ fn sample(file: &str) -> Option<String> {
 
 /// What `command` printed in the first such session of a sample.
 #[cfg(test)]
-fn session(sample: &str, command: &str) -> String {
+pub(in crate::control) fn session(sample: &str, command: &str) -> String {
     let wanted = format!("$ {command}");
     let after = sample.lines().skip_while(|line| *line != wanted).skip(1);
     after

@@ -21,7 +21,10 @@ pub fn status(status: &Status) -> String {
         ("last reload", last_reload(status)),
     ];
     let mut text = String::new();
-    let drains = status.draining.iter().map(|drain| ("draining", super::drains::line(drain)));
+    let drains = status
+        .draining
+        .iter()
+        .map(|drain| ("draining", super::drains::line(drain)));
     for (key, value) in facts.into_iter().chain(drains) {
         text.push_str(&format!("{key:<12} {value}\n"));
         if key == "flows" {

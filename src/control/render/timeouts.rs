@@ -11,6 +11,11 @@ pub fn timeouts(timeouts: &TimeoutsView) -> String {
         ("tcp_fin", timeouts.tcp_fin_seconds),
         ("udp", timeouts.udp_seconds),
     ];
-    let line = |(key, seconds)| format!("{key:<15} {}\n", humantime::format_duration(Duration::from_secs(seconds)));
+    let line = |(key, seconds)| {
+        format!(
+            "{key:<15} {}\n",
+            humantime::format_duration(Duration::from_secs(seconds))
+        )
+    };
     all.map(line).concat()
 }

@@ -11,8 +11,10 @@ use crate::control::ipvsadm::{Output, run};
 use crate::control::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
 use crate::control::views::{Rates, count_persistent, templates};
 use crate::engine::{Engine, Lane, Seeds};
+use crate::flow::Endpoint;
 use crate::packet::frame::{Checksum, Frame};
 use crate::replay::packets::{ACK, FIN, PSH, RST, SYN, endpoints, tcp, udp};
+use crate::service::Totals;
 use crate::time::Instant;
 use crate::verdict::{Drop, Verdict};
 
@@ -117,7 +119,8 @@ impl Lab {
 
     pub(super) fn put(&mut self, config: Config) {
         self.engine.apply(Arc::new(config.policy.clone()));
-        self.rates.follow(self.engine.ruleset().services.iter().map(|service| &**service));
+        self.rates
+            .follow(self.engine.ruleset().services.iter().map(|service| &**service));
         self.config = config;
     }
 
@@ -126,7 +129,10 @@ impl Lab {
     }
 
     fn zero(&mut self, which: Option<&edit::Which>) -> Reply {
-        let only = match which.map(|which| edit::find(&self.config.policy, &[], which)).transpose() {
+        let only = match which
+            .map(|which| edit::find(&self.config.policy, &[], which))
+            .transpose()
+        {
             Ok(only) => only,
             Err(refusal) => return refusal.into(),
         };
@@ -140,7 +146,10 @@ impl Lab {
 
     fn services(&self) -> Vec<ServiceView> {
         let services = &self.engine.ruleset().services;
-        let mut views: Vec<_> = services.iter().map(|service| ServiceView::new(service, &self.rates)).collect();
+        let mut views: Vec<_> = services
+            .iter()
+            .map(|service| ServiceView::new(service, &self.rates))
+            .collect();
         count_persistent(&mut views, self.engine.affinity(), services, self.now);
         views
     }
@@ -158,7 +167,8 @@ impl Lab {
         let until = self.now + time;
         let tick = |at: Instant| at.as_nanos() / INTERVAL.as_nanos() as u64;
         for _ in tick(self.now)..tick(until) {
-            self.rates.tick(self.engine.ruleset().services.iter().map(|service| &**service));
+            self.rates
+                .tick(self.engine.ruleset().services.iter().map(|service| &**service));
         }
         self.now = until;
         let _batch = self.engine.enter(&mut self.lane, until);
@@ -169,7 +179,10 @@ impl Lab {
         let mut buffer = vec![0; 2048];
         buffer[64..64 + packet.len()].copy_from_slice(packet);
         let mut frame = Frame::new(&mut buffer, 64, 64 + packet.len(), Checksum::Complete);
-        let verdict = self.engine.enter(&mut self.lane, self.now).process(&mut frame, self.now);
+        let verdict = self
+            .engine
+            .enter(&mut self.lane, self.now)
+            .process(&mut frame, self.now);
         let bytes = frame.bytes().to_vec();
         (verdict, bytes)
     }
@@ -183,6 +196,11 @@ impl Lab {
             Verdict::Drop(Drop::NotSyn) | Verdict::Pass(_) => Err(Answer::Refused),
             Verdict::Drop(_) => Err(Answer::Silence),
         }
+    }
+
+    /// A first SYN; which server it reaches.
+    pub(super) fn open(&mut self, client: &str, service: &str) -> SocketAddr {
+        self.reach(&tcp(client, service, SYN, 1, 0, &[])).unwrap().1
     }
 
     /// A handshake.
@@ -214,9 +232,42 @@ impl Lab {
         }
     }
 
+    /// Sends on a flow what its server lacks of these totals: all packets but the last are as small as can be.
+    pub(super) fn fill(&mut self, flow: &Tcp, server: &str, wanted: Totals) {
+        let server: Endpoint = server.parse().unwrap();
+        assert_eq!(flow.server.to_string(), server.to_string());
+        let find = |lab: &Self| {
+            let ruleset = lab.engine.ruleset();
+            let mut backends = ruleset.services[0].backends.iter();
+            backends
+                .find(|backend| backend.address == server)
+                .unwrap()
+                .stats
+                .totals()
+        };
+        let Tcp { client, service, .. } = flow;
+        let has = find(self);
+        for payload in payloads(wanted.in_packets - has.in_packets, wanted.in_bytes - has.in_bytes) {
+            self.reach(&tcp(client, service, ACK, 4, 4, &payload)).unwrap();
+        }
+        for payload in payloads(wanted.out_packets - has.out_packets, wanted.out_bytes - has.out_bytes) {
+            let (verdict, _) = self.send(&tcp(server, client, ACK, 4, 4, &payload));
+            assert_eq!(verdict, Verdict::Forward);
+        }
+        let now = find(self);
+        assert_eq!(
+            (now.in_packets, now.out_packets),
+            (wanted.in_packets, wanted.out_packets)
+        );
+    }
+
     /// The client closes, then the server.
     pub(super) fn close(&mut self, flow: &Tcp) {
-        let Tcp { client, service, server } = flow;
+        let Tcp {
+            client,
+            service,
+            server,
+        } = flow;
         let (source, _) = self.reach(&tcp(client, service, FIN | ACK, 3, 3, &[])).unwrap();
         let (verdict, _) = self.send(&tcp(server, source, FIN | ACK, 3, 4, &[]));
         assert_eq!(verdict, Verdict::Forward);
@@ -250,4 +301,12 @@ impl Lab {
         assert_eq!(endpoints(&answer), (service.parse().unwrap(), client.parse().unwrap()));
         Answer::From(server)
     }
+}
+
+/// Payloads of segments of 40 bytes of headers that add up to so many packets and bytes.
+fn payloads(packets: u64, bytes: u64) -> Vec<Vec<u8>> {
+    let last = (bytes - 40 * packets) as usize;
+    let mut all = vec![Vec::new(); packets as usize];
+    *all.last_mut().unwrap() = vec![b'x'; last];
+    all
 }

@@ -26,17 +26,30 @@ fn replay(run: &Value) {
         lab.ok(&command);
     }
     let expected: Vec<Option<u64>> = run["sequence"].as_array().unwrap().iter().map(Value::as_u64).collect();
-    let chosen: Vec<Option<u64>> = (0..expected.len()).map(|number| connect(&mut lab, run, number)).collect();
-    let what = format!("{} {} {} {}", run["scheduler"], run["flags"], run["mode"], run["pattern"]);
+    let chosen: Vec<Option<u64>> = (0..expected.len())
+        .map(|number| connect(&mut lab, run, number))
+        .collect();
+    let what = format!(
+        "{} {} {} {}",
+        run["scheduler"], run["flags"], run["mode"], run["pattern"]
+    );
     assert_eq!(chosen, expected, "{what}");
     let table = lab.ok("-Ln");
-    let expected: Vec<&str> = run["table_after"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let expected: Vec<&str> = run["table_after"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     assert_eq!(table.lines().collect::<Vec<_>>(), expected, "{what}");
 }
 
 fn commands(run: &Value) -> Vec<String> {
     let recorded = run["commands"].as_array().unwrap().iter().filter_map(Value::as_str);
-    let all: Vec<String> = recorded.filter(|line| !line.starts_with("...")).map(str::to_owned).collect();
+    let all: Vec<String> = recorded
+        .filter(|line| !line.starts_with("..."))
+        .map(str::to_owned)
+        .collect();
     if run["pattern"] != "vips" {
         return all;
     }
@@ -51,7 +64,10 @@ fn connect(lab: &mut Lab, run: &Value, number: usize) -> Option<u64> {
     let (client, service) = match run["pattern"].as_str().unwrap() {
         "ports" => (format!("10.1.0.2:{}", 40_000 + number), "10.9.9.9:80".to_owned()),
         "sources" => (format!("10.1.0.{}:40000", 2 + number), "10.9.9.9:80".to_owned()),
-        "vips" => (format!("10.1.0.2:{}", 40_000 + number), format!("10.9.9.{}:80", number + 1)),
+        "vips" => (
+            format!("10.1.0.2:{}", 40_000 + number),
+            format!("10.9.9.{}:80", number + 1),
+        ),
         other => panic!("unknown pattern {other}"),
     };
     let flow = lab.connect(&client, &service).ok()?;
