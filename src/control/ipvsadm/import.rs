@@ -19,7 +19,7 @@ pub struct Imported {
 pub fn import(file: &str, text: &str) -> Result<Imported, String> {
     let nothing = || format!("{file}: no line of it is an ipvsadm rule: give the output of `ipvsadm -Sn`");
     let mut importer = Importer {
-        config: parse("", "mode = \"ipvs\"\n").map_err(|_| nothing())?.config,
+        config: parse("", "mode = \"ipvs\"\n").ok().ok_or_else(nothing)?.config,
         servers: 0,
         remarks: Vec::new(),
     };
@@ -65,7 +65,20 @@ impl Importer {
         let edit = match options.command {
             Command::AddService => service(&options)?,
             Command::AddServer => server(&options)?,
-            _ => return Err("only -A and -a make a configuration".to_owned()),
+            Command::EditService
+            | Command::DeleteService
+            | Command::Clear
+            | Command::List
+            | Command::DeleteServer
+            | Command::EditServer
+            | Command::Set(_)
+            | Command::StartDaemon
+            | Command::StopDaemon
+            | Command::Restore
+            | Command::Save
+            | Command::Zero
+            | Command::Help
+            | Command::Version => return Err("only -A and -a make a configuration".to_owned()),
         };
         let changed = edit::apply(&self.config, &[], std::slice::from_ref(&edit));
         self.config = changed.map_err(|refusal| match refusal.mistake {
@@ -84,7 +97,7 @@ fn service(options: &Options) -> Result<Edit, String> {
         .place()
         .ok_or("lbd does not see firewall marks: give an address with -t or -u")?;
     let unknown = || format!("lbd has no scheduler {:?}", options.scheduler);
-    let scheduler = options.scheduler.parse().map_err(|_| unknown())?;
+    let scheduler = options.scheduler.parse().ok().ok_or_else(unknown)?;
     if options.has_engine {
         return Err("lbd has no persistence engines".to_owned());
     }

@@ -142,10 +142,7 @@ impl Session<'_> {
             // The exit code is that of the last line.
             self.output.code = 0;
             let options = Options::parse(self.program, &words)?;
-            match options.command {
-                Command::Restore => return Err(Exit::try_help(self.program)),
-                _ => self.command(&options)?,
-            }
+            self.command(&options)?;
         }
         Ok(())
     }
@@ -181,7 +178,7 @@ impl Session<'_> {
                 return Err(Exit::usage(message));
             }
             Command::StopDaemon => self.failed("No daemon is running"),
-            // Only within itself; see `top`.
+            // Within itself; see `top`.
             Command::Restore => return Err(Exit::try_help(self.program)),
         }
         Ok(())
@@ -190,9 +187,9 @@ impl Session<'_> {
     fn list(&mut self, options: &Options) -> Result<(), Exit> {
         options.check_list()?;
         if options.lists_connections() {
-            let flows = match self.ask(&Request::Connections { service: None })? {
-                Data::Connections(flows) => flows,
-                other => return Err(surprise(&other)),
+            let data = self.ask(&Request::Connections { service: None })?;
+            let Data::Connections(flows) = data else {
+                return Err(surprise(&data));
             };
             let names = options.names_of_flows(&flows);
             self.output.out += &tables::connections(&flows, &names, options.format);
@@ -206,10 +203,11 @@ impl Session<'_> {
             let names = options.names(&services);
             self.output.out += &tables::one(address, service, &names, options.format);
         } else if options.lists_timeouts() {
-            match self.ask(&Request::Timeouts)? {
-                Data::Timeouts(timeouts) => self.output.out += &tables::timeouts(&timeouts),
-                other => return Err(surprise(&other)),
-            }
+            let data = self.ask(&Request::Timeouts)?;
+            let Data::Timeouts(timeouts) = data else {
+                return Err(surprise(&data));
+            };
+            self.output.out += &tables::timeouts(&timeouts);
         } else if !options.lists_daemons() {
             let services = self.services()?;
             self.output.out += &tables::all(&services, &options.names(&services), options.format);
@@ -275,9 +273,9 @@ impl Session<'_> {
     fn put_server(&mut self, options: &Options) -> Result<(), Exit> {
         options.check_forwarding()?;
         let (service, address) = self.server(options);
-        let function = match options.command {
-            Command::AddServer => Function::AddDestination,
-            _ => Function::Destination,
+        let function = match options.command == Command::AddServer {
+            true => Function::AddDestination,
+            false => Function::Destination,
         };
         if options.lower_threshold > options.upper_threshold {
             let known = match service {
@@ -384,10 +382,11 @@ impl Session<'_> {
     }
 
     fn services(&mut self) -> Result<Vec<ServiceView>, Exit> {
-        match self.ask(&Request::List { service: None })? {
-            Data::Services(services) => Ok(services),
-            other => Err(surprise(&other)),
-        }
+        let data = self.ask(&Request::List { service: None })?;
+        let Data::Services(services) = data else {
+            return Err(surprise(&data));
+        };
+        Ok(services)
     }
 
     /// Asks for something to show, after everything that waits was done.

@@ -517,7 +517,18 @@ impl Options {
                 }
             }
             Command::AddServer | Command::EditServer => self.check_server(reader)?,
-            _ => {}
+            Command::DeleteService
+            | Command::Clear
+            | Command::List
+            | Command::DeleteServer
+            | Command::Set(_)
+            | Command::StartDaemon
+            | Command::StopDaemon
+            | Command::Restore
+            | Command::Save
+            | Command::Zero
+            | Command::Help
+            | Command::Version => {}
         }
         if let Some(server) = reader.server {
             self.server = server;

@@ -1,4 +1,9 @@
 //! ipvsadm against a real engine. What was recorded from a real kernel is read where it is; see [`reference`].
+#![allow(
+    clippy::unwrap_in_result,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
 mod behaviour;
 mod command_line;
 mod lab;
