@@ -169,3 +169,95 @@ fn spec<'a>(policy: &'a Policy, (service, address): &Place) -> Option<&'a Backen
     let service = policy.services.iter().find(|spec| spec.name == *service)?;
     service.backends.iter().find(|backend| backend.address == *address)
 }
+
+#[cfg(test)]
+mod tests {
+    use ahash::RandomState;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{Config, edit, parse};
+    use crate::engine::Seeds;
+
+    const FILE: &str = "mode = \"ipvs\"\n[[services]]\nname = \"web\"\nprotocol = \"tcp\"\naddress = \"10.96.0.10:80\"\n\
+        backends = [{ address = \"10.2.0.11:80\" }, { address = \"10.2.0.11:81\" }, { address = \"10.2.0.12:80\" }]\n";
+
+    fn config(text: &str) -> Config {
+        parse("test", text).unwrap().config
+    }
+
+    fn seconds(seconds: u64) -> Instant {
+        Instant::from_duration(Duration::from_secs(seconds))
+    }
+
+    /// A drain of 10.2.0.12:80 that begins at 100 s, with ten seconds to go, and the policy with it.
+    fn begun() -> (Drains, Config) {
+        let config = config(FILE);
+        let (edits, places) = plan(&config.policy, "10.2.0.12:80", Some("web")).unwrap();
+        let mut drains = Drains::default();
+        drains.begin(places[0].clone(), seconds(100), Some(Duration::from_secs(10)));
+        (drains, edit::apply(&config, &[], &edits).unwrap())
+    }
+
+    #[test]
+    fn a_host_means_all_its_ports_and_a_stranger_is_refused() {
+        let policy = config(FILE).policy;
+        assert_eq!(plan(&policy, "10.2.0.11", None).unwrap().1.len(), 2);
+        assert_eq!(plan(&policy, "10.2.0.11:81", None).unwrap().1.len(), 1);
+        let error = plan(&policy, "10.2.0.99", None).unwrap_err();
+        assert!(
+            error.message.starts_with("no service has a backend 10.2.0.99"),
+            "{error}"
+        );
+        assert!(plan(&policy, "10.2.0.11", Some("dns")).is_err());
+    }
+
+    #[test]
+    fn at_the_deadline_a_backend_is_cut_once_and_until_it_has_a_weight_again() {
+        let (mut drains, config) = begun();
+        let seeds = Seeds {
+            choices: 1,
+            hashing: RandomState::with_seeds(1, 2, 3, 4),
+        };
+        let (engine, _) = Engine::new(Arc::new(config.policy), 1, seeds, seconds(100));
+        assert!(drains.cut(&engine.ruleset(), seconds(109)).is_empty());
+        assert_eq!(
+            drains.cut(&engine.ruleset(), seconds(110)),
+            ["backend 10.2.0.12:80 of service \"web\""]
+        );
+        assert!(drains.cut(&engine.ruleset(), seconds(112)).is_empty());
+        let orphans = |engine: &Engine| {
+            let rule = crate::policy::OnBackendRemoved::Preserve;
+            engine.ruleset().services[0].backends[2].orphans(rule)
+        };
+        assert_eq!(orphans(&engine), Some(crate::policy::OnBackendRemoved::Reset));
+        assert_eq!(drains.views(&engine, seconds(112))[0].deadline_seconds, Some(0));
+        engine.apply(Arc::new(self::config(FILE).policy));
+        assert_eq!(orphans(&engine), None);
+    }
+
+    #[test]
+    fn a_drain_outlives_a_new_file_unless_the_file_says_something_new_of_its_backend() {
+        let (drains, _) = begun();
+        let before = config(FILE).policy;
+        let mut other = config(&FILE.replace("10.2.0.11:81\"", "10.2.0.13:80\"")).policy;
+        assert_eq!(drains.over_reload(&before, &mut other).len(), 1);
+        assert_eq!(other.services[0].backends[2].weight, 0);
+        let mut about_it = config(&FILE.replace("10.2.0.12:80\"", "10.2.0.12:80\", weight = 3")).policy;
+        assert!(drains.over_reload(&before, &mut about_it).is_empty());
+        assert_eq!(about_it.services[0].backends[2].weight, 3);
+    }
+
+    #[test]
+    fn a_drain_ends_with_its_backend_or_when_that_has_a_weight_again() {
+        let (drains, edited) = begun();
+        let left = |policy: &Policy| {
+            let mut drains = drains.clone();
+            drains.follow(policy);
+            drains.0.len()
+        };
+        assert_eq!(left(&edited.policy), 1);
+        assert_eq!(left(&config(FILE).policy), 0, "a weight");
+        assert_eq!(left(&config("mode = \"ipvs\"\n").policy), 0, "no such backend");
+    }
+}

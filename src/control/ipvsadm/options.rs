@@ -340,11 +340,8 @@ impl Options {
             }
             "fwmark-service" => {
                 self.set("service-address")?;
-                let mark = value
-                    .parse::<i64>()
-                    .ok()
-                    .filter(|mark| (1..=i64::from(u32::MAX)).contains(mark));
-                mark.ok_or_else(|| Exit::usage(format!("invalid fwmark value `{value}' specified")))?;
+                number(value, 1, u32::MAX)
+                    .ok_or_else(|| Exit::usage(format!("invalid fwmark value `{value}' specified")))?;
                 self.service = Some(None);
             }
             "ipv6" if self.service == Some(None) => {}
@@ -392,7 +389,8 @@ impl Options {
         match long {
             "weight" => {
                 self.set(long)?;
-                self.weight = read(0, 65535, "weight")?;
+                // Debian's build takes more than the 65535 of the manual page; lbd says itself that it does not.
+                self.weight = read(0, INT_MAX, "weight")?;
             }
             "u-threshold" => {
                 self.set(long)?;

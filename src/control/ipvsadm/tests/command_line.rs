@@ -87,7 +87,10 @@ fn bad_usage_is_told_in_the_words_of_ipvsadm_with_2() {
             "-a -t 10.9.9.9:80 -r [::1]:80 -m",
             "Different address family is allowed only for tunneling servers",
         ),
-        ("-a -t 10.9.9.9:80 -r 10.2.1.2 -m -w 65536", "illegal weight specified"),
+        (
+            "-a -t 10.9.9.9:80 -r 10.2.1.2 -m -w 2147483648",
+            "illegal weight specified",
+        ),
         (
             "-a -t 10.9.9.9:80 -r 10.2.1.2 -m --tun-type gre",
             "Tunnel options conflict with forward method",
