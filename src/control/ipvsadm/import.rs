@@ -1,5 +1,6 @@
 //! `ipvsadm -Sn` turned into a configuration.
-use super::options::{Command, Options};
+use super::combinations::Command;
+use super::options::Options;
 use crate::config::edit::{self, AffinityChange, BackendFields, Edit, Mistake, ServiceFields, Which};
 use crate::config::{Config, parse, to_toml};
 

@@ -3,6 +3,7 @@
 //!
 //! [`words`] splits arguments as popt does, [`options`] gives them their meaning, [`tables`] prints. What is done is
 //! asked of lbd over its socket, like everything that lbctl does.
+mod combinations;
 pub mod import;
 mod options;
 mod parse;
@@ -14,7 +15,8 @@ use crate::config::edit::{AffinityChange, BackendFields, Edit, Mistake, ServiceF
 use crate::control::names::Names;
 use crate::control::protocol::{Data, Reply, Request, ServiceView};
 use crate::flow::Endpoint;
-use options::{Command, Options, Place};
+use combinations::Command;
+use options::{Options, Place};
 
 /// What ipvsadm leaves behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +85,9 @@ pub fn run(
     }
     session.output
 }
+
+/// So that a request stays far below the megabyte that lbd reads.
+const MOST_EDITS: usize = 1000;
 
 /// An edit that waits to be sent with others, and the function of libipvs that it stands for.
 type Waiting = (Edit, Function);
@@ -165,7 +170,7 @@ impl Session<'_> {
                 self.later_at(service, Function::Destination, |service| Edit::DeleteBackend {
                     service,
                     address,
-                });
+                })?;
             }
             Command::Zero => return self.zero(options),
             Command::Set([tcp, tcp_fin, udp]) => {
@@ -177,7 +182,10 @@ impl Session<'_> {
                 let message = "lbd does not send its connections to other hosts: --start-daemon is not supported";
                 return Err(Exit::usage(message));
             }
-            Command::StopDaemon => self.failed("No daemon is running"),
+            Command::StopDaemon => {
+                self.flush()?;
+                self.failed("No daemon is running");
+            }
             // Within itself; see `top`.
             Command::Restore => return Err(Exit::try_help(self.program)),
         }
@@ -246,7 +254,10 @@ impl Session<'_> {
         };
         match adds {
             true => self.later(Edit::AddService { fields }, function),
-            false => self.later_at(Some(place), function, |service| Edit::EditService { service, fields }),
+            false => {
+                let edit = |service| Edit::EditService { service, fields };
+                return self.later_at(Some(place), function, edit);
+            }
         }
         Ok(())
     }
@@ -266,8 +277,7 @@ impl Session<'_> {
         }
         self.later_at(options.place(), Function::Service, |service| Edit::DeleteService {
             service,
-        });
-        Ok(())
+        })
     }
 
     fn put_server(&mut self, options: &Options) -> Result<(), Exit> {
@@ -304,8 +314,7 @@ impl Session<'_> {
                 address,
                 fields,
             },
-        });
-        Ok(())
+        })
     }
 
     fn server(&self, options: &Options) -> (Option<Place>, Endpoint) {
@@ -330,40 +339,46 @@ impl Session<'_> {
     }
 
     /// Has an edit of a service wait; there is none with a firewall mark.
-    fn later_at(&mut self, place: Option<Place>, function: Function, edit: impl FnOnce(Which) -> Edit) {
+    fn later_at(
+        &mut self,
+        place: Option<Place>,
+        function: Function,
+        edit: impl FnOnce(Which) -> Edit,
+    ) -> Result<(), Exit> {
         match place {
             Some((protocol, address)) => self.later(edit(Which::At { protocol, address }), function),
-            None => self.failed(function.message(Mistake::NoSuchService).unwrap_or_default()),
+            None => {
+                self.flush()?;
+                self.failed(function.message(Mistake::NoSuchService).unwrap_or_default());
+            }
         }
+        Ok(())
     }
 
     fn later(&mut self, edit: Edit, function: Function) {
         self.batch.push((edit, function));
     }
 
-    /// Sends what waits: at once, and one by one where that fails, since ipvsadm does what it can.
+    /// Sends what waits, in few requests.
     fn flush(&mut self) -> Result<(), Exit> {
         let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let edits = batch.iter().map(|(edit, _)| edit.clone()).collect();
+        batch.chunks(MOST_EDITS).try_for_each(|part| self.send(part))
+    }
+
+    /// All at once, and one by one where that fails, since ipvsadm does what it can.
+    fn send(&mut self, part: &[Waiting]) -> Result<(), Exit> {
+        let edits = part.iter().map(|(edit, _)| edit.clone()).collect();
         match (self.ask)(&Request::Edit { edits }).map_err(Exit::usage)? {
-            Reply::Ok(_) => return Ok(()),
-            Reply::Err { message, mistake } if batch.len() == 1 => {
-                self.refused(batch[0].1, mistake, &message);
-                return Ok(());
+            Reply::Ok(_) => {
+                self.output.code = 0;
+                Ok(())
             }
-            Reply::Err { .. } => {}
-        }
-        for (edit, function) in batch {
-            self.output.code = 0;
-            let edits = vec![edit];
-            if let Reply::Err { message, mistake } = (self.ask)(&Request::Edit { edits }).map_err(Exit::usage)? {
-                self.refused(function, mistake, &message);
+            Reply::Err { message, mistake } if part.len() == 1 => {
+                self.refused(part[0].1, mistake, &message);
+                Ok(())
             }
+            Reply::Err { .. } => part.chunks(1).try_for_each(|edit| self.send(edit)),
         }
-        Ok(())
     }
 
     fn refused(&mut self, function: Function, mistake: Option<Mistake>, message: &str) {

@@ -203,6 +203,16 @@ fn a_restore_does_what_it_can_and_ends_at_bad_usage() {
 }
 
 #[test]
+fn a_long_table_is_restored_in_requests_that_lbd_reads() {
+    let rule = |port: u16| format!("-A -t 10.9.9.9:{port} -s rr\n-a -t 10.9.9.9:{port} -r 10.2.1.2:{port} -m -w 1\n");
+    let saved: String = (1..=800).map(rule).collect();
+    let mut lab = Lab::new();
+    assert_eq!(lab.restore("-R", &saved).err, "");
+    assert_eq!(lab.ok("-Sn"), saved);
+    assert!(lab.largest_request < 1 << 19, "{}", lab.largest_request);
+}
+
+#[test]
 fn timeouts_are_set_and_0_leaves_one_as_it_is() {
     let mut lab = Lab::new();
     lab.ok("--set 7200 0 60");

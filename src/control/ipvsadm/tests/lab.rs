@@ -24,6 +24,8 @@ pub(super) struct Lab {
     lane: Lane,
     rates: Rates,
     pub(super) now: Instant,
+    /// In bytes.
+    pub(super) largest_request: usize,
 }
 
 /// What a client sees of its request.
@@ -60,6 +62,7 @@ impl Lab {
             lane: lanes.remove(0),
             rates: Rates::default(),
             now,
+            largest_request: 0,
         }
     }
 
@@ -72,6 +75,7 @@ impl Lab {
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
         let output = run("ipvsadm", &arguments, || Ok(input.to_owned()), &mut |request| {
             let text = serde_json::to_string(request).unwrap();
+            self.largest_request = self.largest_request.max(text.len());
             Ok(self.answer(&serde_json::from_str(&text).unwrap()))
         });
         let saved = parse("saved", &crate::config::to_toml(&self.config)).unwrap();

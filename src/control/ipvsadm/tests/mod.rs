@@ -7,6 +7,7 @@
 mod behaviour;
 mod command_line;
 mod lab;
+mod removal;
 mod samples;
 mod sequences;
 
