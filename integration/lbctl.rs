@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use lbd::control::Handler;
 use lbd::control::protocol::{
-    BackendView, ConnectionView, Data, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView, ServiceView,
-    StatsView, Status,
+    BackendView, ConnectionView, Data, DrainView, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView,
+    ServiceView, StatsView, Status, TimeoutsView,
 };
 use lbd::control::selector::Selector;
 use lbd::control::server::Server;
@@ -37,7 +37,27 @@ impl Handler for Scripted {
             Request::SwitchMode { mode } => Reply::message(format!("mode is now {}", mode.name())),
             Request::Reload => Reply::error("lbd.toml:3:1: one\nlbd.toml:4:1: two\n"),
             Request::Save => Reply::Ok(Data::Configuration("mode = \"ipvs\"\n".to_owned())),
+            Request::Edit { edits } => Reply::message(serde_json::to_string(&edits).unwrap()),
+            Request::Drain { backend, .. } => Reply::Ok(Data::Drains(vec![drain(&backend)])),
+            Request::Drains => Reply::Ok(Data::Drains(Vec::new())),
+            Request::Timeouts => Reply::Ok(Data::Timeouts(TimeoutsView {
+                tcp_established_seconds: 900,
+                tcp_fin_seconds: 120,
+                udp_seconds: 300,
+            })),
+            Request::Zero { .. } => Reply::message("counting from zero"),
         }
+    }
+}
+
+fn drain(backend: &str) -> DrainView {
+    DrainView {
+        service: "default/web:http".to_owned(),
+        backend: endpoint(backend),
+        draining_seconds: 0,
+        deadline_seconds: Some(600),
+        remaining_flows: 2,
+        oldest_flow_seconds: Some(90),
     }
 }
 
@@ -60,6 +80,7 @@ fn service() -> ServiceView {
         addresses: vec![endpoint("127.0.0.1:80"), endpoint("203.0.113.10:80")],
         scheduler: "rr".to_owned(),
         scheduler_flags: Vec::new(),
+        one_packet: false,
         persistence: None,
         stats: StatsView {
             connections: 10,
@@ -76,6 +97,7 @@ fn service() -> ServiceView {
             lower_threshold: 0,
             active_connections: 1,
             inactive_connections: 5,
+            persistent_connections: 0,
             overloaded: false,
             stats: StatsView::default(),
             rates: RatesView::default(),
@@ -137,6 +159,7 @@ fn status() -> Status {
         },
         unsent: 0,
         last_reload: None,
+        draining: Vec::new(),
     }
 }
 
@@ -365,4 +388,92 @@ fn bad_usage_exits_with_2() {
         let output = lbctl(Path::new("/nonexistent/lbd.sock"), args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
+}
+
+#[test]
+fn edits_are_sent_as_they_were_asked_for() {
+    let world = World::new();
+    for (arguments, expected) in [
+        (
+            &["backend", "add", "web", "10.2.0.13:80", "--weight", "3"][..],
+            json!([{"edit": "add_backend", "service": {"named": "web"}, "address": "10.2.0.13:80", "first": false,
+                "fields": {"weight": 3, "upper_threshold": null, "lower_threshold": null}}]),
+        ),
+        (
+            &["service", "delete", "10.96.0.10:80"],
+            json!([{"edit": "delete_service", "service": {"named": "10.96.0.10:80"}}]),
+        ),
+        (
+            &["timeouts", "1h", "0", "90"],
+            json!([{"edit": "timeouts", "tcp": 3600, "tcp_fin": null, "udp": 90}]),
+        ),
+    ] {
+        let output = world.command(arguments).output().unwrap();
+        let sent: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(sent, expected);
+    }
+    let output = world
+        .command(&[
+            "service",
+            "add",
+            "web",
+            "--protocol",
+            "icmp",
+            "--address",
+            "10.96.0.10:80",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[test]
+fn a_drain_tells_what_is_left_for_people_and_for_programs() {
+    let world = World::new();
+    let drain = ["backend", "drain", "10.2.0.11:80", "--deadline", "10m"];
+    let text = String::from_utf8(world.command(&drain).output().unwrap().stdout).unwrap();
+    assert!(
+        text.contains("flows left: 2, the oldest 1m 30s old; reset in 10m"),
+        "{text}"
+    );
+    let output = world.command(&drain).arg("--json").output().unwrap();
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["drains"][0]["oldest_flow_seconds"], 90);
+}
+
+#[test]
+fn ipvsadm_has_its_own_help_and_its_own_errors() {
+    let world = World::new();
+    let help = world.command(&["ipvsadm", "-h"]).output().unwrap();
+    assert!(
+        String::from_utf8(help.stdout)
+            .unwrap()
+            .starts_with("ipvsadm v1.31 2019/12/24 (compiled with popt")
+    );
+    let timeouts = world.command(&["ipvsadm", "-L", "--timeout"]).output().unwrap();
+    assert_eq!(timeouts.stdout, b"Timeout (tcp tcpfin udp): 900 120 300\n");
+    let wrong = world.command(&["ipvsadm", "-A"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    assert_eq!(
+        stderr(&wrong),
+        "You need to supply the 'service-address' option for the 'add-service' command\n"
+    );
+}
+
+#[test]
+fn a_saved_table_of_ipvsadm_is_imported_and_what_is_lost_is_told() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("saved");
+    let saved = "-A -t 10.9.9.9:80 -s rr\n-a -t 10.9.9.9:80 -r 10.2.1.2:80 -m -w 1\n-A -f 7 -s rr\n";
+    std::fs::write(&file, saved).unwrap();
+    let arguments = ["import", "ipvsadm-save", file.to_str().unwrap()];
+    let output = lbctl(Path::new("/nowhere"), &arguments).output().unwrap();
+    assert!(output.status.success());
+    let toml = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(lbd::config::parse("imported", &toml).is_ok(), "{toml}");
+    assert!(
+        stderr(&output).contains("saved:3: not carried over: -A -f 7 -s rr: "),
+        "{}",
+        stderr(&output)
+    );
 }

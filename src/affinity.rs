@@ -8,7 +8,8 @@
 //! always taken before the scheduler's.
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use ahash::RandomState;
 use dashmap::DashMap;
@@ -25,9 +26,38 @@ pub struct Template {
     /// Where its flows go.
     pub backend: Arc<Backend>,
     expires: AtomicU64,
+    /// Whether a flow of it was ever established (`IP_VS_CTPL_S_ASSURED`).
+    assured: AtomicBool,
 }
 
+/// How long a template that still has flows is shown to live on (`ip_vs_conn_expire`, ip_vs_conn.c).
+const GRACE: u64 = 60_000_000_000;
+
 impl Template {
+    /// One of its flows is established (`ip_vs_control_assure_ct`).
+    pub fn assure(&self) {
+        self.assured.store(true, Relaxed);
+    }
+
+    /// In the words of `ipvsadm -Lc`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.assured.load(Relaxed) {
+            true => "ASSURED",
+            false => "NONE",
+        }
+    }
+
+    /// How long it lives without a new flow; while it has flows that time is prolonged again and again.
+    #[must_use]
+    pub fn remaining(&self, now: Instant) -> Duration {
+        let (now, expires) = (now.as_nanos(), self.expires.load(Relaxed));
+        match expires.checked_sub(now) {
+            Some(left) => Duration::from_nanos(left),
+            None => Duration::from_nanos(GRACE - (now - expires) % GRACE),
+        }
+    }
+
     /// Keeps it until `expires`, since one of its flows was stored now.
     pub fn renew(&self, expires: Instant) {
         self.expires.store(expires.as_nanos(), Relaxed);
@@ -90,6 +120,7 @@ impl Affinity {
         let template = Arc::new(Template {
             backend: pick()?,
             expires: AtomicU64::new(0),
+            assured: AtomicBool::new(false),
         });
         place.insert(Arc::clone(&template));
         Some(choice(&template))
@@ -110,6 +141,16 @@ impl Affinity {
     /// Forgets templates whose time is over and that no flow holds.
     pub fn expire(&self, now: Instant) {
         self.templates.retain(|_, template| Template::is_alive(template, now));
+    }
+
+    /// Shows each template to `see`, with the service's id and the client or its network.
+    pub fn each(&self, now: Instant, mut see: impl FnMut(u64, IpAddr, &Template)) {
+        for entry in &self.templates {
+            let &(service, client) = entry.key();
+            if Template::is_alive(entry.value(), now) {
+                see(service, client, entry.value());
+            }
+        }
     }
 }
 

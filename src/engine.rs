@@ -10,7 +10,7 @@ use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
-use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
@@ -288,8 +288,8 @@ impl Processor<'_> {
                     return Known::No;
                 }
                 let before = connection.class();
-                if connection.backend.is_removed() {
-                    match orphaned(policy.on_backend_removed, segment, direction) {
+                if let Some(rule) = connection.backend.orphans(policy.on_backend_removed) {
+                    match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => {
                             let told = end(connection, direction, now, &policy.timeouts);
@@ -370,6 +370,7 @@ impl Processor<'_> {
             template: template.clone(),
             state,
             answered: false,
+            opened: now,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
         let leaving = connection.leaving(Direction::Original);
@@ -435,7 +436,8 @@ fn segment(headers: &Headers) -> Option<Segment> {
 fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
-        State::Udp => false,
+        // One-packet scheduling: the flow remains for the replies only, until the next datagram.
+        State::Udp => connection.backend.is_one_packet(),
     };
     over && direction == Direction::Original && segment.opens()
 }
@@ -462,6 +464,11 @@ fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpF
     let is_active = connection.state.is_active();
     if was_active != is_active {
         connection.backend.set_active(is_active);
+    }
+    if connection.class() == Class::Established
+        && let Some(template) = &connection.template
+    {
+        template.assure();
     }
 }
 

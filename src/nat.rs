@@ -38,9 +38,13 @@ pub fn source(
     now: Instant,
     rng: &mut Rng,
 ) -> Result<Endpoint, NoSource> {
+    let server = match backend.address.port {
+        0 => Endpoint::new(backend.address.address, tuple.destination.port),
+        _ => backend.address,
+    };
     let reply = |source| Tuple {
         protocol: tuple.protocol,
-        source: backend.address,
+        source: server,
         destination: source,
     };
     let client = tuple.source;

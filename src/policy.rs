@@ -124,6 +124,8 @@ pub struct ServiceSpec {
     pub flags: Flags,
     /// Client affinity.
     pub persistence: Option<Persistence>,
+    /// Each datagram is scheduled anew; UDP only.
+    pub one_packet: bool,
     /// In scheduling order.
     pub backends: Vec<BackendSpec>,
 }

@@ -135,6 +135,9 @@ impl Registry {
                 .unwrap_or_else(|| Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(&identity), self.lanes)))
         });
         let backends: Vec<Arc<Backend>> = backends.collect();
+        backends
+            .iter()
+            .for_each(|backend| backend.set_one_packet(spec.one_packet));
         let kind = policy.scheduler_of(spec);
         Service {
             scheduler: Mutex::new(Scheduler::new(kind, spec.flags, &[])),
@@ -145,6 +148,7 @@ impl Registry {
             kind,
             flags: spec.flags,
             persistence: spec.persistence,
+            one_packet: spec.one_packet,
         }
     }
 

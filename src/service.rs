@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
 use crate::flow::{Endpoint, Protocol, Tuple};
-use crate::policy::{BackendSpec, Persistence};
+use crate::policy::{BackendSpec, OnBackendRemoved, Persistence};
 use crate::scheduler::{Flags, Kind, Scheduler};
 
 /// Counters of one worker; no other thread writes them, so adding needs no locked instruction.
@@ -30,6 +30,8 @@ fn add(counter: &AtomicU64, amount: u64) {
 #[derive(Debug)]
 pub struct Stats {
     lanes: Box<[CachePadded<Lane>]>,
+    /// What the lanes held when they were last set to zero: only their workers may write to them.
+    zero: Mutex<Totals>,
 }
 
 /// The sum of all lanes, in the columns of `ipvsadm --stats`.
@@ -53,7 +55,13 @@ impl Stats {
     pub fn new(lanes: usize) -> Self {
         Self {
             lanes: (0..lanes).map(|_| CachePadded::default()).collect(),
+            zero: Mutex::default(),
         }
+    }
+
+    /// Counts from zero again (`ip_vs_zero_stats`).
+    pub fn reset(&self) {
+        *self.zero.lock() = self.sum();
     }
 
     /// Counts a new flow.
@@ -73,9 +81,20 @@ impl Stats {
         add(&self.lanes[lane].out_bytes, bytes as u64);
     }
 
-    /// The sum over all workers.
+    /// The sum over all workers, since the last [`Self::reset`].
     #[must_use]
     pub fn totals(&self) -> Totals {
+        let (all, zero) = (self.sum(), *self.zero.lock());
+        Totals {
+            connections: all.connections.wrapping_sub(zero.connections),
+            in_packets: all.in_packets.wrapping_sub(zero.in_packets),
+            in_bytes: all.in_bytes.wrapping_sub(zero.in_bytes),
+            out_packets: all.out_packets.wrapping_sub(zero.out_packets),
+            out_bytes: all.out_bytes.wrapping_sub(zero.out_bytes),
+        }
+    }
+
+    fn sum(&self) -> Totals {
         self.lanes.iter().fold(Totals::default(), |sum, lane| Totals {
             connections: sum.connections + lane.connections.load(Relaxed),
             in_packets: sum.in_packets + lane.in_packets.load(Relaxed),
@@ -116,6 +135,8 @@ pub struct Backend {
     inactive: AtomicU32,
     overloaded: AtomicBool,
     removed: AtomicBool,
+    cut: AtomicBool,
+    one_packet: AtomicBool,
 }
 
 impl Backend {
@@ -135,6 +156,8 @@ impl Backend {
             inactive: AtomicU32::new(0),
             overloaded: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            one_packet: AtomicBool::new(false),
         };
         backend.configure(spec);
         backend
@@ -144,6 +167,7 @@ impl Backend {
     pub fn configure(&self, spec: &BackendSpec) {
         self.weight.store(spec.weight, Relaxed);
         if spec.weight != 0 {
+            self.cut.store(false, Relaxed);
             // `__ip_vs_update_dest` keeps the last weight that was not 0, for mh.
             self.last_weight.store(spec.weight, Relaxed);
         }
@@ -161,6 +185,31 @@ impl Backend {
     /// Marks it as no longer configured; its flows still hold it.
     pub fn remove(&self) {
         self.removed.store(true, Relaxed);
+    }
+
+    /// Its time to drain is over: its flows end, until it has a weight again.
+    pub fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+
+    /// What becomes of its flows at their next packet, where they have lost it; `rule` is for removed backends.
+    #[must_use]
+    pub fn orphans(&self, rule: OnBackendRemoved) -> Option<OnBackendRemoved> {
+        if self.cut.load(Relaxed) {
+            return Some(OnBackendRemoved::Reset);
+        }
+        self.is_removed().then_some(rule)
+    }
+
+    /// Whether each datagram is scheduled anew (`IP_VS_SVC_F_ONEPACKET`).
+    #[must_use]
+    pub fn is_one_packet(&self) -> bool {
+        self.one_packet.load(Relaxed)
+    }
+
+    /// Sets [`Self::is_one_packet`].
+    pub fn set_one_packet(&self, one_packet: bool) {
+        self.one_packet.store(one_packet, Relaxed);
     }
 
     /// Whether it has left the configuration.
@@ -272,6 +321,8 @@ pub struct Service {
     pub scheduler: Mutex<Scheduler>,
     /// Client affinity.
     pub persistence: Option<Persistence>,
+    /// One-packet scheduling.
+    pub one_packet: bool,
 }
 
 impl Service {

@@ -170,6 +170,7 @@ fn fill_pool(world: &World, free: &[u16]) {
             template: None,
             state: State::Udp,
             answered: true,
+            opened: world.now,
             expires: world.now + Duration::from_secs(300),
         };
         world.engine.conntrack().insert(connection, world.now).unwrap();

@@ -235,3 +235,109 @@ fn served(rig: &Rig, mode: Mode) -> Lbd<'_> {
 fn lines_of(text: &str, line: &str) -> usize {
     text.lines().filter(|other| other.trim_end() == line).count()
 }
+
+#[test]
+fn lbctl_under_the_name_of_ipvsadm_builds_a_service_that_answers() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = rig.lbd(&Config::new(Mode::Ipvs, vec![Service::dns(Family::V4)]));
+        let link = format!("ln -sf {} {DIR}/ipvsadm", env!("CARGO_BIN_EXE_lbctl"));
+        rig.sh("lb", &link).ok();
+        let ipvsadm = |arguments: &str| {
+            let script = format!("cd {DIR} && LBD_SOCKET={DIR}/lbd.sock PATH={DIR}:$PATH ipvsadm {arguments}");
+            rig.sh("lb", &script)
+        };
+        let vip = Family::V4.vip(80);
+        ipvsadm(&format!("-A -t {vip} -s rr")).ok();
+        for server in [1, 2, 3] {
+            ipvsadm(&format!("-a -t {vip} -r {} -m", Family::V4.server(server, 8080))).ok();
+        }
+        assert_eq!(rig.spread("client", &Family::V4.web(), 6), [2, 2, 2]);
+        let table = ipvsadm("-Ln --stats").ok();
+        assert!(
+            table.starts_with("IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port "),
+            "{table}"
+        );
+        let again = ipvsadm(&format!("-A -t {vip}"));
+        assert_eq!((again.code, again.err.as_str()), (255, "Service already exists\n"));
+        let direct = ipvsadm(&format!("-a -t {vip} -r 10.2.0.99"));
+        assert!(direct.code == 2 && direct.err.contains("give -m"), "{direct:?}");
+        let saved = ipvsadm("-Sn").ok();
+        ipvsadm("-C").ok();
+        assert_eq!(ipvsadm("-Sn").ok(), "");
+        assert_ne!(rig.get("client", &Family::V4.web()).code, 0, "nothing answers");
+        ipvsadm(&format!("-R <<'E'\n{saved}E\n")).ok();
+        assert_eq!(ipvsadm("-Sn").ok(), saved);
+        assert_eq!(rig.spread("client", &Family::V4.web(), 6), [2, 2, 2]);
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn live_edits_stay_over_a_reload_of_the_same_file_and_go_with_a_new_one() {
+    isolated(|| {
+        let rig = Rig::new();
+        let mut config = Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]);
+        let lbd = rig.lbd(&config);
+        let (service, backend) = (Family::V4.vip(80), Family::V4.server(3, 8080));
+        let wrong = lbd.lbctl(&format!("backend edit {service} {backend} --weight 70000"));
+        assert!(wrong.code == 1 && wrong.err.contains("weight = 70000"), "{wrong:?}");
+        lbd.lbctl(&format!("backend delete {service} {backend}")).ok();
+        assert_eq!(rig.spread("client", &Family::V4.web(), 6), [3, 3, 0]);
+        let kept = lbd.reload(&config.to_string()).ok();
+        assert!(kept.contains("live edits stay"), "{kept}");
+        assert_eq!(rig.spread("client", &Family::V4.web(), 6), [3, 3, 0]);
+        lbd.lbctl("timeouts 1h 0 1m").ok();
+        assert_eq!(
+            lbd.lbctl("timeouts").ok(),
+            "tcp_established 1h\ntcp_fin         2m\nudp             1m\n"
+        );
+        let saved = lbd.lbctl("save").ok();
+        config.services.push(Service::dns(Family::V4));
+        lbd.reload(&config.to_string()).ok();
+        assert!(
+            lbd.log().contains("what was edited live no longer counts"),
+            "{}",
+            lbd.log()
+        );
+        assert_eq!(rig.spread("client", &Family::V4.web(), 6), [2, 2, 2]);
+        lbd.reload(&saved).ok();
+        assert_eq!(
+            rig.spread("client", &Family::V4.web(), 6),
+            [3, 3, 0],
+            "as it was when it was saved"
+        );
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn a_drained_backend_shows_what_is_left_and_its_flows_end_at_the_deadline() {
+    isolated(|| {
+        let rig = Rig::new();
+        let config = Config::new(Mode::Ipvs, vec![Service::tcp(Family::V4, 80, 8080, &[1])]);
+        let lbd = rig.lbd(&config);
+        let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let backend = Family::V4.server(1, 8080);
+        let drain = lbd.lbctl(&format!("backend drain {backend} --deadline 1s --json")).ok();
+        let value: serde_json::Value = serde_json::from_str(&drain).expect("JSON");
+        assert_eq!(value["drains"][0]["remaining_flows"], 1, "{drain}");
+        lbd.reload(&config.to_string()).ok();
+        assert!(
+            lbd.lbctl("status").ok().contains("draining"),
+            "a reload changes nothing"
+        );
+        assert_ne!(rig.get("client", &Family::V4.web()).code, 0, "no new flow");
+        let ended = download.wait();
+        assert!(
+            ended.code != 0 && ended.code != 28,
+            "reset, and not for lack of time: {ended:?}"
+        );
+        lbd.lbctl(&format!("backend edit {} {backend} --weight 1", Family::V4.vip(80)))
+            .ok();
+        assert!(lbd.lbctl("backend drain").ok().contains("no backend"));
+        assert_eq!(rig.spread("client", &Family::V4.web(), 2), [2, 0, 0]);
+        lbd.terminate();
+    });
+}

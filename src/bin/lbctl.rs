@@ -1,5 +1,13 @@
 //! lbctl: the operator's client of a running lbd. It parses, asks and shows; what to do is up to lbd.
+#[path = "lbctl/edits.rs"]
+mod edits;
+#[path = "lbctl/import.rs"]
+mod import;
+#[path = "lbctl/ipvsadm.rs"]
+mod ipvsadm;
+
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use lbd::config::edit::Which;
 use lbd::control::names::Names;
 use lbd::control::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
 use lbd::control::render::{self, Columns};
@@ -28,6 +37,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Ask(Ask),
+    /// Turn what another program saved into a configuration, printed as TOML
+    #[command(subcommand)]
+    Import(import::Import),
+    /// The ipvsadm command line: same options, same output, for NAT (-m) services
+    #[command(disable_help_flag = true)]
+    Ipvsadm {
+        /// As of ipvsadm(8)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// What takes one request and one reply.
+#[derive(Subcommand)]
+enum Ask {
     /// How lbd is doing
     Status(Json),
     /// Services and their backends, as `ipvsadm -L`
@@ -44,6 +70,19 @@ enum Command {
     Reload,
     /// Print the running configuration as TOML
     Save(Save),
+    /// Add, edit or delete a service while lbd runs
+    #[command(subcommand)]
+    Service(edits::Service),
+    /// Add, edit, delete or drain a backend while lbd runs
+    #[command(subcommand)]
+    Backend(edits::Backend),
+    /// Show the timeouts of idle flows, or set them while lbd runs
+    Timeouts(edits::Timeouts),
+    /// Count traffic from zero again
+    Zero {
+        /// Only of this service: its name, or one of its ADDRESS:PORT
+        service: Option<String>,
+    },
 }
 
 #[derive(Args)]
@@ -108,8 +147,16 @@ struct Save {
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let shown = run(&cli).and_then(|text| Ok(print(&mut io::stdout().lock(), &text)?));
+    if ipvsadm::is_called() {
+        return ipvsadm::main();
+    }
+    let Cli { socket, command } = Cli::parse();
+    let ask = match command {
+        Command::Ipvsadm { arguments } => return ipvsadm::run(&socket, "ipvsadm", &arguments),
+        Command::Import(import) => return import.run(),
+        Command::Ask(ask) => ask,
+    };
+    let shown = run(&socket, &ask).and_then(|text| Ok(print(&mut io::stdout().lock(), &text)?));
     match shown {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -129,51 +176,64 @@ fn print(to: &mut impl Write, text: &str) -> io::Result<()> {
 }
 
 /// What is to be printed.
-fn run(cli: &Cli) -> Outcome<String> {
-    let data = match client::ask(&cli.socket, &request(&cli.command))? {
+fn run(socket: &Path, ask: &Ask) -> Outcome<String> {
+    let data = match client::ask(socket, &request(ask))? {
         Reply::Ok(data) => data,
-        Reply::Err { message } => return Err(message.trim_end().into()),
+        Reply::Err { message, .. } => return Err(message.trim_end().into()),
     };
-    show(&cli.command, data)
+    show(ask, data)
 }
 
-fn request(command: &Command) -> Request {
+fn request(command: &Ask) -> Request {
     match command {
-        Command::Status(_) => Request::Status,
-        Command::List(List { service, .. }) => Request::List {
+        Ask::Status(_) => Request::Status,
+        Ask::List(List { service, .. }) => Request::List {
             service: service.clone(),
         },
-        Command::Connections(Connections { service, .. }) => Request::Connections {
+        Ask::Connections(Connections { service, .. }) => Request::Connections {
             service: service.clone(),
         },
-        Command::Rules(_) => Request::Rules,
-        Command::Drops(_) => Request::Drops,
-        Command::Mode(ModeArgs { mode, .. }) => match mode {
+        Ask::Rules(_) => Request::Rules,
+        Ask::Drops(_) => Request::Drops,
+        Ask::Mode(ModeArgs { mode, .. }) => match mode {
             None => Request::Mode,
             Some(ModeWord::Ipvs) => Request::SwitchMode { mode: Mode::Ipvs },
             Some(ModeWord::Iptables) => Request::SwitchMode { mode: Mode::Iptables },
         },
-        Command::Reload => Request::Reload,
-        Command::Save(_) => Request::Save,
+        Ask::Reload => Request::Reload,
+        Ask::Save(_) => Request::Save,
+        Ask::Service(service) => service.request(),
+        Ask::Backend(backend) => backend.request(),
+        Ask::Timeouts(timeouts) => timeouts.request(),
+        Ask::Zero { service } => Request::Zero {
+            service: service.clone().map(Which::Named),
+        },
     }
 }
 
-fn show(command: &Command, data: Data) -> Outcome<String> {
+fn show(command: &Ask, data: Data) -> Outcome<String> {
     match (command, data) {
-        (Command::Status(args), Data::Status(status)) if args.json => json(&status),
-        (Command::Status(_), Data::Status(status)) => Ok(render::status(&status)),
-        (Command::List(args), data @ Data::Services(_)) if args.json.json => json(&data),
-        (Command::List(args), Data::Services(services)) => Ok(list(args, &services)),
-        (Command::Connections(args), data @ Data::Connections(_)) if args.json.json => json(&data),
-        (Command::Connections(args), Data::Connections(flows)) => Ok(connections(args, &flows)),
-        (Command::Rules(args), data @ Data::Rules(_)) if args.json => json(&data),
-        (Command::Rules(_), Data::Rules(rules)) => Ok(render::rules(&rules)),
-        (Command::Drops(args), Data::Drops(drops)) if args.json => json(&drops.by_verdict()),
-        (Command::Drops(_), Data::Drops(drops)) => Ok(render::drops(&drops)),
-        (Command::Mode(args), data @ Data::Mode(_)) if args.json.json => json(&data),
-        (Command::Mode(_), Data::Mode(mode)) => Ok(format!("{}\n", mode.name())),
-        (Command::Mode(_) | Command::Reload, Data::Message(message)) => Ok(format!("{}\n", message.trim_end())),
-        (Command::Save(args), Data::Configuration(toml)) => save(args, toml),
+        (Ask::Status(args), Data::Status(status)) if args.json => json(&status),
+        (Ask::Status(_), Data::Status(status)) => Ok(render::status(&status)),
+        (Ask::List(args), data @ Data::Services(_)) if args.json.json => json(&data),
+        (Ask::List(args), Data::Services(services)) => Ok(list(args, &services)),
+        (Ask::Connections(args), data @ Data::Connections(_)) if args.json.json => json(&data),
+        (Ask::Connections(args), Data::Connections(flows)) => Ok(connections(args, &flows)),
+        (Ask::Rules(args), data @ Data::Rules(_)) if args.json => json(&data),
+        (Ask::Rules(_), Data::Rules(rules)) => Ok(render::rules(&rules)),
+        (Ask::Drops(args), Data::Drops(drops)) if args.json => json(&drops.by_verdict()),
+        (Ask::Drops(_), Data::Drops(drops)) => Ok(render::drops(&drops)),
+        (Ask::Mode(args), data @ Data::Mode(_)) if args.json.json => json(&data),
+        (Ask::Mode(_), Data::Mode(mode)) => Ok(format!("{}\n", mode.name())),
+        (Ask::Backend(edits::Backend::Drain { json: args, .. }), data @ Data::Drains(_)) if args.json => json(&data),
+        (Ask::Backend(_), Data::Drains(drains)) => Ok(render::drains(&drains)),
+        (Ask::Timeouts(args), data @ Data::Timeouts(_)) if args.json.json => json(&data),
+        (Ask::Timeouts(_), Data::Timeouts(timeouts)) => Ok(render::timeouts(&timeouts)),
+        (
+            Ask::Mode(_) | Ask::Reload | Ask::Service(_) | Ask::Backend(_) | Ask::Timeouts(_) | Ask::Zero { .. },
+            Data::Message(message),
+        ) => Ok(format!("{}\n", message.trim_end())),
+        (Ask::Save(args), Data::Configuration(toml)) => save(args, toml),
         (_, data) => Err(format!(
             "lbd answered something else than was asked for: {}: use the lbctl that came with it",
             json(&data)?.trim_end()

@@ -1,6 +1,7 @@
 //! The configuration file: written as TOML ([`raw`]), valid once it is a [`Config`].
 mod defaults;
 pub mod diagnostic;
+pub mod edit;
 pub mod raw;
 pub mod reload;
 pub mod save;

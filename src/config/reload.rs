@@ -129,7 +129,7 @@ fn service_change(old: &ServiceSpec, new: &ServiceSpec) -> String {
 }
 
 /// Every key of a service but its name and backends.
-fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
+fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
     let ServiceSpec {
         name: _,
         protocol,
@@ -139,6 +139,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
         scheduler,
         flags,
         persistence,
+        one_packet,
         backends: _,
     } = service;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
@@ -160,6 +161,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 7] {
         ("scheduler", kind),
         ("scheduler_flags", or_none(flags)),
         ("persistence", or_none(affinity)),
+        ("ops", one_packet.to_string()),
     ]
 }
 

@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{ATTACH, BACKEND, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of};
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
@@ -213,6 +214,7 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
         scheduler,
         flags,
         persistence,
+        one_packet,
         backends,
     } = service;
     out.section("[[services]]");
@@ -225,7 +227,9 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
     }
     out.optional("node_port", *node_port);
     out.optional("scheduler", scheduler.map(quoted));
-    let flags = list(flag_words(kind, *flags).iter().map(quoted));
+    let mut flags = flag_words(kind, *flags);
+    flags.extend(one_packet.then(|| ONE_PACKET.to_owned()));
+    let flags = list(flags.iter().map(quoted));
     out.optional("scheduler_flags", (flags != "[]").then_some(flags));
     let v4 = address.address.is_ipv4();
     out.optional("persistence", persistence.map(|affinity| affinity_table(affinity, v4)));

@@ -15,6 +15,7 @@ use toml::de::DeTable;
 
 use self::claims::Claims;
 use self::services::Around;
+pub(super) use self::services::ONE_PACKET;
 use self::values::{offset, word};
 use super::diagnostic::{Diagnostic, Report};
 use super::words::MODE;

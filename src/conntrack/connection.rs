@@ -114,6 +114,8 @@ pub struct Connection {
     pub state: State,
     /// Whether the backend has sent anything.
     pub answered: bool,
+    /// When its first packet came.
+    pub opened: Instant,
     /// When it is forgotten unless a packet comes.
     pub expires: Instant,
 }
@@ -130,12 +132,22 @@ impl Connection {
         }
     }
 
+    /// Where the backend gets its packets: at its port, or at the one that the client used where it has port 0
+    /// (`ip_vs_schedule`, ip_vs_core.c).
+    #[must_use]
+    pub fn server(&self) -> Endpoint {
+        match self.backend.address {
+            Endpoint { address, port: 0 } => Endpoint::new(address, self.virtual_address.port),
+            endpoint => endpoint,
+        }
+    }
+
     /// The tuple that packets in `direction` arrive with.
     #[must_use]
     pub fn arriving(&self, direction: Direction) -> Tuple {
         match direction {
             Direction::Original => self.tuple(self.client, self.virtual_address),
-            Direction::Reply => self.tuple(self.backend.address, self.source),
+            Direction::Reply => self.tuple(self.server(), self.source),
         }
     }
 

@@ -344,6 +344,7 @@ mod tests {
             template: None,
             state: State::Udp,
             answered: false,
+            opened: Instant::ZERO,
             expires,
         }
     }

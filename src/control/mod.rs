@@ -4,6 +4,7 @@
 //! other end, in `lbctl`, which shows the [`protocol::Reply`] through [`render`].
 pub mod client;
 pub mod estimator;
+pub mod ipvsadm;
 pub mod names;
 pub mod protocol;
 pub mod render;

@@ -54,6 +54,21 @@ impl Names {
     }
 }
 
+/// The port of a service of this name or alias, in services(5) (`getservbyname`).
+pub(super) fn port_of(name: &str, protocol: Protocol) -> Option<u16> {
+    listed_port(&std::fs::read_to_string(SERVICES_FILE).ok()?, name, protocol)
+}
+
+fn listed_port(services: &str, name: &str, protocol: Protocol) -> Option<u16> {
+    services.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let official = words.next()?;
+        let (port, of) = words.next()?.split_once('/')?;
+        let is_it = of == protocol.name() && (official == name || words.any(|alias| alias == name));
+        is_it.then(|| port.parse().ok()).flatten()
+    })
+}
+
 /// Shortens `text` to at most `columns` bytes, but never within a character.
 pub(super) fn cut(text: &mut String, columns: usize) {
     text.truncate(text.floor_char_boundary(columns));

@@ -8,6 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::text;
+use crate::config::edit::{Edit, Mistake, Refusal, Which};
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::Mode;
 use crate::service::Totals;
@@ -47,6 +48,32 @@ pub enum Request {
     Reload,
     /// The running configuration. Answered with [`Data::Configuration`].
     Save,
+    /// Change the running configuration: all of it, or nothing. Answered with [`Data::Message`].
+    Edit {
+        /// One after the other.
+        edits: Vec<Edit>,
+    },
+    /// Have a backend's flows come to an end. Answered with [`Data::Drains`], those of this backend.
+    Drain {
+        /// The backend: `ADDRESS:PORT`, or `ADDRESS` for all its ports.
+        backend: String,
+        /// Only this service's; a name or an address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+        /// After so many seconds the flows that are left are reset; None: never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_seconds: Option<u64>,
+    },
+    /// The backends that are being drained. Answered with [`Data::Drains`].
+    Drains,
+    /// The timeouts that `ipvsadm --set` sets. Answered with [`Data::Timeouts`].
+    Timeouts,
+    /// Count traffic from zero again. Answered with [`Data::Message`].
+    Zero {
+        /// Only this service's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Which>,
+    },
 }
 
 /// The answer to a request.
@@ -60,6 +87,9 @@ pub enum Reply {
     Err {
         /// What was asked for, why it failed, what would be right. May have several lines.
         message: String,
+        /// In short, where it was an edit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mistake: Option<Mistake>,
     },
 }
 
@@ -69,6 +99,7 @@ impl Reply {
     pub fn error(message: impl Into<String>) -> Self {
         Self::Err {
             message: message.into(),
+            mistake: None,
         }
     }
 
@@ -76,6 +107,15 @@ impl Reply {
     #[must_use]
     pub fn message(message: impl Into<String>) -> Self {
         Self::Ok(Data::Message(message.into()))
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(Refusal { mistake, message }: Refusal) -> Self {
+        Self::Err {
+            message,
+            mistake: Some(mistake),
+        }
     }
 }
 
@@ -97,6 +137,10 @@ pub enum Data {
     Mode(#[serde(with = "text::mode")] Mode),
     /// The running configuration as TOML.
     Configuration(String),
+    /// Backends that are being drained.
+    Drains(Vec<DrainView>),
+    /// Of [`Request::Timeouts`].
+    Timeouts(TimeoutsView),
     /// One line on what was done.
     Message(String),
 }
@@ -135,6 +179,36 @@ pub struct Status {
     pub unsent: u64,
     /// None before the first reload.
     pub last_reload: Option<LastReload>,
+    /// Backends that are being drained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<DrainView>,
+}
+
+/// A backend that is being drained: it gets no new flow, and those that it has come to an end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainView {
+    /// Name of the service.
+    pub service: String,
+    /// Where it listens.
+    #[serde(with = "text")]
+    pub backend: Endpoint,
+    /// Since when.
+    pub draining_seconds: u64,
+    /// Until the flows that are left are reset; 0 when that is under way, None when it will not be.
+    pub deadline_seconds: Option<u64>,
+    /// That are left.
+    pub remaining_flows: u64,
+    /// Age of the oldest of them.
+    pub oldest_flow_seconds: Option<u64>,
+}
+
+/// Seconds, as `ipvsadm -L --timeout` shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it all")]
+pub struct TimeoutsView {
+    pub tcp_established_seconds: u64,
+    pub tcp_fin_seconds: u64,
+    pub udp_seconds: u64,
 }
 
 /// How many flows are in a state.
@@ -213,6 +287,9 @@ pub struct ServiceView {
     pub scheduler_flags: Vec<String>,
     /// Client affinity.
     pub persistence: Option<PersistenceView>,
+    /// Each datagram is scheduled anew.
+    #[serde(default)]
+    pub one_packet: bool,
     /// Since the start.
     pub stats: StatsView,
     /// Now, by and large.
@@ -246,6 +323,9 @@ pub struct BackendView {
     pub active_connections: u32,
     /// All other flows.
     pub inactive_connections: u32,
+    /// Clients that affinity keeps here.
+    #[serde(default)]
+    pub persistent_connections: u32,
     /// Whether the upper threshold keeps new flows away.
     pub overloaded: bool,
     /// Since the start.

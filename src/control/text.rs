@@ -29,6 +29,39 @@ fn parse<T: FromStr<Err: Display>, E: Error>(text: &str) -> Result<T, E> {
     text.parse().map_err(|error| E::custom(format!("{text:?}: {error}")))
 }
 
+/// The same for what may be absent.
+pub mod option {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::{Deserialize, Deserializer};
+    use serde::ser::Serializer;
+
+    /// For `#[serde(with)]`: what `Display` shows, or null.
+    ///
+    /// # Errors
+    /// The serializer's own.
+    pub fn serialize<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.collect_str(value),
+            None => to.serialize_none(),
+        }
+    }
+
+    /// For `#[serde(with)]`: what `FromStr` understands, or null.
+    ///
+    /// # Errors
+    /// The text is no such value.
+    pub fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| super::parse(&text)).transpose()
+    }
+}
+
 /// The same for a list.
 pub mod list {
     use std::fmt::Display;

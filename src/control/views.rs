@@ -1,14 +1,25 @@
 //! From what the packet path works with to what is told about it.
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use super::estimator::Estimator;
-use super::protocol::{BackendView, PersistenceView, RatesView, RuleKind, RuleView, ServiceView};
+use super::protocol::{
+    BackendView, ConnectionView, PersistenceView, RatesView, RuleKind, RuleView, ServiceView, TimeoutsView,
+};
+use crate::affinity::{Affinity, Template};
+use crate::conntrack::connection::Connection;
+use crate::conntrack::tcp::State;
+use crate::conntrack::timeout::Timeouts;
+use crate::flow::Endpoint;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
 use crate::policy::Persistence;
 use crate::scheduler::{Flags, Kind};
 use crate::service::{Backend, Service};
+use crate::time::Instant;
 
 /// The rates of all services and backends.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +60,18 @@ impl Rates {
         }
     }
 
+    /// Counts from zero again, and so do the rates (`ip_vs_zero_estimator`).
+    pub fn reset(&mut self, service: &Service) {
+        let stats = &service.identity.stats;
+        stats.reset();
+        let estimator = Estimator::new(stats.totals());
+        self.services.insert(service.identity.name.clone(), estimator);
+        for backend in &service.backends {
+            backend.stats.reset();
+            self.backends.insert(backend.id, Estimator::new(backend.stats.totals()));
+        }
+    }
+
     fn of_service(&self, service: &Service) -> RatesView {
         let estimator = self.services.get(&service.identity.name);
         estimator.map(Estimator::rates).unwrap_or_default()
@@ -71,6 +94,7 @@ impl ServiceView {
             scheduler: service.kind.name().to_owned(),
             scheduler_flags: flag_words(service.kind, service.flags),
             persistence: service.persistence.map(PersistenceView::from),
+            one_packet: service.one_packet,
             stats: service.identity.stats.totals().into(),
             rates: rates.of_service(service),
             backends: service
@@ -94,9 +118,85 @@ impl BackendView {
             lower_threshold,
             active_connections: backend.active(),
             inactive_connections: backend.inactive(),
+            persistent_connections: 0,
             overloaded: backend.is_overloaded(),
             stats: backend.stats.totals().into(),
             rates: rates.of_backend(backend),
+        }
+    }
+}
+
+impl ConnectionView {
+    /// The flow as it is now.
+    #[must_use]
+    pub fn new(flow: &Connection, now: Instant) -> Self {
+        Self {
+            protocol: flow.protocol,
+            state: Cow::Borrowed(flow.state.name()),
+            expires_seconds: (flow.expires - now).as_secs(),
+            client: flow.client,
+            virtual_address: flow.virtual_address,
+            backend: flow.server(),
+            source: flow.source,
+            service: flow.backend.service.name.clone(),
+            masqueraded: flow.is_masqueraded(),
+        }
+    }
+
+    /// A template of `service` as IPVS keeps it: an entry with client port 0.
+    fn of_template(service: &Service, client: IpAddr, template: &Template, now: Instant) -> Option<Self> {
+        let client = Endpoint::new(client, 0);
+        Some(Self {
+            protocol: service.protocol,
+            state: Cow::Borrowed(template.state()),
+            expires_seconds: template.remaining(now).as_secs(),
+            client,
+            virtual_address: *service.endpoints.first()?,
+            backend: template.backend.address,
+            source: client,
+            service: service.identity.name.clone(),
+            masqueraded: false,
+        })
+    }
+}
+
+/// The templates of client affinity among the flows.
+#[must_use]
+pub fn templates(affinity: &Affinity, services: &[Arc<Service>], now: Instant) -> Vec<ConnectionView> {
+    let by_id: HashMap<u64, &Arc<Service>> = services.iter().map(|service| (service.identity.id, service)).collect();
+    let mut views = Vec::new();
+    affinity.each(now, |id, client, template| {
+        let service = by_id.get(&id);
+        views.extend(service.and_then(|service| ConnectionView::of_template(service, client, template, now)));
+    });
+    views
+}
+
+/// Fills in how many clients affinity keeps at each backend (`persistconns`).
+pub fn count_persistent(views: &mut [ServiceView], affinity: &Affinity, services: &[Arc<Service>], now: Instant) {
+    let names: HashMap<u64, &str> = services
+        .iter()
+        .map(|service| (service.identity.id, service.identity.name.as_str()))
+        .collect();
+    let mut counts: HashMap<(&str, Endpoint), u32> = HashMap::new();
+    affinity.each(now, |id, _, template| {
+        if let Some(name) = names.get(&id) {
+            *counts.entry((name, template.backend.address)).or_default() += 1;
+        }
+    });
+    for ServiceView { name, backends, .. } in views {
+        for backend in backends {
+            backend.persistent_connections = counts.get(&(name.as_str(), backend.address)).copied().unwrap_or(0);
+        }
+    }
+}
+
+impl From<&Timeouts> for TimeoutsView {
+    fn from(timeouts: &Timeouts) -> Self {
+        Self {
+            tcp_established_seconds: timeouts.tcp(State::Established).as_secs(),
+            tcp_fin_seconds: timeouts.tcp(State::FinWait).as_secs(),
+            udp_seconds: timeouts.udp.as_secs(),
         }
     }
 }
@@ -230,6 +330,7 @@ mod tests {
                 timeout: Duration::from_secs(10_800),
                 prefix_length: 24,
             }),
+            one_packet: false,
         }
     }
 

@@ -2,14 +2,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::drains::{self, Drains};
 use super::{Error, effective_policy, kept};
+use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::validate::load;
 use crate::config::{Config, save};
-use crate::control::protocol::LastReload;
+use crate::control::protocol::{DrainView, LastReload};
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
@@ -29,6 +32,9 @@ struct Reload {
 /// What changes while lbd runs.
 struct State {
     config: Config,
+    /// As the file said it when it was last read; differs from `config` by live edits.
+    file: Config,
+    drains: Drains,
     /// None before it was installed and once it was taken down.
     plumbing: Option<Plumbing>,
     last_reload: Option<Reload>,
@@ -73,7 +79,9 @@ impl Datapath {
 impl Control {
     pub(super) fn new(file: &Path, config: Config, datapath: Datapath) -> Self {
         let mut state = State {
+            file: config.clone(),
             config,
+            drains: Drains::default(),
             plan: Plan::default(),
             plumbing: None,
             last_reload: None,
@@ -161,6 +169,67 @@ impl Control {
         }
     }
 
+    /// Changes the running configuration by all `edits`, or by none. One line says what changed.
+    pub(super) fn edit(&self, edits: &[Edit]) -> Result<String, Refusal> {
+        self.edit_state(&mut self.state.lock(), edits)
+    }
+
+    fn edit_state(&self, state: &mut State, edits: &[Edit]) -> Result<String, Refusal> {
+        let nodes = self.datapath.engine.ruleset().policy.node_addresses.clone();
+        let config = edit::apply(&state.config, &nodes, edits)?;
+        let changes = describe(&state.config, &config);
+        let put = self.put(state, config);
+        put.map_err(|error| Refusal::invalid(error.to_string()))?;
+        tracing::info!("by lbctl: {changes}");
+        Ok(changes.to_string())
+    }
+
+    /// Gives backends weight 0, and has the flows that are left after `deadline` seconds reset.
+    pub(super) fn drain(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+        deadline: Option<u64>,
+    ) -> Result<Vec<DrainView>, Refusal> {
+        let mut state = self.state.lock();
+        let (edits, drained) = drains::plan(&state.config.policy, backend, service)?;
+        self.edit_state(&mut state, &edits)?;
+        let now = self.datapath.clock.now();
+        for place in &drained {
+            state
+                .drains
+                .begin(place.clone(), now, deadline.map(Duration::from_secs));
+        }
+        let mut views = state.drains.views(&self.datapath.engine, now);
+        views.retain(|view| {
+            drained
+                .iter()
+                .any(|(name, address)| view.service == *name && view.backend == *address)
+        });
+        Ok(views)
+    }
+
+    /// Every backend that is being drained.
+    pub(super) fn drains(&self) -> Vec<DrainView> {
+        let state = self.state.lock();
+        state.drains.views(&self.datapath.engine, self.datapath.clock.now())
+    }
+
+    /// Counts the traffic of one service, or of all, from zero again.
+    pub(super) fn zero(&self, which: Option<&Which>) -> Result<String, Refusal> {
+        let mut state = self.state.lock();
+        let nodes = self.datapath.engine.ruleset().policy.node_addresses.clone();
+        let only = which
+            .map(|which| edit::find(&state.config.policy, &nodes, which))
+            .transpose()?;
+        let ruleset = self.datapath.engine.ruleset();
+        // The services of a ruleset are in the order of its configuration.
+        let picked = ruleset.services.iter().enumerate();
+        let picked = picked.filter(|(at, _)| only.is_none_or(|only| only == *at));
+        picked.for_each(|(_, service)| state.rates.reset(service));
+        Ok("counting from zero".to_owned())
+    }
+
     /// Uses the other matcher from the next packet on; flows stay.
     pub(super) fn switch_mode(&self, mode: Mode) -> Result<String, String> {
         let mut state = self.state.lock();
@@ -186,6 +255,9 @@ impl Control {
         let mut state = self.state.lock();
         let ruleset = self.datapath.engine.ruleset();
         state.rates.tick(ruleset.services.iter().map(|service| &**service));
+        for late in state.drains.cut(&ruleset, self.datapath.clock.now()) {
+            tracing::info!("{late}: its time to drain is over, the flows that are left are reset");
+        }
         drop(ruleset);
         if let Err(error) = self.prune(&mut state) {
             tracing::error!("cannot take out what no flow needs any more: {error}");
@@ -211,8 +283,24 @@ impl Control {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        let changes = describe(&state.config, &loaded.config);
-        self.put(state, loaded.config).map_err(|error| error.to_string())?;
+        if loaded.config == state.file {
+            let edits = describe(&state.file, &state.config);
+            return Ok(match edits.is_nothing() {
+                true => edits.to_string(),
+                false => format!("nothing changed; live edits stay: {edits}"),
+            });
+        }
+        let dropped = describe(&state.file, &state.config);
+        let mut config = loaded.config.clone();
+        for backend in state.drains.over_reload(&state.file.policy, &mut config.policy) {
+            tracing::info!("{backend} stays drained; `lbctl backend edit` gives it a weight again");
+        }
+        let changes = describe(&state.config, &config);
+        self.put(state, config).map_err(|error| error.to_string())?;
+        state.file = loaded.config;
+        if !dropped.is_nothing() {
+            tracing::warn!("the file changed, so what was edited live no longer counts: {dropped}");
+        }
         Ok(changes.to_string())
     }
 
@@ -232,6 +320,7 @@ impl Control {
         self.datapath.engine.apply(Arc::new(policy));
         self.datapath.follow(state);
         state.config = config;
+        state.drains.follow(&state.config.policy);
         state.plan = plan;
         if let Err(error) = self.prune(state) {
             tracing::warn!("the old routes and rules stay in for now: {error}");

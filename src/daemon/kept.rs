@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::conntrack::connection::Connection;
+use crate::flow::Endpoint;
 use crate::plumbing::{Cover, Plan};
 
 /// The part of `before` that `after` lacks.
@@ -24,8 +25,10 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
 /// Adds to `kept` what of `plan` the packets of `flow` need to come to lbd.
 pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
     let local = (flow.protocol, flow.virtual_address);
+    let all_ports = (flow.protocol, Endpoint::new(flow.virtual_address.address, 0));
     let reply = (flow.protocol, flow.backend.address);
     kept.local_ports.extend(plan.local_ports.get(&local));
+    kept.local_ports.extend(plan.local_ports.get(&all_ports));
     kept.replies.extend(plan.replies.get(&reply));
     let leads_here = |cover: &&Cover| cover.contains(flow.protocol, flow.virtual_address);
     kept.diverted.extend(plan.diverted.iter().filter(leads_here));

@@ -1,6 +1,7 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod control;
 mod crew;
+mod drains;
 mod kept;
 mod views;
 

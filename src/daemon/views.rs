@@ -3,12 +3,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::control::Control;
-use crate::conntrack::connection::Connection;
+use crate::config::edit::Refusal;
 use crate::control::Handler;
 use crate::control::protocol::{
     ConnectionView, Data, Drops, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView, StateCount, Status,
 };
 use crate::control::selector::Selector;
+use crate::control::views;
 use crate::flow::Protocol;
 use crate::matcher::Matcher;
 use crate::matcher::rules::{Action, Condition, Entry, Origin, Rule};
@@ -26,12 +27,28 @@ impl Handler for Control {
             Request::SwitchMode { mode } => done(self.switch_mode(mode)),
             Request::Reload => done(self.reload()),
             Request::Save => Reply::Ok(Data::Configuration(self.save())),
+            Request::Edit { edits } => edited(self.edit(&edits)),
+            Request::Drain {
+                backend,
+                service,
+                deadline_seconds,
+            } => match self.drain(&backend, service.as_deref(), deadline_seconds) {
+                Ok(drains) => Reply::Ok(Data::Drains(drains)),
+                Err(refusal) => refusal.into(),
+            },
+            Request::Drains => Reply::Ok(Data::Drains(self.drains())),
+            Request::Timeouts => Reply::Ok(Data::Timeouts((&self.config().policy.conntrack.timeouts).into())),
+            Request::Zero { service } => edited(self.zero(service.as_ref())),
         }
     }
 }
 
 fn done(result: Result<String, String>) -> Reply {
     result.map_or_else(Reply::error, Reply::message)
+}
+
+fn edited(result: Result<String, Refusal>) -> Reply {
+    result.map_or_else(Reply::from, Reply::message)
 }
 
 impl Control {
@@ -55,6 +72,7 @@ impl Control {
             packets: PacketCounts::new(|verdict| self.engine().count(verdict)),
             unsent: self.unsent(),
             last_reload: self.last_reload(),
+            draining: self.drains(),
         }
     }
 
@@ -78,7 +96,10 @@ impl Control {
                 let picks = |selector: &Selector<'_>| selector.picks(&service.identity.name, &service.endpoints);
                 selector.as_ref().is_none_or(picks)
             });
-            picked.map(|service| ServiceView::new(service, rates)).collect()
+            let mut views: Vec<ServiceView> = picked.map(|service| ServiceView::new(service, rates)).collect();
+            let (affinity, now) = (self.engine().affinity(), self.clock().now());
+            views::count_persistent(&mut views, affinity, &ruleset.services, now);
+            views
         });
         match selector {
             Some(selector) if views.is_empty() => Reply::error(selector.unknown()),
@@ -101,9 +122,16 @@ impl Control {
             let service = &flow.backend.service.name;
             let picks = |selector: &Selector<'_>| selector.picks_address(service, flow.virtual_address);
             if selector.as_ref().is_none_or(picks) {
-                views.push(connection_view(flow, now));
+                views.push(ConnectionView::new(flow, now));
             }
         });
+        let ruleset = self.engine().ruleset();
+        let templates = views::templates(self.engine().affinity(), &ruleset.services, now);
+        let picks = |view: &ConnectionView| match &selector {
+            Some(selector) => selector.picks_address(&view.service, view.virtual_address),
+            None => true,
+        };
+        views.extend(templates.into_iter().filter(picks));
         Reply::Ok(Data::Connections(views))
     }
 
@@ -118,20 +146,6 @@ impl Control {
         Reply::Ok(Data::Rules(
             numbered.map(|(index, entry)| rule_view(index + 1, entry)).collect(),
         ))
-    }
-}
-
-fn connection_view(flow: &Connection, now: Instant) -> ConnectionView {
-    ConnectionView {
-        protocol: flow.protocol,
-        state: Cow::Borrowed(flow.state.name()),
-        expires_seconds: (flow.expires - now).as_secs(),
-        client: flow.client,
-        virtual_address: flow.virtual_address,
-        backend: flow.backend.address,
-        source: flow.source,
-        service: flow.backend.service.name.clone(),
-        masqueraded: flow.is_masqueraded(),
     }
 }
 

@@ -197,7 +197,16 @@ impl Entry {
     fn strikes(&self, headers: &Headers, tuple: Option<&Tuple>, rng: &mut Rng) -> bool {
         match &self.origin {
             Origin::Service { protocol, endpoint, .. } => {
-                tuple.is_some_and(|tuple| tuple.destination == *endpoint && tuple.protocol == *protocol)
+                let port = |port| endpoint.port == 0 || endpoint.port == port;
+                tuple.is_some_and(
+                    |Tuple {
+                         destination,
+                         protocol: of,
+                         ..
+                     }| {
+                        destination.address == endpoint.address && port(destination.port) && of == protocol
+                    },
+                )
             }
             Origin::User(rule) => {
                 // A service takes only packets of its own protocol.

@@ -60,11 +60,19 @@ pub(super) fn cover_local_ports(ports: &BTreeSet<(Protocol, Endpoint)>) -> Vec<C
         return exact;
     }
     let whole = |&(protocol, Endpoint { address, port })| {
-        let (net, ports) = (address.into(), (port, port));
+        let (net, ports) = (address.into(), range(port));
         Cover { protocol, net, ports }
     };
     let single: Vec<Cover> = ports.iter().map(whole).collect();
     widen_ports(&single, single.len().saturating_sub(LIMIT))
+}
+
+/// Port 0 stands for all of them; in policy rules it would stand for a fragment.
+const fn range(port: u16) -> (u16, u16) {
+    match port {
+        0 => (1, u16::MAX),
+        port => (port, port),
+    }
 }
 
 type ByPort = BTreeMap<(Protocol, u16), Vec<IpNet>>;
@@ -82,7 +90,7 @@ fn aggregate(by_port: ByPort) -> Vec<Cover> {
     let mut covers = Vec::new();
     for ((protocol, port), nets) in by_port {
         for net in IpNet::aggregate(&nets) {
-            let ports = (port, port);
+            let ports = range(port);
             covers.push(Cover { protocol, net, ports });
         }
     }
@@ -133,7 +141,7 @@ fn join(sorted: Vec<Cover>, joined: &BTreeSet<usize>) -> Vec<Cover> {
     let mut result: Vec<Cover> = Vec::with_capacity(sorted.len());
     for (index, cover) in sorted.into_iter().enumerate() {
         match result.last_mut() {
-            Some(last) if joined.contains(&index) => last.ports.1 = cover.ports.1,
+            Some(last) if joined.contains(&index) => last.ports.1 = last.ports.1.max(cover.ports.1),
             Some(_) | None => result.push(cover),
         }
     }
@@ -179,6 +187,15 @@ mod tests {
     fn neighbouring_ports_of_one_address_share_a_rule() {
         let ports = ["10.2.0.8:80", "10.2.0.8:81", "10.2.0.8:83"];
         assert_eq!(covers(&ports), ["10.2.0.8/32 80-81", "10.2.0.8/32 83-83"]);
+    }
+
+    #[test]
+    fn port_0_covers_every_port_of_its_address_and_nothing_beside() {
+        assert_eq!(covers(&["10.2.0.8:0", "10.2.0.8:80"]), ["10.2.0.8/32 1-65535"]);
+        assert_eq!(
+            covers(&["10.2.0.8:0", "10.2.0.9:80"]),
+            ["10.2.0.8/32 1-65535", "10.2.0.9/32 80-80"]
+        );
     }
 
     #[test]

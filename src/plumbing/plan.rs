@@ -199,6 +199,7 @@ mod tests {
             scheduler: None,
             flags: Flags::default(),
             persistence: None,
+            one_packet: false,
             backends: backends.iter().map(backend).collect(),
         }
     }

@@ -47,7 +47,7 @@ impl Replayed for Simulation {
         Some(Description {
             direction,
             service: flow.backend.service.name.clone(),
-            backend: flow.backend.address,
+            backend: flow.server(),
             source: flow.source,
         })
     }

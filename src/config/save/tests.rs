@@ -63,7 +63,7 @@ prop_compose! {
         externals in 0..3_u16,
         node_port in any::<bool>(),
         scheduler in of(select(Kind::ALL.to_vec())),
-        (fallback, port_flag) in any::<(bool, bool)>(),
+        (fallback, port_flag, one_packet) in any::<(bool, bool, bool)>(),
         idle in subsequence(IDLE_FLAGS.to_vec(), 0..=4),
         persistence in of(persistence(v4)),
         backends in backends(v4),
@@ -77,6 +77,7 @@ prop_compose! {
             scheduler,
             flags: Flags { fallback, port: port_flag, idle: union(idle) },
             persistence,
+            one_packet: one_packet && protocol == Protocol::Udp,
             backends,
         }
     }

@@ -43,6 +43,8 @@ const FLAGS: &Words<(Kind, Flags)> = &[
     ("mh-port", (Kind::Mh, PORT)),
     ("mh-fallback", (Kind::Mh, FALLBACK)),
 ];
+/// The word of `scheduler_flags` that is for every scheduler: `ipvsadm -o`.
+pub(in crate::config) const ONE_PACKET: &str = "ops";
 const PORT: Flags = Flags {
     port: true,
     fallback: false,
@@ -109,7 +111,7 @@ fn service<'t>(
         .given()
         .and_then(|value| number("node_port", value, 1..=65535, ", e.g. 30080", report));
     let scheduler = scheduler(&raw.scheduler, report);
-    let flags = flags(raw, scheduler.unwrap_or(around.scheduler), report);
+    let (flags, one_packet) = flags(raw, scheduler.unwrap_or(around.scheduler), protocol, report);
     let persistence = raw
         .persistence
         .given()
@@ -125,8 +127,10 @@ fn service<'t>(
         scheduler,
         flags,
         persistence,
+        one_packet,
         backends,
     };
+    check_all_ports(raw, &spec, report);
     claim(raw, &spec, &mut around.claims, report);
     Some(spec)
 }
@@ -234,9 +238,16 @@ fn check_family(
     report.bad(offset(text), key, format!("{:?}", text.get_ref()), problem);
 }
 
-fn flags(raw: &raw::Service<'_>, kind: Kind, report: &mut Report) -> Flags {
+/// The flags of `sh` and `mh`, and whether the service is one of one-packet scheduling.
+fn flags(raw: &raw::Service<'_>, kind: Kind, protocol: Option<Protocol>, report: &mut Report) -> (Flags, bool) {
     let mut flags = Flags::default();
+    let mut one_packet = false;
     for text in raw.scheduler_flags.items() {
+        if *text.get_ref() == ONE_PACKET {
+            one_packet = true;
+            check_datagrams(text, protocol, report);
+            continue;
+        }
         let Some((owner, flag)) = known_word("scheduler_flags", text, FLAGS, report) else {
             continue;
         };
@@ -252,7 +263,14 @@ fn flags(raw: &raw::Service<'_>, kind: Kind, report: &mut Report) -> Flags {
         flags.port |= flag.port;
         flags.fallback |= flag.fallback;
     }
-    flags
+    (flags, one_packet)
+}
+
+fn check_datagrams(text: &Spanned<Text<'_>>, protocol: Option<Protocol>, report: &mut Report) {
+    if protocol.is_some_and(|protocol| protocol != Protocol::Udp) {
+        let problem = "one-packet scheduling is only for protocol \"udp\": remove it";
+        report.bad(offset(text), "scheduler_flags", "\"ops\"", problem);
+    }
 }
 
 fn flags_of(kind: Kind) -> String {
@@ -362,7 +380,36 @@ fn thresholds(raw: &raw::Backend<'_>, report: &mut Report) -> (u32, u32) {
     (upper, lower)
 }
 
-/// Claims every address and port of a service.
+/// Port 0 is for every port of an address that no other service has. As in IPVS its clients stay with one backend, so
+/// that the ports of one of them lead to the same place; and backends get their packets at the port that was asked.
+fn check_all_ports(raw: &raw::Service<'_>, spec: &ServiceSpec, report: &mut Report) {
+    let Some(text) = raw.address.given() else { return };
+    let refuse = |place, written: &str, problem: &str, report: &mut Report| {
+        report.bad(place, "address", format!("{written:?}"), problem);
+    };
+    if spec.address.port == 0 && spec.persistence.is_none() && matches!(raw.persistence, Key::Absent) {
+        let problem = "port 0 (all ports) is for services with persistence only: give a port, or add persistence = {}";
+        refuse(offset(text), text.get_ref(), problem, report);
+    }
+    for at in raw.backends.items() {
+        let Some(text) = at.get_ref().address.given() else {
+            continue;
+        };
+        let Ok(Endpoint { port, .. }) = text.get_ref().parse() else {
+            continue;
+        };
+        let problem = match (spec.address.port, port) {
+            (0, 1..) => {
+                "the service has port 0 (all ports), and its backends get packets at the port asked: give port 0"
+            }
+            (1.., 0) => "port 0 is for backends of services with port 0 (all ports): give a port",
+            (0, 0) | (1.., 1..) => continue,
+        };
+        refuse(offset(text), text.get_ref(), problem, report);
+    }
+}
+
+/// Claims every address and port of a service, and keeps its own backends off them.
 fn claim<'t>(raw: &raw::Service<'t>, spec: &ServiceSpec, claims: &mut Claims<'t>, report: &mut Report) {
     let service = raw.name.given().map_or("", |text| *text.get_ref());
     let by = |key, written, offset| Claimant {

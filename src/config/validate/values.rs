@@ -123,13 +123,12 @@ pub(super) fn address(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) 
     }
 }
 
-/// An address and a port.
+/// An address and a port, or port 0.
 pub(super) fn endpoint(key: &str, text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Endpoint> {
     let problem = match split_endpoint(text.get_ref()) {
         Err(problem) => problem,
         Ok(endpoint) => match not_a_host(endpoint.address) {
             Some(problem) => problem,
-            None if endpoint.port == 0 => "port 0 (all ports) is not supported: give a port".into(),
             None => return Some(endpoint),
         },
     };

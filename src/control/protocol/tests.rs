@@ -60,6 +60,7 @@ fn a_service_keeps_its_keys_and_its_numbers_stay_numbers() {
             timeout_seconds: 10800,
             prefix_length: 32,
         }),
+        one_packet: false,
         stats: StatsView {
             in_bytes: u64::MAX,
             ..StatsView::default()
@@ -72,13 +73,14 @@ fn a_service_keeps_its_keys_and_its_numbers_stay_numbers() {
             lower_threshold: 800,
             active_connections: 1,
             inactive_connections: 0,
+            persistent_connections: 0,
             overloaded: false,
             stats: StatsView::default(),
             rates: RatesView::default(),
         }],
     };
     let text = round_trip(&Reply::Ok(Data::Services(vec![service])));
-    let start = r#"{"ok":{"services":[{"name":"web","protocol":"tcp","addresses":["10.96.0.10:80","[fd00::10]:80"],"scheduler":"mh","scheduler_flags":["mh-port"],"persistence":{"timeout_seconds":10800,"prefix_length":32},"stats":{"connections":0,"in_packets":0,"out_packets":0,"in_bytes":18446744073709551615,"out_bytes":0},"rates":{"connections_per_second":0,"#;
+    let start = r#"{"ok":{"services":[{"name":"web","protocol":"tcp","addresses":["10.96.0.10:80","[fd00::10]:80"],"scheduler":"mh","scheduler_flags":["mh-port"],"persistence":{"timeout_seconds":10800,"prefix_length":32},"one_packet":false,"stats":{"connections":0,"in_packets":0,"out_packets":0,"in_bytes":18446744073709551615,"out_bytes":0},"rates":{"connections_per_second":0,"#;
     assert!(text.starts_with(start), "{text}");
     assert!(
         text.contains(r#""backends":[{"address":"10.2.0.11:8080","weight":2,"upper_threshold":1000,"#),

@@ -8,7 +8,7 @@ use crate::control::selector::Selector;
 use crate::flow::Endpoint;
 
 /// The version of IPVS that lbd follows, and the kernel's default size of its connection table.
-const VERSION: &str = "IP Virtual Server version 1.2.1 (size=4096)\n";
+pub(in crate::control) const VERSION: &str = "IP Virtual Server version 1.2.1 (size=4096)\n";
 
 /// What is shown of each service and backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn sorted_blocks<'a>(services: &'a [ServiceView], only: Option<&Selector<'_>>) -
     blocks
 }
 
-fn title(columns: Columns) -> String {
+pub(in crate::control) fn title(columns: Columns) -> String {
     let words = match columns {
         Columns::Load => {
             return "Prot LocalAddress:Port Scheduler Flags\n  \
@@ -73,7 +73,7 @@ fn block(address: Endpoint, service: &ServiceView, columns: Columns, names: &Nam
         cut(&mut head, 33);
     }
     let mut text = match columns {
-        Columns::Load => format!("{head} {}{}\n", service.scheduler, flags(address, service)),
+        Columns::Load => format!("{head} {}{}\n", service.scheduler, flag_text(address, service)),
         Columns::Stats => format!("{head:<33}{}\n", large_numbers(stats(&service.stats))),
         Columns::Rate => format!("{head:<33}{}\n", large_numbers(rates(&service.rates))),
     };
@@ -89,32 +89,41 @@ fn block(address: Endpoint, service: &ServiceView, columns: Columns, names: &Nam
     text
 }
 
-/// ` (sh-fallback,sh-port)`, ` persistent 300`, ` mask 255.255.255.0`
-fn flags(address: Endpoint, service: &ServiceView) -> String {
+/// ` (sh-fallback,sh-port)`, ` persistent 300`, ` mask 255.255.255.0`, ` ops`
+pub(in crate::control) fn flag_text(address: Endpoint, service: &ServiceView) -> String {
     let mut text = String::new();
     if !service.scheduler_flags.is_empty() {
-        let mut flags: Vec<&str> = service.scheduler_flags.iter().map(String::as_str).collect();
-        // In the order of the kernel's bits: IP_VS_SVC_F_SCHED1 is fallback, IP_VS_SVC_F_SCHED2 is port.
-        flags.sort_by_key(|flag| !flag.ends_with("-fallback"));
-        text.push_str(&format!(" ({})", flags.join(",")));
+        text.push_str(&format!(" ({})", sorted_flags(service).join(",")));
     }
     if let Some(persistence) = &service.persistence {
         text.push_str(&format!(" persistent {}", persistence.timeout_seconds));
-        text.push_str(&mask(address.address, persistence));
+        if let Some(mask) = mask_text(address.address, persistence) {
+            text.push_str(&format!(" mask {mask}"));
+        }
+    }
+    if service.one_packet {
+        text.push_str(" ops");
     }
     text
 }
 
+/// In the order of the kernel's bits: `IP_VS_SVC_F_SCHED1` is fallback, `IP_VS_SVC_F_SCHED2` is port.
+pub(in crate::control) fn sorted_flags(service: &ServiceView) -> Vec<&str> {
+    let mut flags: Vec<&str> = service.scheduler_flags.iter().map(String::as_str).collect();
+    flags.sort_by_key(|flag| !flag.ends_with("-fallback"));
+    flags
+}
+
 /// A mask that covers the whole address is not worth a word.
-fn mask(address: IpAddr, persistence: &PersistenceView) -> String {
+pub(in crate::control) fn mask_text(address: IpAddr, persistence: &PersistenceView) -> Option<String> {
     let length = u32::from(persistence.prefix_length);
     match address {
         IpAddr::V4(_) if length < 32 => {
             let bits = u32::MAX.checked_shl(32 - length).unwrap_or(0);
-            format!(" mask {}", std::net::Ipv4Addr::from_bits(bits))
+            Some(std::net::Ipv4Addr::from_bits(bits).to_string())
         }
-        IpAddr::V6(_) if length < 128 => format!(" mask {length}"),
-        IpAddr::V4(_) | IpAddr::V6(_) => String::new(),
+        IpAddr::V6(_) if length < 128 => Some(length.to_string()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
 
@@ -134,7 +143,7 @@ fn backend_columns(backend: &BackendView, columns: Columns) -> String {
     }
 }
 
-const fn stats(stats: &StatsView) -> [u64; 5] {
+pub(in crate::control) const fn stats(stats: &StatsView) -> [u64; 5] {
     [
         stats.connections,
         stats.in_packets,
@@ -144,7 +153,7 @@ const fn stats(stats: &StatsView) -> [u64; 5] {
     ]
 }
 
-const fn rates(rates: &RatesView) -> [u64; 5] {
+pub(in crate::control) const fn rates(rates: &RatesView) -> [u64; 5] {
     [
         rates.connections_per_second,
         rates.in_packets_per_second,
@@ -159,7 +168,7 @@ fn large_numbers<const N: usize>(numbers: [u64; N]) -> String {
 }
 
 /// `print_largenum`: nine columns, however large.
-fn large_number(number: u64) -> String {
+pub(in crate::control) fn large_number(number: u64) -> String {
     match number {
         0..100_000_000 => format!("{number:>9}"),
         100_000_000..1_000_000_000 => format!("{:>8}K", number / 1_000),

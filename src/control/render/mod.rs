@@ -1,20 +1,24 @@
 //! What lbctl prints: plain data in, text out. Tables that ipvsadm or iptables also have look as theirs do.
 pub mod connections;
+mod drains;
 pub mod drops;
 pub mod list;
 pub mod rules;
 pub mod status;
+mod timeouts;
 
 pub use connections::connections;
+pub use drains::drains;
 pub use drops::drops;
 pub use list::{Columns, list};
 pub use rules::rules;
 pub use status::status;
+pub use timeouts::timeouts;
 
 use crate::flow::Protocol;
 
 /// The word in ipvsadm's tables.
-const fn protocol_word(protocol: Protocol) -> &'static str {
+pub(in crate::control) const fn protocol_word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
@@ -24,7 +28,7 @@ const fn protocol_word(protocol: Protocol) -> &'static str {
 
 /// The samples of the real ipvsadm, where this machine has them.
 #[cfg(test)]
-fn sample(file: &str) -> Option<String> {
+pub(in crate::control) fn sample(file: &str) -> Option<String> {
     let shared = std::env::var_os("LBD_SHARED").map_or_else(
         || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
         std::path::PathBuf::from,
@@ -39,7 +43,7 @@ fn sample(file: &str) -> Option<String> {
 
 /// What `command` printed in the first such session of a sample.
 #[cfg(test)]
-fn session(sample: &str, command: &str) -> String {
+pub(in crate::control) fn session(sample: &str, command: &str) -> String {
     let wanted = format!("$ {command}");
     let after = sample.lines().skip_while(|line| *line != wanted).skip(1);
     after

@@ -21,7 +21,11 @@ pub fn status(status: &Status) -> String {
         ("last reload", last_reload(status)),
     ];
     let mut text = String::new();
-    for (key, value) in facts {
+    let drains = status
+        .draining
+        .iter()
+        .map(|drain| ("draining", super::drains::line(drain)));
+    for (key, value) in facts.into_iter().chain(drains) {
         text.push_str(&format!("{key:<12} {value}\n"));
         if key == "flows" {
             text.push_str(&flows_by_state(status));
@@ -99,6 +103,7 @@ mod tests {
                 succeeded: false,
                 result: "a:1:1: x\na:2:1: y\n".to_owned(),
             }),
+            draining: Vec::new(),
         };
         let expected = "\
 version      0.1.0

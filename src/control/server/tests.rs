@@ -24,6 +24,11 @@ impl Handler for Fake {
             | Request::Connections { .. }
             | Request::Rules
             | Request::Drops
+            | Request::Edit { .. }
+            | Request::Drain { .. }
+            | Request::Drains
+            | Request::Timeouts
+            | Request::Zero { .. }
             | Request::SwitchMode { .. } => Reply::error("not in this test"),
         }
     }
@@ -46,6 +51,7 @@ fn status() -> Status {
         packets: PacketCounts::default(),
         unsent: 0,
         last_reload: None,
+        draining: Vec::new(),
     }
 }
 
@@ -175,7 +181,7 @@ fn a_client_beyond_the_limit_is_told_so() {
     let (_directory, path, _server) = running();
     let hung: Vec<_> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let reply = client::ask(&path, &Request::Mode).unwrap();
-    let Reply::Err { message } = reply else {
+    let Reply::Err { message, .. } = reply else {
         panic!("{reply:?}")
     };
     assert!(message.contains("16 control clients"), "{message}");
