@@ -3,12 +3,11 @@
 /// `-v`
 pub(super) const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)\n";
 
-/// What follows the version; the name of the program is filled in.
+/// What follows the version. Our own words for what lbd does: the text of the original is under another licence (GPL),
+/// and half of it is about what lbd refuses.
 const HELP: &str = include_str!("help.txt");
 
-/// `-h`
+/// `-h`, with the program called by the name that it was called by.
 pub(super) fn help(program: &str) -> String {
-    let (usage, rest) = HELP.split_once("\n\n").unwrap_or((HELP, ""));
-    let usage = usage.replace("  ipvsadm ", &format!("  {program} "));
-    format!("{VERSION}{usage}\n\n{rest}")
+    format!("{VERSION}{}", HELP.replace("  ipvsadm ", &format!("  {program} ")))
 }
