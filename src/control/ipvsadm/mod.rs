@@ -1,7 +1,7 @@
 //! The command line of ipvsadm 1.31 (ipvsadm.c), for services that forward by NAT: same options, output, messages and
 //! exit codes.
 //!
-//! [`words`] splits arguments as popt does, [`options`] gives them their meaning, [`tables`] prints. What is done is
+//! `words` splits arguments as popt does, `options` gives them their meaning, `tables` prints. What is done is
 //! asked of lbd over its socket, like everything that lbctl does.
 mod combinations;
 pub mod import;
