@@ -54,7 +54,7 @@ pub(super) fn should_be_relieved(backend: &Backend, backends: &[Arc<Backend>]) -
 mod tests {
     use std::time::Duration;
 
-    use super::super::testing::{Ending, Pattern, World, backends};
+    use super::super::testing::{Ending, Pattern, World, assert_moves_on, assert_stays, backends};
     use super::super::{Flags, Kind};
 
     fn world(weights: &[u32]) -> World {
@@ -71,26 +71,12 @@ mod tests {
 
     #[test]
     fn a_virtual_address_without_active_flows_stays_where_it_is() {
-        for pattern in [Pattern::Ports, Pattern::Sources, Pattern::Vips] {
-            assert_eq!(
-                World::kernel(Kind::Lblc, "").run(pattern, Ending::Closed),
-                "333333333333333333333333"
-            );
-        }
+        assert_stays(Kind::Lblc);
     }
 
     #[test]
     fn it_moves_when_its_backend_is_drained_overloaded_or_removed() {
-        let mut world = world(&[1, 1, 1, 1]);
-        assert_eq!(world.picks(2), "11");
-        world.set_weight(1, 0);
-        assert_eq!(world.picks(2), "22");
-        world.overload(2);
-        assert_eq!(world.picks(2), "33");
-        world.remove(3);
-        assert_eq!(world.picks(2), "44");
-        world.remove(4);
-        assert_eq!(world.picks(2), "XX");
+        assert_moves_on(Kind::Lblc);
     }
 
     #[test]

@@ -115,12 +115,8 @@ impl Set {
 mod tests {
     use std::time::Duration;
 
-    use super::super::testing::{Ending, Pattern, World, backends};
+    use super::super::testing::{Ending, Pattern, World, assert_moves_on, assert_stays, backends};
     use super::super::{Flags, Kind};
-
-    fn world(weights: &[u32]) -> World {
-        World::with(Kind::Lblcr, Flags::default(), backends(weights))
-    }
 
     #[test]
     fn a_virtual_address_spreads_over_more_backends_as_they_fill_up() {
@@ -132,31 +128,17 @@ mod tests {
 
     #[test]
     fn a_virtual_address_without_active_flows_stays_where_it_is() {
-        for pattern in [Pattern::Ports, Pattern::Sources, Pattern::Vips] {
-            assert_eq!(
-                World::kernel(Kind::Lblcr, "").run(pattern, Ending::Closed),
-                "333333333333333333333333"
-            );
-        }
+        assert_stays(Kind::Lblcr);
     }
 
     #[test]
     fn it_moves_when_its_backend_is_drained_overloaded_or_removed() {
-        let mut world = world(&[1, 1, 1, 1]);
-        assert_eq!(world.picks(2), "11");
-        world.set_weight(1, 0);
-        assert_eq!(world.picks(2), "22");
-        world.overload(2);
-        assert_eq!(world.picks(2), "33");
-        world.remove(3);
-        assert_eq!(world.picks(2), "44");
-        world.remove(4);
-        assert_eq!(world.picks(2), "XX");
+        assert_moves_on(Kind::Lblcr);
     }
 
     #[test]
     fn a_set_unchanged_for_a_day_loses_its_most_loaded_member() {
-        let mut world = world(&[1, 4]);
+        let mut world = World::with(Kind::Lblcr, Flags::default(), backends(&[1, 4]));
         assert_eq!(world.picks(1), "1");
         world.load(1, 2, 0);
         assert_eq!(world.picks(1), "2", "the first one is full: the set grows");

@@ -147,7 +147,7 @@ fn address_word(address: IpAddr, port: u16) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Ending, Pattern, World, backends, flags};
+    use super::super::testing::{Ending, Pattern, World, assert_refuses_then_moves, backends, flags, while_drained};
     use super::super::{Flags, Kind};
 
     fn choices(flags: &str, pattern: Pattern) -> String {
@@ -177,12 +177,7 @@ mod tests {
 
     #[test]
     fn its_clients_are_refused_while_a_backend_is_drained_and_move_when_it_is_removed() {
-        let mut world = World::with(Kind::Mh, Flags::default(), backends(&[1, 1]));
-        let first = world.picks(1).parse().unwrap();
-        world.set_weight(first, 0);
-        assert_eq!(world.picks(2), "XX");
-        world.remove(first);
-        assert_eq!(world.picks(1), (3 - first).to_string());
+        assert_refuses_then_moves(Kind::Mh);
     }
 
     #[test]
@@ -198,11 +193,8 @@ mod tests {
     #[test]
     fn with_mh_fallback_the_clients_of_a_drained_backend_are_spread_over_the_others() {
         // Computed apart from this code, by the formula of `ip_vs_mh_get_fallback`.
-        let mut world = World::with(Kind::Mh, flags("mh-fallback"), backends(&[1, 1, 1]));
-        let before = world.run(Pattern::Sources, Ending::Closed);
+        let (before, drained) = while_drained(Kind::Mh, "mh-fallback");
         assert_eq!(before, "131113311223123123213222");
-        world.set_weight(1, 0);
-        let drained = world.run(Pattern::Sources, Ending::Closed);
         assert_eq!(drained, "333223332223223223223222");
     }
 

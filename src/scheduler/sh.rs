@@ -60,7 +60,7 @@ impl Sh {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Ending, Pattern, World, backends, flags};
+    use super::super::testing::{Ending, Pattern, World, assert_refuses_then_moves, backends, flags, while_drained};
     use super::super::{Flags, Kind};
 
     fn choices(flags: &str, pattern: Pattern) -> String {
@@ -90,12 +90,7 @@ mod tests {
 
     #[test]
     fn its_clients_are_refused_while_a_backend_is_drained_and_move_when_it_is_removed() {
-        let mut world = World::with(Kind::Sh, Flags::default(), backends(&[1, 1]));
-        let first = world.picks(1).parse().unwrap();
-        world.set_weight(first, 0);
-        assert_eq!(world.picks(2), "XX");
-        world.remove(first);
-        assert_eq!(world.picks(1), (3 - first).to_string());
+        assert_refuses_then_moves(Kind::Sh);
     }
 
     #[test]
@@ -113,11 +108,8 @@ mod tests {
     #[test]
     fn with_sh_fallback_the_clients_of_a_drained_backend_are_spread_over_the_others() {
         // Computed apart from this code, by the formula of `ip_vs_sh_get_fallback`.
-        let mut world = World::with(Kind::Sh, flags("sh-fallback"), backends(&[1, 1, 1]));
-        let before = world.run(Pattern::Sources, Ending::Closed);
+        let (before, drained) = while_drained(Kind::Sh, "sh-fallback");
         assert_eq!(before, "132313131212123232313131");
-        world.set_weight(1, 0);
-        let drained = world.run(Pattern::Sources, Ending::Closed);
         assert_eq!(drained, "232333232232323232323233");
     }
 

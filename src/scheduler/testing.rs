@@ -205,3 +205,44 @@ impl World {
         self.now = self.now + duration;
     }
 }
+
+/// Of `lblc` and `lblcr`: whichever flows come, those that have ended give no reason to leave the first choice.
+pub(super) fn assert_stays(kind: Kind) {
+    for pattern in [Pattern::Ports, Pattern::Sources, Pattern::Vips] {
+        let choices = World::kernel(kind, "").run(pattern, Ending::Closed);
+        assert_eq!(choices, "333333333333333333333333");
+    }
+}
+
+/// Of `lblc` and `lblcr`: a virtual address leaves a backend that may not have it any more, and stays with the next.
+pub(super) fn assert_moves_on(kind: Kind) {
+    let mut world = World::with(kind, Flags::default(), backends(&[1, 1, 1, 1]));
+    assert_eq!(world.picks(2), "11");
+    world.set_weight(1, 0);
+    assert_eq!(world.picks(2), "22");
+    world.overload(2);
+    assert_eq!(world.picks(2), "33");
+    world.remove(3);
+    assert_eq!(world.picks(2), "44");
+    world.remove(4);
+    assert_eq!(world.picks(2), "XX");
+}
+
+/// Of `sh` and `mh` without fallback: a drained backend keeps its buckets, a removed one does not.
+pub(super) fn assert_refuses_then_moves(kind: Kind) {
+    let mut world = World::with(kind, Flags::default(), backends(&[1, 1]));
+    let first = world.picks(1).parse().unwrap();
+    world.set_weight(first, 0);
+    assert_eq!(world.picks(2), "XX");
+    world.remove(first);
+    assert_eq!(world.picks(1), (3 - first).to_string());
+}
+
+/// Whom 24 clients meet, of three backends of weight 1: before the first one is drained, and while it is.
+pub(super) fn while_drained(kind: Kind, flag: &str) -> (String, String) {
+    let mut world = World::with(kind, flags(flag), backends(&[1, 1, 1]));
+    let before = world.run(Pattern::Sources, Ending::Closed);
+    world.set_weight(1, 0);
+    let drained = world.run(Pattern::Sources, Ending::Closed);
+    (before, drained)
+}
