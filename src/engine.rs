@@ -17,7 +17,7 @@ use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused};
 use crate::flow::{Direction, Tuple};
 use crate::matcher::Match;
-use crate::nat::{self, NoSource};
+use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags, refusal};
 use crate::policy::{OnBackendRemoved, Policy};
@@ -68,9 +68,7 @@ pub struct Lane {
     counters: Arc<Counters>,
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
-    /// The backend towards which the pool was exhausted, and when: looking for a place again and again at every packet
-    /// would cost the other flows dearly.
-    exhausted: Option<(u64, Tick)>,
+    exhausted: Exhausted,
 }
 
 /// The packet path with everything it knows.
@@ -96,7 +94,7 @@ impl Engine {
             rng: rng.fork(),
             counters: Arc::clone(counters),
             expired: Tick::default(),
-            exhausted: None,
+            exhausted: Exhausted::default(),
         });
         let lanes = lanes.collect();
         let engine = Self {
@@ -302,7 +300,6 @@ impl Processor<'_> {
                         }
                     }
                 }
-                let before = connection.class();
                 advance(connection, direction, segment.flags);
                 connection.expires = now + connection.state.timeout(&policy.timeouts);
                 count(&connection.backend, direction, lane, segment.length);
@@ -352,14 +349,7 @@ impl Processor<'_> {
                 pick(service, tuple, now, rng)
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
-        if *exhausted == Some((backend.id, Tick::at(now))) {
-            return Err(Stop::Drop(Drop::PoolExhausted));
-        }
-        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng);
-        if source == Err(NoSource::PoolExhausted) {
-            *exhausted = Some((backend.id, Tick::at(now)));
-        }
-        let source = source?;
+        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
         let connection = Connection {
             protocol: tuple.protocol,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
+use crate::conntrack::wheel::Tick;
 use crate::flow::{Endpoint, Tuple};
 use crate::policy::{Masquerade, Nat};
 use crate::ruleset::Ruleset;
@@ -26,6 +27,11 @@ pub enum NoSource {
     PoolExhausted,
 }
 
+/// The backend towards which the pool was exhausted, and when: to look for a place again at every packet of the same tick
+/// would cost the other flows dearly.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exhausted(Option<(u64, Tick)>);
+
 /// Chooses the sender for a new flow from `tuple.source` to `backend`.
 ///
 /// # Errors
@@ -37,6 +43,7 @@ pub fn source(
     backend: &Backend,
     now: Instant,
     rng: &mut Rng,
+    exhausted: &mut Exhausted,
 ) -> Result<Endpoint, NoSource> {
     let server = match backend.address.port {
         0 => Endpoint::new(backend.address.address, tuple.destination.port),
@@ -64,11 +71,16 @@ pub fn source(
         // The same client port to the same backend, directly or through another service address: the replies could not
         // be told apart (kubernetes#90042), so this flow comes from the pool.
     }
-    ruleset
-        .pool
-        .places(client, conntrack, rng)
-        .find(|&place| conntrack.is_free(&reply(place), now))
-        .ok_or(NoSource::PoolExhausted)
+    let here_and_now = Some((backend.id, Tick::at(now)));
+    if exhausted.0 == here_and_now {
+        return Err(NoSource::PoolExhausted);
+    }
+    let mut places = ruleset.pool.places(client, conntrack, rng);
+    let free = places.find(|&place| conntrack.is_free(&reply(place), now));
+    free.ok_or_else(|| {
+        exhausted.0 = here_and_now;
+        NoSource::PoolExhausted
+    })
 }
 
 /// The masquerade pool, by IP version.

@@ -198,6 +198,22 @@ fn the_last_places_of_a_pool_are_found_and_then_it_is_exhausted_towards_that_bac
 }
 
 #[test]
+fn an_exhausted_pool_costs_nothing_to_clients_that_keep_their_own_address() {
+    let local = Case::UDP.client(7, 1);
+    let tables = format!(
+        "[node]\naddresses = [\"{}\"]\n[nat]\npool = [\"198.18.0.1/32\"]",
+        local.ip()
+    );
+    let case = Case::UDP;
+    let mut world = case.setup().weights(&[1]).tables(&tables).world();
+    fill_pool(&world, &[]);
+    let verdict = world.try_open(Protocol::Udp, local, case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
+    let remote = world.open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(remote.source, remote.client);
+}
+
+#[test]
 fn a_masqueraded_flow_follows_the_whole_life_of_a_connection() {
     for case in Case::tcp() {
         let mut world: World = case.setup().tables(&nat("always")).world();
