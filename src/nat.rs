@@ -45,13 +45,9 @@ pub fn source(
     rng: &mut Rng,
     exhausted: &mut Exhausted,
 ) -> Result<Endpoint, NoSource> {
-    let server = match backend.address.port {
-        0 => Endpoint::new(backend.address.address, tuple.destination.port),
-        _ => backend.address,
-    };
     let reply = |source| Tuple {
         protocol: tuple.protocol,
-        source: server,
+        source: backend.server(tuple.destination.port),
         destination: source,
     };
     let client = tuple.source;

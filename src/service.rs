@@ -163,6 +163,16 @@ impl Backend {
         backend
     }
 
+    /// Where it gets the packets of a client that asked for `port`: at its own port, or at that one where it has port 0
+    /// (`ip_vs_schedule`, ip_vs_core.c).
+    #[must_use]
+    pub const fn server(&self, port: u16) -> Endpoint {
+        match self.address {
+            Endpoint { address, port: 0 } => Endpoint::new(address, port),
+            endpoint => endpoint,
+        }
+    }
+
     /// Takes over weight and thresholds, and revives a removed backend.
     pub fn configure(&self, spec: &BackendSpec) {
         self.weight.store(spec.weight, Relaxed);

@@ -132,14 +132,10 @@ impl Connection {
         }
     }
 
-    /// Where the backend gets its packets: at its port, or at the one that the client used where it has port 0
-    /// (`ip_vs_schedule`, ip_vs_core.c).
+    /// Where the backend gets this flow's packets.
     #[must_use]
     pub fn server(&self) -> Endpoint {
-        match self.backend.address {
-            Endpoint { address, port: 0 } => Endpoint::new(address, self.virtual_address.port),
-            endpoint => endpoint,
-        }
+        self.backend.server(self.virtual_address.port)
     }
 
     /// The tuple that packets in `direction` arrive with.
