@@ -135,9 +135,6 @@ impl Registry {
                 .unwrap_or_else(|| Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(&identity), self.lanes)))
         });
         let backends: Vec<Arc<Backend>> = backends.collect();
-        backends
-            .iter()
-            .for_each(|backend| backend.set_one_packet(spec.one_packet));
         let kind = policy.scheduler_of(spec);
         Service {
             scheduler: Mutex::new(Scheduler::new(kind, spec.flags, &[])),
@@ -226,6 +223,7 @@ impl Prepared {
         {
             for (backend, spec) in service.backends.iter().zip(backends) {
                 backend.configure(spec);
+                backend.set_one_packet(service.one_packet);
             }
             *service.scheduler.lock() = continue_scheduler(service, before.as_ref());
         }
