@@ -3,6 +3,8 @@
 //! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
 //! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
 //! between batches, whole, and for all workers at once.
+mod errors;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -19,9 +21,11 @@ use crate::flow::{Direction, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
-use crate::packet::{Headers, ParseError, Payload, TcpFlags, refusal};
+use crate::packet::refusal::{self, Complaint};
+use crate::packet::{Headers, ParseError, Payload, TcpFlags};
 use crate::policy::{OnBackendRemoved, Policy};
 use crate::rewrite;
+use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
@@ -115,6 +119,7 @@ impl Engine {
             conntrack: &self.conntrack,
             affinity: &self.affinity,
             lane,
+            router: None,
         }
     }
 
@@ -172,6 +177,7 @@ enum Stop {
     Pass(Pass),
     Reject(Reject),
     Abort(Tuple),
+    Complain(Complaint),
     Drop(Drop),
 }
 
@@ -230,6 +236,15 @@ pub struct Processor<'a> {
     conntrack: &'a Conntrack,
     affinity: &'a Affinity,
     lane: &'a mut Lane,
+    router: Option<&'a mut dyn Router>,
+}
+
+impl<'a> Processor<'a> {
+    /// From now on packets are sent on by `router`, where one is given, else by the kernel.
+    #[must_use]
+    pub fn routed_by(self, router: Option<&'a mut dyn Router>) -> Self {
+        Self { router, ..self }
+    }
 }
 
 impl Processor<'_> {
@@ -241,6 +256,7 @@ impl Processor<'_> {
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
             Err(Stop::Reject(reason)) => refuse(frame, reason),
             Err(Stop::Abort(leaving)) => abort(frame, &leaving),
+            Err(Stop::Complain(complaint)) => self.complain(frame, complaint),
         };
         self.lane.counters.count(verdict);
         verdict
@@ -250,9 +266,9 @@ impl Processor<'_> {
     fn forward(&mut self, frame: &mut Frame<'_>, now: Instant) -> Result<(), Stop> {
         // 1. Check it and find its parts, once.
         let headers = Headers::parse(frame.bytes())?;
-        // 2. Whose is it? A packet without ports can only meet a rule.
+        // 2. Whose is it? A packet without ports can only be about another one, or meet a rule.
         let Some(segment) = segment(&headers) else {
-            return Err(self.without_flow(&headers));
+            return self.forward_without_ports(frame, &headers, now);
         };
         // 3. A packet of a known flow follows its flow.
         let leaving = match self.follow(&segment, now) {
@@ -262,7 +278,9 @@ impl Processor<'_> {
             // 4. Any other one needs a service, a backend and a place in the table.
             Known::No => self.open(&headers, &segment, now)?,
         };
-        // 5. Translate it.
+        // 5. Where lbd is the router: does it fit, and may it go on?
+        self.may_go_on(frame.bytes(), &headers, leaving.destination.address, now)?;
+        // 6. Translate it.
         rewrite::apply(frame, &headers, &leaving);
         Ok(())
     }
@@ -330,7 +348,7 @@ impl Processor<'_> {
                 Known::Flow(leaving) => Ok(leaving),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
-            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_))) => decided,
+            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_))) => decided,
         }
     }
 
@@ -384,7 +402,9 @@ impl Processor<'_> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
                 Payload::Fragment => Stop::Pass(Pass::NoMatch),
-                Payload::Other | Payload::Tcp(..) | Payload::Udp(_) => Stop::Pass(Pass::UntrackedProtocol),
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                    Stop::Pass(Pass::UntrackedProtocol)
+                }
             },
         }
     }
@@ -412,7 +432,7 @@ fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
 fn segment(headers: &Headers) -> Option<Segment> {
     let flags = match headers.payload {
         Payload::Tcp(_, flags) => Some(flags),
-        Payload::Udp(_) | Payload::Fragment | Payload::Other => None,
+        Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
     };
     Some(Segment {
         tuple: headers.tuple()?,

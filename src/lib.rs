@@ -61,6 +61,7 @@ pub mod plumbing;
 pub mod policy;
 pub mod replay;
 pub mod rewrite;
+pub mod router;
 pub mod ruleset;
 pub mod scheduler;
 pub mod service;

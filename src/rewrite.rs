@@ -1,10 +1,11 @@
 //! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
 use std::net::IpAddr;
 
-use crate::flow::Tuple;
+use crate::flow::{Protocol, Tuple};
 use crate::packet::checksum::Difference;
 use crate::packet::frame::{Checksum, Frame};
-use crate::packet::{Headers, Payload};
+use crate::packet::icmp::Quoted;
+use crate::packet::{Headers, Payload, Version};
 
 /// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
 pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
@@ -13,7 +14,7 @@ pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
             start: headers.transport,
         };
     let bytes = frame.bytes_mut();
-    let addresses = set_addresses(bytes, headers, tuple);
+    let addresses = set_addresses(bytes, tuple.source.address, tuple.destination.address);
     let ports = set_ports(&mut bytes[headers.transport..], tuple);
     if let Some(field) = checksum_field(headers, bytes, partial) {
         let old = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
@@ -26,8 +27,54 @@ pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
     }
 }
 
-fn set_addresses(bytes: &mut [u8], headers: &Headers, tuple: &Tuple) -> Difference {
-    match (tuple.source.address, tuple.destination.address) {
+/// Gives an ICMP error the addresses `source` and that of the one who sent the quoted packet, and the quoted packet the
+/// addresses and ports of `inner`. All are of the packet's version.
+pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: IpAddr, inner: &Tuple) {
+    let packet = &mut frame.bytes_mut()[..headers.length];
+    let outer = set_addresses(packet, source, inner.source.address);
+    let within = set_quoted(packet, quoted, inner);
+    let change = match headers.version {
+        Version::V4 => within,
+        // The pseudo-header counts as well (RFC 4443 section 2.3).
+        Version::V6 => within.and(outer),
+    };
+    let field = &mut packet[headers.transport + 2..headers.transport + 4];
+    let old = u16::from_be_bytes([field[0], field[1]]);
+    field.copy_from_slice(&change.update(old).to_be_bytes());
+}
+
+/// How the sum over the quoted packet changes.
+fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
+    let addresses = set_addresses(
+        &mut packet[quoted.start..],
+        inner.source.address,
+        inner.destination.address,
+    );
+    let transport = &mut packet[quoted.transport..];
+    let ports = set_ports(transport, inner);
+    let header = match inner.source.address {
+        // An IPv4 header sums to the same as before, since its own checksum makes up for the addresses.
+        IpAddr::V4(_) => ports,
+        IpAddr::V6(_) => ports.and(addresses),
+    };
+    let at = match inner.protocol {
+        Protocol::Tcp => 16,
+        Protocol::Udp => 6,
+        // Its CRC covers no addresses, and cannot be computed over a part (RFC 5508 section 4.2).
+        Protocol::Sctp => return header,
+    };
+    // The quotation may end before the checksum, and a datagram may have none.
+    match transport.get_mut(at..at + 2) {
+        None | Some([0, 0]) => header,
+        Some(field) => {
+            let old = u16::from_be_bytes([field[0], field[1]]);
+            replace(header, field, &addresses.and(ports).update(old).to_be_bytes())
+        }
+    }
+}
+
+fn set_addresses(bytes: &mut [u8], source: IpAddr, destination: IpAddr) -> Difference {
+    match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let change = replace(Difference::NONE, &mut bytes[12..16], &source.octets());
             let change = replace(change, &mut bytes[16..20], &destination.octets());
@@ -40,7 +87,7 @@ fn set_addresses(bytes: &mut [u8], headers: &Headers, tuple: &Tuple) -> Differen
             replace(change, &mut bytes[24..40], &destination.octets())
         }
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-            unreachable!("a flow has one IP version, {:?} here", headers.version)
+            unreachable!("a flow has one IP version: {source}, {destination}")
         }
     }
 }
@@ -69,7 +116,7 @@ fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usiz
             let none = bytes[field..field + 2] == [0, 0] && !partial;
             (!none).then_some(field)
         }
-        Payload::Fragment | Payload::Other => None,
+        Payload::Fragment | Payload::IcmpError | Payload::Other => None,
     }
 }
 
@@ -77,6 +124,6 @@ fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usiz
 const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
     match (headers.payload, checksum) {
         (Payload::Udp(_), 0) => 0xffff,
-        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::Other, _) => checksum,
+        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other, _) => checksum,
     }
 }

@@ -48,7 +48,7 @@ reasons! {
 }
 
 reasons! {
-    /// Why a packet was answered with a TCP RST or an ICMP port unreachable.
+    /// Why a packet was answered with a TCP RST or an ICMP error.
     Reject {
         /// The service has no backend that may take a new flow.
         NoBackend = "no_backend",
@@ -56,6 +56,11 @@ reasons! {
         Rule = "rule",
         /// The flow's backend was taken out of the configuration, and `on_backend_removed` says to end its flows.
         BackendRemoved = "backend_removed",
+        /// Longer than the way on carries, and not to be fragmented; answered with ICMP fragmentation needed, or packet too
+        /// big. Only where lbd is the router (AF_XDP).
+        TooBig = "too_big",
+        /// Its time to live, or hop limit, is over; answered with ICMP time exceeded. Only where lbd is the router.
+        TimeExceeded = "time_exceeded",
     }
 }
 

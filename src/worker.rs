@@ -1,6 +1,5 @@
 //! One thread a queue: receive, read the clock once, let the engine decide, send.
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::engine::{Engine, Lane};
 use crate::io::PacketIo;
 use crate::packet::frame::{Fate, Frame};
+use crate::router::Router;
 use crate::time::Instant;
 use crate::verdict::Verdict;
 
@@ -89,9 +89,10 @@ impl<I: PacketIo> Worker<I> {
         unsent: Arc<AtomicU64>,
     ) -> io::Result<(Self, Stopper)> {
         let poll = Poll::new()?;
-        let fd: RawFd = io.readiness();
-        poll.registry()
-            .register(&mut SourceFd(&fd), PACKETS, Interest::READABLE)?;
+        for descriptor in io.readiness() {
+            let mut source = SourceFd(&descriptor);
+            poll.registry().register(&mut source, PACKETS, Interest::READABLE)?;
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let stopper = Stopper {
             flag: Arc::clone(&stop),
@@ -114,7 +115,7 @@ impl<I: PacketIo> Worker<I> {
     /// # Errors
     /// When the device fails.
     pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(2);
+        let mut events = Events::with_capacity(8);
         let mut looks = 0;
         while !self.stop.load(Relaxed) {
             if self.turn()? > 0 {
@@ -141,7 +142,7 @@ impl<I: PacketIo> Worker<I> {
         } = self;
         let exchanged = self
             .io
-            .exchange(&mut |frames| decide(engine, lane, frames, clock.now()))?;
+            .exchange(&mut |frames, router| decide(engine, lane, frames, router, clock.now()))?;
         if exchanged.received == 0 {
             drop(engine.enter(lane, clock.now()));
         }
@@ -152,11 +153,13 @@ impl<I: PacketIo> Worker<I> {
     }
 }
 
-fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], now: Instant) {
-    let mut processor = engine.enter(lane, now);
+fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], router: Option<&mut dyn Router>, now: Instant) {
+    let router = router.map(|router| -> &mut dyn Router { router });
+    let mut processor = engine.enter(lane, now).routed_by(router);
     for frame in frames {
         frame.fate = match processor.process(frame, now) {
-            Verdict::Forward | Verdict::Pass(_) | Verdict::Reject(_) => Fate::Send,
+            Verdict::Forward | Verdict::Reject(_) => Fate::Send,
+            Verdict::Pass(_) => Fate::Pass,
             Verdict::Drop(_) => Fate::Discard,
         };
     }

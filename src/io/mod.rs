@@ -10,6 +10,11 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::packet::frame::Frame;
+use crate::router::Router;
+
+/// Decides on a batch of packets: sets each frame's [`Fate`](crate::packet::frame::Fate). A device that routes packets
+/// itself lends its router.
+pub type Decide<'a> = dyn FnMut(&mut [Frame<'_>], Option<&mut dyn Router>) + 'a;
 
 /// What one exchange moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,8 +33,8 @@ pub trait PacketIo: Send {
     ///
     /// # Errors
     /// When the device itself fails, not for a packet that cannot be sent.
-    fn exchange(&mut self, decide: &mut dyn FnMut(&mut [Frame<'_>])) -> io::Result<Exchanged>;
+    fn exchange(&mut self, decide: &mut Decide<'_>) -> io::Result<Exchanged>;
 
-    /// The descriptor that becomes readable when packets arrive.
-    fn readiness(&self) -> RawFd;
+    /// The descriptors that become readable when packets arrive.
+    fn readiness(&self) -> Vec<RawFd>;
 }

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::steering::Steering;
-use super::{Exchanged, PacketIo};
+use super::{Decide, Exchanged, PacketIo};
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
@@ -175,7 +175,7 @@ fn try_offload(file: &File, offloads: libc::c_uint) -> bool {
 }
 
 impl PacketIo for Queue {
-    fn exchange(&mut self, decide: &mut dyn FnMut(&mut [Frame<'_>])) -> io::Result<Exchanged> {
+    fn exchange(&mut self, decide: &mut Decide<'_>) -> io::Result<Exchanged> {
         let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH);
         let mut bytes = 0;
         for buffer in &mut self.buffers {
@@ -197,8 +197,9 @@ impl PacketIo for Queue {
         if frames.is_empty() {
             return Ok(Exchanged::default());
         }
-        decide(&mut frames);
-        let kept = frames.iter_mut().filter(|frame| frame.fate == Fate::Send);
+        decide(&mut frames, None);
+        // A packet that is not lbd's goes back to the kernel like any other.
+        let kept = frames.iter_mut().filter(|frame| frame.fate != Fate::Discard);
         let unsent = kept.filter_map(|frame| send(&mut self.file, frame).err()).count();
         Ok(Exchanged {
             received: frames.len(),
@@ -206,8 +207,8 @@ impl PacketIo for Queue {
         })
     }
 
-    fn readiness(&self) -> RawFd {
-        self.file.as_raw_fd()
+    fn readiness(&self) -> Vec<RawFd> {
+        vec![self.file.as_raw_fd()]
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Fate {
     /// Send what the buffer holds.
     #[default]
     Send,
+    /// Give it back, as it came, to whom it would have gone without lbd.
+    Pass,
     /// Forget it.
     Discard,
 }
@@ -105,6 +107,12 @@ impl<'a> Frame<'a> {
             self.storage[self.start - length..self.start].fill(0);
         }
         &self.storage[self.start - length..self.end]
+    }
+
+    /// Whether the packet was made by the engine, see [`Self::replace`], and not received.
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        self.is_answer
     }
 
     /// Where the IP packet is in its buffer.

@@ -28,7 +28,17 @@ pub(super) struct Ip {
     pub(super) fragment: bool,
 }
 
+/// A whole packet.
 pub(super) fn parse(bytes: &[u8]) -> Result<Ip, ParseError> {
+    let ip = parse_beginning(bytes)?;
+    match ip.length <= bytes.len() {
+        true => Ok(ip),
+        false => Err(ParseError::Malformed),
+    }
+}
+
+/// A packet that may be cut behind its IP headers, as ICMP errors quote it: `length` may lie beyond it.
+pub(super) fn parse_beginning(bytes: &[u8]) -> Result<Ip, ParseError> {
     match bytes.first().map(|first| first >> 4) {
         Some(4) => parse_v4(bytes),
         Some(6) => parse_v6(bytes),
@@ -40,7 +50,7 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     let header: &[u8; IPV4_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let transport = usize::from(header[0] & 0x0f) * 4;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if transport < IPV4_HEADER || length < transport || length > bytes.len() {
+    if transport < IPV4_HEADER || length < transport || transport > bytes.len() {
         return Err(ParseError::Malformed);
     }
     let [s0, s1, s2, s3, d0, d1, d2, d3] = [12, 13, 14, 15, 16, 17, 18, 19].map(|at| header[at]);
@@ -60,14 +70,11 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
 fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
     let header: &[u8; IPV6_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let length = IPV6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if length > bytes.len() {
-        return Err(ParseError::Malformed);
-    }
     let mut source = [0; 16];
     let mut destination = [0; 16];
     source.copy_from_slice(&header[8..24]);
     destination.copy_from_slice(&header[24..40]);
-    let upper = walk_extension_headers(header[6], &bytes[..length])?;
+    let upper = walk_extension_headers(header[6], &bytes[..length.min(bytes.len())])?;
     Ok(Ip {
         version: Version::V6,
         source: IpAddr::from(source),

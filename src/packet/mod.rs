@@ -4,6 +4,7 @@
 //! slices nor the ports of fragments. It is the independent decoder of the tests instead.
 pub mod checksum;
 pub mod frame;
+pub mod icmp;
 pub mod ip;
 pub mod refusal;
 
@@ -65,6 +66,8 @@ pub enum Payload {
     Udp(Ports),
     /// Part of a datagram.
     Fragment,
+    /// An ICMP message about another packet, whose beginning it quotes; see [`icmp::quoted`].
+    IcmpError,
     /// Anything else.
     Other,
 }
@@ -106,7 +109,7 @@ impl Headers {
         let ip = ip::parse(bytes)?;
         let payload = match ip.fragment {
             true => Payload::Fragment,
-            false => parse_payload(ip.protocol, &bytes[ip.transport..ip.length])?,
+            false => parse_payload(&ip, &bytes[ip.transport..ip.length])?,
         };
         Ok(Self {
             version: ip.version,
@@ -119,13 +122,38 @@ impl Headers {
         })
     }
 
+    /// The tuple by which the connection table knows the packet, which is `packet`: its own, or for an ICMP error that of an
+    /// answer to the packet that it quotes.
+    #[must_use]
+    pub fn flow(&self, packet: &[u8]) -> Option<Tuple> {
+        self.tuple().or_else(|| Some(icmp::quoted(packet, self)?.tuple.reply()))
+    }
+
+    /// The time to live, or hop limit, of the packet, which is `packet`.
+    #[must_use]
+    pub fn hop_limit(&self, packet: &[u8]) -> u8 {
+        match self.version {
+            Version::V4 => packet[8],
+            Version::V6 => packet[7],
+        }
+    }
+
+    /// Whether routers may not fragment it: the DF bit (RFC 791), and IPv6 always (RFC 8200 section 5).
+    #[must_use]
+    pub fn is_unfragmentable(&self, packet: &[u8]) -> bool {
+        match self.version {
+            Version::V4 => packet[6] & 0x40 != 0,
+            Version::V6 => true,
+        }
+    }
+
     /// The 5-tuple, where the packet has one.
     #[must_use]
     pub const fn tuple(&self) -> Option<Tuple> {
         let (protocol, ports) = match self.payload {
             Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
             Payload::Udp(ports) => (Protocol::Udp, ports),
-            Payload::Fragment | Payload::Other => return None,
+            Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
         };
         Some(Tuple {
             protocol,
@@ -135,11 +163,19 @@ impl Headers {
     }
 }
 
-fn parse_payload(protocol: u8, bytes: &[u8]) -> Result<Payload, ParseError> {
-    match Protocol::from_number(protocol) {
+fn parse_payload(ip: &ip::Ip, bytes: &[u8]) -> Result<Payload, ParseError> {
+    match Protocol::from_number(ip.protocol) {
         Some(Protocol::Tcp) => parse_tcp(bytes),
         Some(Protocol::Udp) => parse_udp(bytes),
-        Some(Protocol::Sctp) | None => Ok(Payload::Other),
+        Some(Protocol::Sctp) => Ok(Payload::Other),
+        None => Ok(match (ip.version, ip.protocol, bytes) {
+            (Version::V4, icmp::ICMP, [kind, ..]) | (Version::V6, icmp::ICMPV6, [kind, ..])
+                if icmp::is_error(ip.version, *kind) =>
+            {
+                Payload::IcmpError
+            }
+            (Version::V4 | Version::V6, _, _) => Payload::Other,
+        }),
     }
 }
 

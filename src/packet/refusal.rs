@@ -1,6 +1,7 @@
-//! The answer to a packet that is refused: TCP RST (RFC 9293), or ICMP port unreachable (RFC 792, RFC 4443).
+//! The answer to a packet that is refused: TCP RST (RFC 9293), or an ICMP error (RFC 792, RFC 4443).
 use std::net::IpAddr;
 
+use super::icmp::{HEADER as ICMP_HEADER, ICMP, ICMPV6};
 use super::ip::{IPV4_HEADER, IPV6_HEADER};
 use super::{Headers, Payload, TcpFlags, Version, checksum};
 use crate::flow::Tuple;
@@ -9,14 +10,11 @@ use crate::packet::frame::Frame;
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
 const TTL: u8 = 64;
 const TCP_HEADER: usize = 20;
-const ICMP_HEADER: usize = 8;
 /// "The ICMP datagram SHOULD contain as much of the original datagram as possible without the length of the ICMP
 /// datagram exceeding 576 bytes" (RFC 1812 section 4.3.2.3).
 const MAX_ICMPV4: usize = 576;
 /// "As much of invoking packet as possible without the ICMPv6 packet exceeding the minimum IPv6 MTU" (RFC 4443 section 3.1).
 const MAX_ICMPV6: usize = 1280;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// The packet may not be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +35,83 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
         Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
         Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
-        Payload::Udp(_) | Payload::Other => unreachable(&mut buffer, frame.bytes(), headers),
-        Payload::Fragment => return Err(Unanswerable),
+        Payload::Udp(_) | Payload::Other => {
+            let kind = match headers.version {
+                // RFC 792: destination unreachable, port unreachable.
+                Version::V4 => Kind(3, 3, 0),
+                // RFC 4443 section 3.1: the same.
+                Version::V6 => Kind(1, 4, 0),
+            };
+            message(&mut buffer, frame.bytes(), headers, kind)
+        }
+        Payload::Fragment | Payload::IcmpError => return Err(Unanswerable),
     };
     if length > frame.capacity() {
         return Err(Unanswerable);
     }
     frame.replace(&buffer[..length]);
     Ok(())
+}
+
+/// Why a router cannot send a packet on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    /// It is longer than this many bytes, and may not be fragmented.
+    TooBig {
+        /// The longest packet that the way on carries.
+        mtu: usize,
+    },
+    /// It has come too far.
+    TimeExceeded,
+}
+
+/// Replaces a packet by the ICMP error about it, which comes from `own`, or for want of an address of lbd's own from where
+/// the packet was going.
+///
+/// # Errors
+/// For a packet that no ICMP error may be about, see [`answer`]. The frame is unchanged then.
+pub fn complain(
+    frame: &mut Frame<'_>,
+    headers: &Headers,
+    complaint: Complaint,
+    own: Option<IpAddr>,
+) -> Result<(), Unanswerable> {
+    let is_silent = match headers.payload {
+        Payload::Fragment | Payload::IcmpError => true,
+        Payload::Other => is_icmp_error(frame.bytes(), headers),
+        Payload::Tcp(..) | Payload::Udp(_) => false,
+    };
+    if is_silent || !is_one_host(headers.source) || !is_one_host(headers.destination) {
+        return Err(Unanswerable);
+    }
+    let answered = Headers {
+        destination: own.unwrap_or(headers.destination),
+        ..*headers
+    };
+    let mut buffer = [0; MAX_ICMPV6];
+    let length = message(&mut buffer, frame.bytes(), &answered, complaint.kind(headers.version));
+    if length > frame.capacity() {
+        return Err(Unanswerable);
+    }
+    frame.replace(&buffer[..length]);
+    Ok(())
+}
+
+/// Type, code and the second word of an ICMP error.
+struct Kind(u8, u8, u32);
+
+impl Complaint {
+    const fn kind(self, version: Version) -> Kind {
+        match (self, version) {
+            // RFC 1191 section 4: the MTU is in the lower half of the second word.
+            (Self::TooBig { mtu }, Version::V4) => Kind(3, 4, mtu as u16 as u32),
+            // RFC 4443 section 3.2.
+            (Self::TooBig { mtu }, Version::V6) => Kind(2, 0, mtu as u32),
+            // RFC 792 and RFC 4443 section 3.3: in transit.
+            (Self::TimeExceeded, Version::V4) => Kind(11, 0, 0),
+            (Self::TimeExceeded, Version::V6) => Kind(3, 0, 0),
+        }
+    }
 }
 
 /// Turns a TCP segment of a flow that ends into a RST for its receiver, in its place in the sequence, so that the receiver
@@ -129,18 +196,18 @@ fn reset(buffer: &mut [u8], packet: &[u8], headers: &Headers, flags: TcpFlags) -
     start + TCP_HEADER
 }
 
-fn unreachable(buffer: &mut [u8], packet: &[u8], headers: &Headers) -> usize {
-    let (protocol, kind, code, ip, max) = match headers.version {
-        // RFC 792: destination unreachable, port unreachable.
-        Version::V4 => (ICMP, 3, 3, IPV4_HEADER, MAX_ICMPV4),
-        // RFC 4443 section 3.1: the same.
-        Version::V6 => (ICMPV6, 1, 4, IPV6_HEADER, MAX_ICMPV6),
+/// Writes an ICMP error about `packet`; returns its length.
+fn message(buffer: &mut [u8], packet: &[u8], headers: &Headers, Kind(kind, code, word): Kind) -> usize {
+    let (protocol, ip, max) = match headers.version {
+        Version::V4 => (ICMP, IPV4_HEADER, MAX_ICMPV4),
+        Version::V6 => (ICMPV6, IPV6_HEADER, MAX_ICMPV6),
     };
     let quoted = headers.length.min(max - ip - ICMP_HEADER);
     let start = ip_header(buffer, headers, protocol, ICMP_HEADER + quoted);
     let message = &mut buffer[start..start + ICMP_HEADER + quoted];
     message[0] = kind;
     message[1] = code;
+    message[4..8].copy_from_slice(&word.to_be_bytes());
     message[ICMP_HEADER..].copy_from_slice(&packet[..quoted]);
     let sum = match headers.version {
         Version::V4 => 0,

@@ -42,7 +42,7 @@ impl Replayed for Simulation {
     }
 
     fn describe(&mut self, before: &[u8], now: Instant) -> Option<Description> {
-        let tuple = Headers::parse(before).ok()?.tuple()?;
+        let tuple = Headers::parse(before).ok()?.flow(before)?;
         let (flow, direction) = self.engine.conntrack().get(&tuple, now)?;
         Some(Description {
             direction,

@@ -1,0 +1,105 @@
+//! ICMP errors: those of others about a flow, which follow it, and lbd's own, where lbd is the router.
+use std::net::IpAddr;
+
+use super::{Processor, Stop, count};
+use crate::flow::{Direction, Tuple};
+use crate::packet::Headers;
+use crate::packet::frame::Frame;
+use crate::packet::icmp::{self, Quoted};
+use crate::packet::refusal::{self, Complaint};
+use crate::rewrite;
+use crate::time::Instant;
+use crate::verdict::{Drop, Reject, Verdict};
+
+/// What becomes of an ICMP error about a flow: where it seems to come from, and the tuple of the packet that it quotes.
+struct Translation {
+    source: IpAddr,
+    quoted: Tuple,
+}
+
+impl Processor<'_> {
+    /// An ICMP error about a packet of a flow goes to that packet's sender, who must recognize the packet: addresses and
+    /// ports are translated in the quotation as well (RFC 5508 section 4.2). Anything else without ports meets the rules.
+    pub(super) fn forward_without_ports(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let related = icmp::quoted(frame.bytes(), headers)
+            .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
+        let Some((quoted, Translation { source, quoted: inner })) = related else {
+            return Err(self.without_flow(headers));
+        };
+        self.may_go_on(frame.bytes(), headers, inner.source.address, now)?;
+        rewrite::error(frame, headers, &quoted, source, &inner);
+        Ok(())
+    }
+
+    /// The flow of the quoted packet takes no note of the error: it is neither kept alive nor ended by it.
+    fn follow_error(&self, headers: &Headers, quoted: &Quoted, now: Instant) -> Option<Translation> {
+        // The error goes the way of an answer to the quoted packet.
+        let tuple = quoted.tuple.reply();
+        let likely = match self.ruleset.is_to_service(&tuple) {
+            true => Direction::Original,
+            false => Direction::Reply,
+        };
+        let lane = self.lane.index;
+        self.conntrack
+            .with_flow(&tuple, likely, now, |shard, slot, direction| {
+                let connection = shard.get_mut(slot)?;
+                count(&connection.backend, direction, lane, headers.length);
+                let (arriving, leaving) = (connection.arriving(direction), connection.leaving(direction));
+                // As `nf_nat_icmp_reply_translation` does: behind a translated address, also a router's is hidden.
+                let is_hidden = arriving.source.address != leaving.source.address;
+                Some(Translation {
+                    source: if is_hidden {
+                        leaving.source.address
+                    } else {
+                        headers.source
+                    },
+                    quoted: leaving.reply(),
+                })
+            })
+            .flatten()
+    }
+
+    /// Where lbd is the router, a packet must fit the way on, and have a hop left (RFC 1812 sections 4.2.3.3 and 5.3.1).
+    pub(super) fn may_go_on(
+        &mut self,
+        packet: &[u8],
+        headers: &Headers,
+        destination: IpAddr,
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let Some(router) = &mut self.router else {
+            return Ok(());
+        };
+        if headers.hop_limit(packet) <= 1 {
+            return Err(Stop::Complain(Complaint::TimeExceeded));
+        }
+        match router.mtu(destination, now) {
+            Some(mtu) if headers.length > mtu && headers.is_unfragmentable(packet) => {
+                Err(Stop::Complain(Complaint::TooBig { mtu }))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Tells the sender of a packet, which is as it came, why it goes no further.
+    pub(super) fn complain(&mut self, frame: &mut Frame<'_>, complaint: Complaint) -> Verdict {
+        let reason = match complaint {
+            Complaint::TooBig { .. } => Reject::TooBig,
+            Complaint::TimeExceeded => Reject::TimeExceeded,
+        };
+        let told = Headers::parse(frame.bytes()).is_ok_and(|headers| {
+            let router = self.router.as_mut();
+            let own = router.and_then(|router| router.own_address(headers.source));
+            refusal::complain(frame, &headers, complaint, own).is_ok()
+        });
+        match told {
+            true => Verdict::Reject(reason),
+            false => Verdict::Drop(Drop::Unanswerable),
+        }
+    }
+}

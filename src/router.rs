@@ -1,0 +1,14 @@
+//! What the packet path asks of whoever sends its packets on, where that is lbd itself: on a TUN device the kernel does.
+use std::fmt::Debug;
+use std::net::IpAddr;
+
+use crate::time::Instant;
+
+/// Knows the way to the next hop.
+pub trait Router: Debug {
+    /// The longest packet that can go on to `destination`, in bytes from its IP header on; None where the kernel takes it.
+    fn mtu(&mut self, destination: IpAddr, now: Instant) -> Option<usize>;
+
+    /// This router's own address towards `destination`, which its ICMP errors come from.
+    fn own_address(&mut self, destination: IpAddr) -> Option<IpAddr>;
+}
