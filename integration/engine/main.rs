@@ -11,6 +11,7 @@ mod world;
 
 mod affinity;
 mod backends;
+mod errors;
 mod eviction;
 mod flows;
 mod lanes;
