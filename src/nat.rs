@@ -1,5 +1,7 @@
-//! The sender that a backend sees: the client itself, or an address and port of lbd's own pool (masquerading).
+//! The sender that a backend sees: the client itself, or an address and port of lbd's own pool, or of this host
+//! (masquerading).
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
@@ -13,7 +15,7 @@ use crate::service::Backend;
 use crate::time::Instant;
 
 /// Ports below it are privileged and stay unused, as `nf_nat`'s default range for clients does.
-const FIRST_PORT: u16 = 1024;
+const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// How many places of the pool are tried before it counts as exhausted: as many as an address has ports.
 const MAX_TRIES: usize = 1 << 16;
@@ -71,7 +73,12 @@ pub fn source(
     if exhausted.0 == here_and_now {
         return Err(NoSource::PoolExhausted);
     }
-    let mut places = ruleset.pool.places(client, conntrack, rng);
+    let own = own_address(&ruleset.policy.nat, backend);
+    let (ranges, ports) = match &own {
+        Some((range, ports)) => (std::slice::from_ref(range), *ports),
+        None => (ruleset.pool.of(client.address), &POOL_PORTS),
+    };
+    let mut places = places(ranges, ports, client, conntrack, rng);
     let free = places.find(|&place| conntrack.is_free(&reply(place), now));
     free.ok_or_else(|| {
         exhausted.0 = here_and_now;
@@ -115,27 +122,48 @@ impl Pool {
         pool
     }
 
-    /// Places that can stand for `client`, from a random one on: the ports of a random address, then the next address.
-    fn places(&self, client: Endpoint, conntrack: &Conntrack, rng: &mut Rng) -> impl Iterator<Item = Endpoint> {
-        let (v4, ranges) = match client.address {
-            IpAddr::V4(_) => (true, &self.v4),
-            IpAddr::V6(_) => (false, &self.v6),
-        };
-        let addresses: u128 = ranges.iter().map(|range| range.size).sum();
-        let start = if addresses == 0 { 0 } else { rng.u128(..addresses) };
-        let first_turn = rng.usize(..MAX_TRIES);
-        let ring = (0..addresses).filter_map(move |step| address(ranges, (start + step) % addresses, v4));
-        let places = ring.flat_map(move |address| {
-            let (first, stride) = conntrack.ports_beside(&client, &address, FIRST_PORT);
-            let count = (usize::from(u16::MAX) - first) / stride + 1;
-            (0..count).map(move |turn| {
-                // At most `u16::MAX` by the count.
-                let port = first + (first_turn + turn) % count * stride;
-                Endpoint::new(address, port as u16)
-            })
-        });
-        places.take(MAX_TRIES)
+    fn of(&self, client: IpAddr) -> &[Range] {
+        match client {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        }
     }
+}
+
+/// The host's own address towards a backend, and its ports that are lbd's.
+fn own_address<'a>(nat: &'a Nat, backend: &Backend) -> Option<(Range, &'a RangeInclusive<u16>)> {
+    let own = nat.own.as_ref()?;
+    let first = match *own.towards.get(&backend.address.address)? {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    };
+    Some((Range { first, size: 1 }, &own.ports))
+}
+
+/// Places that can stand for `client`, from a random one on: the ports of a random address, then the next address.
+fn places(
+    ranges: &[Range],
+    ports: &RangeInclusive<u16>,
+    client: Endpoint,
+    conntrack: &Conntrack,
+    rng: &mut Rng,
+) -> impl Iterator<Item = Endpoint> {
+    let v4 = client.address.is_ipv4();
+    let (lowest, highest) = (*ports.start(), usize::from(*ports.end()));
+    let addresses: u128 = ranges.iter().map(|range| range.size).sum();
+    let start = if addresses == 0 { 0 } else { rng.u128(..addresses) };
+    let first_turn = rng.usize(..MAX_TRIES);
+    let ring = (0..addresses).filter_map(move |step| address(ranges, (start + step) % addresses, v4));
+    let places = ring.flat_map(move |address| {
+        let (first, stride) = conntrack.ports_beside(&client, &address, lowest);
+        let count = (highest + stride).saturating_sub(first) / stride;
+        (0..count).map(move |turn| {
+            // At most `highest` by the count.
+            let port = first + (first_turn + turn) % count * stride;
+            Endpoint::new(address, port as u16)
+        })
+    });
+    places.take(MAX_TRIES)
 }
 
 fn address(ranges: &[Range], mut number: u128, v4: bool) -> Option<IpAddr> {

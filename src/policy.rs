@@ -1,5 +1,7 @@
 //! What the engine is told to do: plain data, parsed and validated elsewhere (`config`), comparable for a diff.
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -70,6 +72,17 @@ pub struct Nat {
     pub masquerade: Masquerade,
     /// Addresses that masqueraded flows come from.
     pub pool: Vec<IpNet>,
+    /// This host's own addresses that they come from instead, where it is set so.
+    pub own: Option<OwnSources>,
+}
+
+/// Masquerading with the host's own addresses, as `MASQUERADE` of iptables does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnSources {
+    /// Ports that nobody else on this host uses.
+    pub ports: RangeInclusive<u16>,
+    /// The host's address towards each backend. One that is missing is reached from the pool.
+    pub towards: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// Limits of the connection table.

@@ -23,6 +23,10 @@ pub(super) fn tun() -> Tun {
     }
 }
 
+/// `[af_xdp] masquerade_ports`: above those that Linux gives to its own sockets (`ip_local_port_range`, by default 32768 to
+/// 60999, inet_init_net in net/ipv4/af_inet.c).
+pub(super) const MASQUERADE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+
 /// `[nat] pool`: addresses that are set aside for benchmarks, RFC 2544 (198.18.0.0/15) and RFC 5180 (2001:2::/48).
 pub(super) fn pool() -> Vec<IpNet> {
     let v4 = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 0));

@@ -15,6 +15,7 @@ pub use save::to_toml;
 pub use validate::{Loaded, load, parse};
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::policy::Policy;
@@ -64,7 +65,7 @@ pub enum Attach {
 }
 
 /// `[af_xdp]`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AfXdp {
     /// Interfaces to serve.
     pub interfaces: Vec<String>,
@@ -74,6 +75,10 @@ pub struct AfXdp {
     pub zero_copy: Option<bool>,
     /// Poll the device instead of waiting for interrupts.
     pub busy_poll: bool,
+    /// Answer ARP and neighbour solicitations for service addresses that no interface has.
+    pub announce: bool,
+    /// Source ports of flows that are masqueraded with an interface's own address.
+    pub masquerade_ports: RangeInclusive<u16>,
 }
 
 /// A configuration; it is valid because it exists.
@@ -91,4 +96,12 @@ pub struct Config {
     pub af_xdp: AfXdp,
     /// `[control] socket`
     pub control_socket: PathBuf,
+}
+
+impl Config {
+    /// Whether masqueraded flows come from this host's own addresses: on AF_XDP, where no pool of others is set.
+    #[must_use]
+    pub fn masquerades_as_itself(&self) -> bool {
+        self.datapath.backend == Backend::AfXdp && self.policy.nat.pool == defaults::pool()
+    }
 }

@@ -152,6 +152,8 @@ tables! {
         attach: Text<'t>,
         zero_copy: Switch<'t>,
         busy_poll: bool,
+        announce: bool,
+        masquerade_ports: Scalar<'t>,
     }
     /// This host.
     Node "[node]" {

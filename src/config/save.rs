@@ -117,6 +117,8 @@ fn af_xdp(af_xdp: &AfXdp, out: &mut Out) {
         attach,
         zero_copy,
         busy_poll,
+        announce,
+        masquerade_ports,
     } = af_xdp;
     out.section("[af_xdp]");
     if !interfaces.is_empty() {
@@ -125,10 +127,19 @@ fn af_xdp(af_xdp: &AfXdp, out: &mut Out) {
     out.word("attach", *attach, Attach::default(), ATTACH);
     out.optional("zero_copy", *zero_copy);
     out.optional("busy_poll", busy_poll.then_some(true));
+    out.optional("announce", announce.then_some(true));
+    if *masquerade_ports != defaults::MASQUERADE_PORTS {
+        let (first, last) = (masquerade_ports.start(), masquerade_ports.end());
+        out.key("masquerade_ports", quoted(format_args!("{first}-{last}")));
+    }
 }
 
 fn nat(nat: &Nat, out: &mut Out) {
-    let Nat { masquerade, pool } = nat;
+    let Nat {
+        masquerade,
+        pool,
+        own: _,
+    } = nat;
     out.section("[nat]");
     out.word("masquerade", *masquerade, Masquerade::default(), MASQUERADE);
     if *pool != defaults::pool() {

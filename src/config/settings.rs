@@ -1,5 +1,6 @@
 //! Every key of a configuration outside of its lists of rules and services, with its value as text.
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use super::words::{ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, word_of};
 use super::{AfXdp, Config, Datapath, Tun};
@@ -32,6 +33,10 @@ fn list<T: Display>(items: &[T]) -> String {
     format!("[{}]", items.join(", "))
 }
 
+fn range(ports: &RangeInclusive<u16>) -> String {
+    format!("{}-{}", ports.start(), ports.end())
+}
+
 fn or<T: Display>(value: Option<T>, absent: &str) -> String {
     value.map_or_else(|| absent.to_owned(), |value| value.to_string())
 }
@@ -44,6 +49,8 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
         attach,
         zero_copy,
         busy_poll,
+        announce,
+        masquerade_ports,
     } = af_xdp;
     vec![
         ("datapath.backend", word_of(*backend, BACKEND).to_owned()),
@@ -56,6 +63,8 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
         ("af_xdp.attach", word_of(*attach, ATTACH).to_owned()),
         ("af_xdp.zero_copy", or(*zero_copy, "auto")),
         ("af_xdp.busy_poll", busy_poll.to_string()),
+        ("af_xdp.announce", announce.to_string()),
+        ("af_xdp.masquerade_ports", range(masquerade_ports)),
     ]
 }
 
@@ -65,7 +74,11 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
         scheduler,
         node_addresses: _,
         local_addresses: _,
-        nat: Nat { masquerade, pool },
+        nat: Nat {
+            masquerade,
+            pool,
+            own: _,
+        },
         conntrack,
         rules: _,
         services: _,

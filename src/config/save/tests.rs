@@ -157,7 +157,7 @@ prop_compose! {
         let timeouts = Timeouts { tcp, udp };
         let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
         rules.truncate(if to_service { 3 } else { 4 });
-        let nat = Nat { masquerade, pool };
+        let nat = Nat { masquerade, pool, own: None };
         let mut policy = Policy { mode, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
@@ -178,7 +178,8 @@ prop_compose! {
         seed in of(any::<u64>()),
         name in "[a-z0-9_.-]{1,14}",
         mtu in 1280..=u16::MAX,
-        (offload, busy_poll) in any::<(bool, bool)>(),
+        (offload, busy_poll, announce) in any::<(bool, bool, bool)>(),
+        masquerade_ports in port_range(),
         attach in select(vec![Attach::Auto, Attach::Native, Attach::Generic]),
         zero_copy in any::<Option<bool>>(),
         socket in "/[ -~]{1,100}",
@@ -189,7 +190,9 @@ prop_compose! {
             node_addresses,
             datapath: Datapath { backend, workers, seed },
             tun: Tun { name: format!("x{name}"), mtu, offload },
-            af_xdp: AfXdp { interfaces: vec!["eth0".into(), "eth1".into()], attach, zero_copy, busy_poll },
+            af_xdp: AfXdp {
+                interfaces: vec!["eth0".into(), "eth1".into()], attach, zero_copy, busy_poll, announce, masquerade_ports,
+            },
             control_socket: PathBuf::from(socket),
         }
     }

@@ -1,18 +1,19 @@
 //! `[datapath]`, `[tun]`, `[af_xdp]`, `[node]` and `[control]`.
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::values::{address, device_name, number, offset, word};
+use super::values::{address, device_name, number, offset, ports, word};
 use crate::config::diagnostic::Report;
-use crate::config::raw::{self, Key, Switch};
+use crate::config::raw::{self, Key, Scalar, Switch};
 use crate::config::words::{ATTACH, BACKEND};
 use crate::config::{AfXdp, Backend, Datapath, Tun, defaults};
 
 /// Queues of one TUN device: `MAX_TAP_QUEUES`, drivers/net/tun.c.
 const MOST_WORKERS: i128 = 256;
 /// The least that IPv4 hosts must take (RFC 791), and the largest IP packet.
-const MTU: std::ops::RangeInclusive<i128> = 576..=65535;
+const MTU: RangeInclusive<i128> = 576..=65535;
 /// The least link MTU of IPv6 (RFC 8200 section 5).
 const IPV6_MTU: u16 = 1280;
 /// `sun_path` (unix(7)) without its final zero byte.
@@ -68,7 +69,17 @@ pub(super) fn af_xdp(raw: &raw::AfXdp<'_>, report: &mut Report) -> AfXdp {
         attach: word("attach", &raw.attach, ATTACH, report),
         zero_copy: zero_copy(&raw.zero_copy, report),
         busy_poll: raw.busy_poll.given().is_some_and(|value| *value.get_ref()),
+        announce: raw.announce.given().is_some_and(|value| *value.get_ref()),
+        masquerade_ports: masquerade_ports(&raw.masquerade_ports, report),
     }
+}
+
+fn masquerade_ports(written: &Key<Scalar<'_>>, report: &mut Report) -> RangeInclusive<u16> {
+    let read = written.given().and_then(|at| match at.get_ref() {
+        Scalar::Text(text) => ports("masquerade_ports", at, text, report),
+        Scalar::Integer(port) => ports("masquerade_ports", at, &port.to_string(), report),
+    });
+    read.unwrap_or(defaults::MASQUERADE_PORTS)
 }
 
 /// AF_XDP has no device of its own: it must be told which.

@@ -22,6 +22,7 @@ pub(super) fn nat(raw: &raw::Nat<'_>, report: &mut Report) -> Nat {
     Nat {
         masquerade: word("masquerade", &raw.masquerade, MASQUERADE, report),
         pool: pool(raw, report),
+        own: None,
     }
 }
 
