@@ -2,17 +2,14 @@
 use std::net::IpAddr;
 
 use crate::flow::{Protocol, Tuple};
-use crate::packet::checksum::Difference;
+use crate::packet::checksum::{self, Difference};
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::icmp::Quoted;
 use crate::packet::{Headers, Payload, Version};
 
 /// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
 pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
-    let partial = frame.checksum
-        == Checksum::Partial {
-            start: headers.transport,
-        };
+    let partial = is_partial(frame, headers);
     let bytes = frame.bytes_mut();
     let addresses = set_addresses(bytes, tuple.source.address, tuple.destination.address);
     let ports = set_ports(&mut bytes[headers.transport..], tuple);
@@ -25,6 +22,46 @@ pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
         };
         bytes[field..field + 2].copy_from_slice(&new.to_be_bytes());
     }
+}
+
+/// Whether the transport checksum is unfinished; where the device does not tell, lbd finds out and takes note.
+fn is_partial(frame: &mut Frame<'_>, headers: &Headers) -> bool {
+    let start = headers.transport;
+    match frame.checksum {
+        Checksum::Complete => false,
+        Checksum::Partial { start: unfinished } => unfinished == start,
+        Checksum::Unsure => {
+            let partial = holds_pseudo_header(frame.bytes(), headers);
+            frame.checksum = if partial {
+                Checksum::Partial { start }
+            } else {
+                Checksum::Complete
+            };
+            partial
+        }
+    }
+}
+
+/// Whether the checksum field holds the pseudo-header's sum alone. One of 65,536 finished checksums looks like that too;
+/// finished once more, it is the same again.
+fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
+    let Headers {
+        source,
+        destination,
+        protocol,
+        transport,
+        length,
+        ..
+    } = *headers;
+    let sum = || {
+        checksum::fold(checksum::pseudo_header(
+            source,
+            destination,
+            protocol,
+            length - transport,
+        ))
+    };
+    checksum_field(headers, bytes, false).is_some_and(|field| bytes[field..field + 2] == sum().to_be_bytes())
 }
 
 /// Gives an ICMP error the addresses `source` and that of the one who sent the quoted packet, and the quoted packet the

@@ -1,9 +1,11 @@
 //! Addresses, ports and checksums of what is forwarded.
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lbd::flow::Protocol;
 use lbd::packet::frame::Checksum;
-use lbd::policy::Mode;
+use lbd::policy::{Mode, OwnSources};
 use lbd::verdict::{Drop, Pass, Verdict};
 
 use crate::packets::{self, ACK, SYN};
@@ -300,4 +302,48 @@ fn a_do_not_fragment_bit_makes_no_fragment() {
     let mut sent = packets::udp(case.client(2, 40_000), case.service(), b"hello");
     sent[6] = 0x40;
     assert_eq!(world.send_as(&sent, Checksum::Complete).verdict, Verdict::Forward);
+}
+
+#[test]
+fn where_the_device_does_not_tell_an_unfinished_checksum_is_recognized_and_stays_for_the_device_to_finish() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let (client, service) = (case.client(1, 40_000), case.service());
+        let whole = segment(case.protocol, client, service, b"payload", SYN);
+        let outcome = world.send_as(&partial(&whole, case.protocol), Checksum::Unsure);
+        assert_eq!(outcome.verdict, Verdict::Forward);
+        assert_eq!(outcome.checksum, unfinished(&whole));
+        let sum = pseudo_sum(&outcome.packet).to_be_bytes();
+        assert_eq!(outcome.packet[field_of(&outcome.packet, case.protocol)], sum);
+        let outcome = world.send_as(&whole, Checksum::Unsure);
+        assert_eq!(outcome.checksum, Checksum::Complete);
+        packets::assert_valid(&outcome.packet);
+    }
+}
+
+#[test]
+fn a_host_without_a_pool_masquerades_with_its_own_address_and_ports_of_lbds_own() {
+    for case in Case::all() {
+        let mut world = case
+            .setup()
+            .tables("[nat]\nmasquerade = \"always\"")
+            .weights(&[1])
+            .world();
+        let mut policy = (*world.engine.ruleset().policy).clone();
+        let own = case.node(0).ip();
+        policy.nat.own = Some(OwnSources {
+            ports: 61_000..=61_003,
+            towards: [(case.backend(1).ip(), own)].into(),
+        });
+        world.engine.apply(Arc::new(policy));
+        let mut seen = HashSet::new();
+        for n in 1..=4 {
+            let flow = world.connect(case.protocol, case.client(n, 40_000), case.service());
+            assert_eq!(flow.source.ip(), own);
+            assert!((61_000..=61_003).contains(&flow.source.port()), "{}", flow.source);
+            assert!(seen.insert(flow.source), "each from a port of its own");
+        }
+        let one_too_many = world.try_open(case.protocol, case.client(5, 40_000), case.service());
+        assert_eq!(one_too_many, Verdict::Drop(Drop::PoolExhausted));
+    }
 }

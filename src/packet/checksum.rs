@@ -1,4 +1,5 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+use std::net::IpAddr;
 
 /// The one's complement sum of `bytes` as big-endian 16-bit words, added to `sum`, not folded.
 ///
@@ -14,6 +15,17 @@ pub fn add(sum: u64, bytes: &[u8]) -> u64 {
     let mut tail = [0; 4];
     tail[..rest.len()].copy_from_slice(rest);
     sum + u64::from(u32::from_be_bytes(tail))
+}
+
+/// The sum of the pseudo-header; it is the same in both directions (RFC 9293 section 3.1, RFC 8200 section 8.1).
+#[must_use]
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
+    let add_address = |sum, address: IpAddr| match address {
+        IpAddr::V4(address) => add(sum, &address.octets()),
+        IpAddr::V6(address) => add(sum, &address.octets()),
+    };
+    let sum = u64::from(protocol) + length as u64;
+    add_address(add_address(sum, source), destination)
 }
 
 /// Folds a sum to 16 bits with end-around carry.

@@ -14,6 +14,9 @@ pub enum Checksum {
         /// is complete.
         start: usize,
     },
+    /// One of the two: the device does not tell. Packets of a local sender come through AF_XDP on a veth device with the
+    /// field as in [`Self::Partial`], and nothing that says so.
+    Unsure,
 }
 
 /// What is done with a frame once the engine has seen it.

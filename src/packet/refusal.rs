@@ -147,7 +147,7 @@ pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Resul
 /// Completes a TCP header without options or data.
 fn seal(tcp: &mut [u8], headers: &Headers) {
     tcp[12] = 5 << 4;
-    let sum = pseudo_header(headers, 6, TCP_HEADER);
+    let sum = checksum::pseudo_header(headers.source, headers.destination, 6, TCP_HEADER);
     let check = checksum::finish(checksum::add(sum, tcp));
     tcp[16..18].copy_from_slice(&check.to_be_bytes());
 }
@@ -211,7 +211,7 @@ fn message(buffer: &mut [u8], packet: &[u8], headers: &Headers, Kind(kind, code,
     message[ICMP_HEADER..].copy_from_slice(&packet[..quoted]);
     let sum = match headers.version {
         Version::V4 => 0,
-        Version::V6 => pseudo_header(headers, protocol, message.len()),
+        Version::V6 => checksum::pseudo_header(headers.source, headers.destination, protocol, message.len()),
     };
     let check = checksum::finish(checksum::add(sum, message));
     message[2..4].copy_from_slice(&check.to_be_bytes());
@@ -249,17 +249,4 @@ fn ip_header(buffer: &mut [u8], headers: &Headers, protocol: u8, payload: usize)
             unreachable!("a packet has one IP version")
         }
     }
-}
-
-/// The pseudo-header's sum; it is the same in both directions (RFC 9293 section 3.1, RFC 8200 section 8.1).
-fn pseudo_header(headers: &Headers, protocol: u8, length: usize) -> u64 {
-    let sum = match headers.source {
-        IpAddr::V4(source) => checksum::add(0, &source.octets()),
-        IpAddr::V6(source) => checksum::add(0, &source.octets()),
-    };
-    let sum = match headers.destination {
-        IpAddr::V4(destination) => checksum::add(sum, &destination.octets()),
-        IpAddr::V6(destination) => checksum::add(sum, &destination.octets()),
-    };
-    sum + u64::from(protocol) + length as u64
 }
