@@ -1,0 +1,2 @@
+//! AF_XDP.
+pub mod announce;
