@@ -1,0 +1,13 @@
+//! AF_XDP: packets of network interfaces, past the kernel's stack.
+pub mod bundle;
+pub mod channels;
+
+mod arrival;
+mod error;
+mod ring;
+mod socket;
+mod sys;
+mod umem;
+
+pub use arrival::Arrival;
+pub use error::OpenError;
