@@ -1,0 +1,109 @@
+//! How many queues an interface really has.
+#![expect(unsafe_code, reason = "ioctl has no safe wrapper in std")]
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+
+/// `SIOCETHTOOL` of include/uapi/linux/sockios.h.
+const SIOCETHTOOL: u64 = 0x8946;
+/// `ETHTOOL_GCHANNELS` of include/uapi/linux/ethtool.h.
+const GET_CHANNELS: u32 = 0x3c;
+
+/// The queues of an interface, at least one of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channels {
+    /// Queues that packets come in by.
+    pub receive: u32,
+    /// Queues that packets leave by. A socket on a queue beyond them cannot send.
+    pub transmit: u32,
+}
+
+/// `struct ethtool_channels`
+#[repr(C)]
+#[derive(Default)]
+struct Request {
+    command: u32,
+    most_receive: u32,
+    most_transmit: u32,
+    most_other: u32,
+    most_combined: u32,
+    receive: u32,
+    transmit: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// The queues of an interface of this network namespace, as its driver says, else as sysfs does, else one.
+#[must_use]
+pub fn channels(interface: &str) -> Channels {
+    let counted = ask_driver(interface).unwrap_or_else(|_no_driver| count(interface));
+    Channels {
+        receive: counted.receive.max(1),
+        transmit: counted.transmit.max(1),
+    }
+}
+
+fn ask_driver(interface: &str) -> io::Result<Channels> {
+    let mut answer = Request {
+        command: GET_CHANNELS,
+        ..Request::default()
+    };
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut answer).cast();
+    // Any socket will do: it stands for its network namespace.
+    let socket = UnixDatagram::unbound()?;
+    // SAFETY: the request is a valid ifreq, whose data is what the command writes to; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    match result {
+        0 => Ok(Channels {
+            receive: answer.receive + answer.combined,
+            transmit: answer.transmit + answer.combined,
+        }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What sysfs shows; it may show another network namespace's interfaces.
+fn count(interface: &str) -> Channels {
+    let directory = format!("/sys/class/net/{interface}/queues");
+    let names = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    let names: Vec<_> = names.collect();
+    let with = |prefix: &[u8]| {
+        names
+            .iter()
+            .filter(|name| name.as_encoded_bytes().starts_with(prefix))
+            .count()
+    };
+    Channels {
+        receive: with(b"rx-") as u32,
+        transmit: with(b"tx-") as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_without_queues_of_its_own_has_one() {
+        let one = Channels {
+            receive: 1,
+            transmit: 1,
+        };
+        assert_eq!(channels("lo"), one);
+        assert_eq!(channels("there-is-no-such-thing"), one);
+    }
+}
