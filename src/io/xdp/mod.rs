@@ -1,0 +1,2 @@
+//! AF_XDP: packets straight from and to network interfaces.
+pub mod next_hop;
