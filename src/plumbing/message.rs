@@ -140,7 +140,7 @@ const fn ports(cover: &Cover) -> RulePortRange {
 }
 
 /// Whether lbd put this rule in.
-pub(super) fn is_ours(rule: &RuleMessage) -> bool {
+pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     let owner = RuleAttribute::Protocol(RouteProtocol::from(OWNER));
     rule.attributes.contains(&owner)
 }

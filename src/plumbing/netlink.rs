@@ -20,7 +20,7 @@ const RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// A connection to the kernel's routing.
 #[derive(Debug)]
-pub(super) struct Handle {
+pub(crate) struct Handle {
     socket: Socket,
     sequence: u32,
 }
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
 }
 
 impl Handle {
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
@@ -120,7 +120,7 @@ impl Handle {
     }
 
     /// All devices.
-    pub(super) fn links(&mut self) -> Result<Vec<LinkMessage>, Error> {
+    pub(crate) fn links(&mut self) -> Result<Vec<LinkMessage>, Error> {
         let dumped = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         Ok(dumped
             .into_iter()
@@ -135,7 +135,7 @@ impl Handle {
     }
 
     /// Everything that `request` asks for.
-    pub(super) fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    pub(crate) fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let dumped = self.query(request, NLM_F_DUMP);
         dumped.map_err(|source| Error::Netlink {
             what: "list links, addresses, routes or rules",
@@ -152,6 +152,15 @@ impl Handle {
                 source,
             }),
         }
+    }
+
+    /// Sends all `requests`, each with its flags; yields what was refused.
+    pub(crate) fn request_all(&mut self, requests: &[(RouteNetlinkMessage, u16)]) -> Result<Vec<io::Error>, Error> {
+        let mut refusals = Vec::new();
+        for batch in requests.chunks(BATCH) {
+            refusals.extend(self.exchange(batch)?.into_iter().map(|(_, refusal)| refusal));
+        }
+        Ok(refusals)
     }
 
     /// Sends all `deletions`; what is gone already is no error.

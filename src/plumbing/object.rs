@@ -15,9 +15,9 @@ use crate::flow::{Endpoint, Protocol};
 /// Marks every rule (FRA_PROTOCOL) and route (rtm_protocol) of lbd. 108 is free in `/etc/iproute2/rt_protos`.
 pub(super) const OWNER: u8 = 108;
 /// Service, external and pool addresses, through the device.
-pub(super) const SERVICES_TABLE: u32 = 7762;
+pub(crate) const SERVICES_TABLE: u32 = 7762;
 /// A default route through the device, for what a rule has selected.
-pub(super) const DIVERT_TABLE: u32 = 7763;
+pub(crate) const DIVERT_TABLE: u32 = 7763;
 /// Service, external and pool addresses, unreachable: for packets that lbd has passed on.
 pub(super) const REFUSE_TABLE: u32 = 7764;
 /// `RT_TABLE_LOCAL`

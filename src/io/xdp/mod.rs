@@ -2,6 +2,7 @@
 pub mod announce;
 pub mod bundle;
 pub mod channels;
+pub mod next_hop;
 
 mod arrival;
 mod error;

@@ -1,0 +1,142 @@
+//! Where the kernel would send a packet, so that lbd can send it there itself.
+//!
+//! [`follow`] keeps the kernel's links, addresses, neighbours, routes and rules in [`tables`], which answer
+//! [`NextHops::find`]: straight out of one of lbd's interfaces, or [`Way::Kernel`] wherever the answer is anything but
+//! plain. A worker asks through its own [`Cache`]. What it asks for keeps neighbours alive in the kernel ([`upkeep`]),
+//! which sees none of the packets.
+mod cache;
+mod follow;
+mod links;
+mod message;
+mod neighbours;
+mod routes;
+mod rules;
+mod sources;
+mod tables;
+mod upkeep;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+pub use cache::Cache;
+pub use follow::Follower;
+use tables::{Change, Found, Tables};
+use upkeep::Requests;
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// A VLAN tag to be written behind the MAC addresses; its priority is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanTag {
+    /// The EtherType: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    pub protocol: u16,
+    /// 0 to 4094.
+    pub id: u16,
+}
+
+/// All that the Ethernet header of a packet says, and how long the packet may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Index of the interface that the frame leaves by; always one of those given to [`Follower::start`].
+    pub interface: u32,
+    /// The sender's address.
+    pub source_mac: [u8; 6],
+    /// The neighbour's address.
+    pub destination_mac: [u8; 6],
+    /// The tag where the route goes over a VLAN device.
+    pub vlan: Option<VlanTag>,
+    /// The longest IP packet, in bytes.
+    pub mtu: u32,
+}
+
+/// How a packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// lbd sends it itself.
+    Direct(Hop),
+    /// The kernel is to route it.
+    Kernel,
+}
+
+/// What the kernel knows about ways, shared by all workers.
+#[derive(Debug)]
+pub struct NextHops {
+    tables: RwLock<Tables>,
+    generation: AtomicU64,
+    requests: Requests,
+}
+
+impl NextHops {
+    const fn new(tables: Tables, requests: Requests) -> Self {
+        Self {
+            tables: RwLock::new(tables),
+            generation: AtomicU64::new(1),
+            requests,
+        }
+    }
+
+    /// The way to `destination` for an unmarked packet that lbd forwards. Of several paths, the top bits of `flow_hash`
+    /// choose one; they should be the same for all packets of a flow, and evenly spread.
+    ///
+    /// Has the kernel resolve or confirm the neighbour where that is due, without waiting for it.
+    #[must_use]
+    pub fn find(&self, destination: IpAddr, flow_hash: u32) -> Way {
+        self.look(destination, flow_hash).way
+    }
+
+    /// The address that the kernel would send from: the route's, else the most fitting one of its device.
+    #[must_use]
+    pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        self.tables.read().source_for(destination)
+    }
+
+    /// Grows when answers may have changed.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Why all packets of `family` go through the kernel, if they do.
+    #[must_use]
+    pub fn detour(&self, family: Family) -> Option<String> {
+        self.tables.read().detour(family).map(ToOwned::to_owned)
+    }
+
+    fn look(&self, destination: IpAddr, flow_hash: u32) -> Found {
+        let found = self.tables.read().find(destination, flow_hash);
+        if let Some(neighbour) = found.attend {
+            self.requests.ask(neighbour);
+        }
+        found
+    }
+
+    /// Changes the tables. The generation grows afterwards, so who has read the new one finds the new tables.
+    fn change(&self, change: impl FnOnce(&mut Tables) -> Change) -> Change {
+        let mut tables = self.tables.write();
+        let changed = change(&mut tables);
+        if changed.answers {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+        changed
+    }
+}
