@@ -64,6 +64,20 @@ fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
     checksum_field(headers, bytes, false).is_some_and(|field| bytes[field..field + 2] == sum().to_be_bytes())
 }
 
+/// Finishes the transport checksum of a packet where the sender's stack has left that to a device. Any other packet, or
+/// what is no packet, is not touched.
+pub fn finish_checksum(packet: &mut [u8]) {
+    let Ok(headers) = Headers::parse(packet) else { return };
+    if !holds_pseudo_header(packet, &headers) {
+        return;
+    }
+    if let Some(field) = checksum_field(&headers, packet, true) {
+        let sum = checksum::add(0, &packet[headers.transport..headers.length]);
+        let finished = never_zero(&headers, checksum::finish(sum));
+        packet[field..field + 2].copy_from_slice(&finished.to_be_bytes());
+    }
+}
+
 /// Gives an ICMP error the addresses `source` and that of the one who sent the quoted packet, and the quoted packet the
 /// addresses and ports of `inner`. All are of the packet's version.
 pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: IpAddr, inner: &Tuple) {
@@ -145,16 +159,10 @@ fn replace(change: Difference, field: &mut [u8], new: &[u8]) -> Difference {
 
 /// Where the transport checksum is; None for a UDP datagram that has none.
 fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usize> {
-    match headers.payload {
-        Payload::Tcp(..) => Some(headers.transport + 16),
-        Payload::Udp(_) => {
-            let field = headers.transport + 6;
-            // A zero says that the sender made none (RFC 768; RFC 6935 for IPv6), unless the device is to make it.
-            let none = bytes[field..field + 2] == [0, 0] && !partial;
-            (!none).then_some(field)
-        }
-        Payload::Fragment | Payload::IcmpError | Payload::Other => None,
-    }
+    let field = headers.transport + usize::from(headers.checksum_offset()?);
+    // A zero says that the sender made none (RFC 768; RFC 6935 for IPv6), unless the device is to make it.
+    let is_missing = matches!(headers.payload, Payload::Udp(_)) && bytes[field..field + 2] == [0, 0] && !partial;
+    (!is_missing).then_some(field)
 }
 
 /// RFC 768: a computed zero is sent as all ones, since zero means none.

@@ -8,7 +8,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::engine::{Engine, Lane};
-use crate::io::PacketIo;
+use crate::io::{Exchanged, PacketIo};
 use crate::packet::frame::{Fate, Frame};
 use crate::router::Router;
 use crate::time::Instant;
@@ -118,7 +118,8 @@ impl<I: PacketIo> Worker<I> {
         let mut events = Events::with_capacity(8);
         let mut looks = 0;
         while !self.stop.load(Relaxed) {
-            if self.turn()? > 0 {
+            let exchanged = self.turn()?;
+            if exchanged.received > 0 || exchanged.waiting {
                 looks = 0;
                 continue;
             }
@@ -135,8 +136,8 @@ impl<I: PacketIo> Worker<I> {
         Ok(())
     }
 
-    /// One batch; returns how many packets were received.
-    fn turn(&mut self) -> io::Result<usize> {
+    /// One batch.
+    fn turn(&mut self) -> io::Result<Exchanged> {
         let Self {
             engine, lane, clock, ..
         } = self;
@@ -149,7 +150,7 @@ impl<I: PacketIo> Worker<I> {
         if exchanged.unsent > 0 {
             self.unsent.fetch_add(exchanged.unsent as u64, Relaxed);
         }
-        Ok(exchanged.received)
+        Ok(exchanged)
     }
 }
 

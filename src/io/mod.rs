@@ -24,6 +24,8 @@ pub struct Exchanged {
     pub received: usize,
     /// Packets that could not be sent: the kernel had no buffer, or refused them.
     pub unsent: usize,
+    /// Whether packets wait to be sent at the next exchange, which should come soon.
+    pub waiting: bool,
 }
 
 /// A source and sink of packets.

@@ -9,12 +9,13 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::steering::Steering;
 use super::{Decide, Exchanged, PacketIo};
+use crate::packet::Headers;
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
@@ -204,11 +205,45 @@ impl PacketIo for Queue {
         Ok(Exchanged {
             received: frames.len(),
             unsent,
+            waiting: false,
         })
     }
 
     fn readiness(&self) -> Vec<RawFd> {
         vec![self.file.as_raw_fd()]
+    }
+}
+
+/// Writes packets of others' making into the device, for the kernel to route.
+#[derive(Debug)]
+pub struct Sender(File);
+
+impl Queue {
+    /// Another hand to write with, for another thread.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn sender(&self) -> io::Result<Sender> {
+        self.file.try_clone().map(Sender)
+    }
+}
+
+impl Sender {
+    /// Gives an IP packet to the kernel, which finishes its checksum where that is to be done.
+    ///
+    /// # Errors
+    /// When the kernel has no buffer, or refuses the packet.
+    pub fn send(&self, packet: &[u8], checksum: Checksum) -> io::Result<()> {
+        let mut header = [0; HEADER];
+        if let Checksum::Partial { start } = checksum {
+            let headers = Headers::parse(packet).map_err(|_malformed| io::ErrorKind::InvalidData)?;
+            let offset = headers.checksum_offset().ok_or(io::ErrorKind::InvalidData)?;
+            header[0] = NEEDS_CSUM;
+            header[CSUM_START..CSUM_START + 2].copy_from_slice(&(start as u16).to_ne_bytes());
+            header[CSUM_START + 2..].copy_from_slice(&offset.to_ne_bytes());
+        }
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        (&self.0).write_vectored(&parts).map(|_whole| ())
     }
 }
 

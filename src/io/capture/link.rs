@@ -1,16 +1,6 @@
 //! Where the IP packet of a captured frame begins.
 
-/// EtherTypes (IEEE 802 numbers): IPv4, IPv6, and the tags of 802.1Q and 802.1ad.
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-
-/// Destination and source address come before the first EtherType.
-const ETHERTYPE_OFFSET: usize = 12;
-
-/// A service tag and a customer tag.
-const MAX_TAGS: usize = 2;
+use crate::packet::ethernet;
 
 /// What the bytes of a captured packet begin with (<https://www.tcpdump.org/linktypes.html>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,19 +53,12 @@ impl LinkType {
 }
 
 fn ethernet(frame: &[u8]) -> Payload {
-    let mut at = ETHERTYPE_OFFSET;
-    for _ in 0..=MAX_TAGS {
-        let Some(ethertype) = frame.get(at..).and_then(|rest| rest.first_chunk()) else {
-            return Payload::Malformed;
-        };
-        match u16::from_be_bytes(*ethertype) {
-            ETHERTYPE_IPV4 => return ip(frame, at + 2, 4),
-            ETHERTYPE_IPV6 => return ip(frame, at + 2, 6),
-            ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => at += 4,
-            _ => return Payload::NotIp,
-        }
+    match ethernet::network(frame) {
+        Some((ethernet::IPV4, at)) => ip(frame, at, 4),
+        Some((ethernet::IPV6, at)) => ip(frame, at, 6),
+        Some(_) => Payload::NotIp,
+        None => Payload::Malformed,
     }
-    Payload::NotIp
 }
 
 /// A header of another version than announced is refused by the receiver (`ip_rcv_core` of net/ipv4/ip_input.c).

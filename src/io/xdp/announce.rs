@@ -2,25 +2,23 @@
 //! ARP (RFC 826) or neighbour discovery (RFC 4861), and hears of it unasked when lbd starts to serve it.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::packet::checksum;
+use crate::packet::ethernet::HEADER as ETHERNET;
+use crate::packet::icmp::ICMPV6;
+use crate::packet::ip::IPV6_HEADER;
+use crate::packet::{checksum, ethernet};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// Destination, source, EtherType.
-pub const ETHERNET: usize = 14;
 const BROADCAST: Mac = [0xff; 6];
-/// EtherTypes (IEEE 802).
-const ARP: [u8; 2] = [0x08, 0x06];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+const ARP: [u8; 2] = ethernet::ARP.to_be_bytes();
+const IPV6: [u8; 2] = ethernet::IPV6.to_be_bytes();
 /// Hardware type Ethernet, protocol type IPv4, and their lengths (RFC 826).
 const ARP_START: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
 const ARP_LENGTH: usize = 28;
 const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 
-const IPV6_HEADER: usize = 40;
-const ICMPV6: u8 = 58;
 /// Neighbour discovery comes and goes with it, so that no router can have forwarded it (RFC 4861 section 3.1).
 const HOP_LIMIT: u8 = 255;
 const SOLICITATION: u8 = 135;
@@ -46,13 +44,12 @@ pub struct Question {
     asker_mac: Mac,
 }
 
-/// Reads the question in a frame whose network header is at `start`; None when it is something else.
+/// Reads the question in a frame that carries `ethertype` from `start` on; None when it is something else.
 #[must_use]
-pub fn question(frame: &[u8], start: usize) -> Option<Question> {
-    let ethertype = frame.get(start.checked_sub(2)?..start)?;
+pub fn question(frame: &[u8], ethertype: u16, start: usize) -> Option<Question> {
     match ethertype {
-        _ if ethertype == ARP => arp_question(frame.get(start..)?),
-        _ if ethertype == IPV6 => solicitation(frame, start),
+        ethernet::ARP => arp_question(frame.get(start..)?),
+        ethernet::IPV6 => solicitation(frame, start),
         _ => None,
     }
 }
@@ -72,14 +69,14 @@ fn arp_question(arp: &[u8]) -> Option<Question> {
 /// RFC 4861 section 7.1.1: what is not valid is ignored.
 fn solicitation(frame: &[u8], start: usize) -> Option<Question> {
     let packet: &[u8; IPV6_HEADER + 24] = frame.get(start..)?.first_chunk()?;
+    if packet[6] != ICMPV6 || packet[IPV6_HEADER..IPV6_HEADER + 2] != [SOLICITATION, 0] {
+        return None;
+    }
     let length = IPV6_HEADER + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
     let (source, destination) = (v6(packet, 8), v6(packet, 24));
     let message = frame.get(start + IPV6_HEADER..start + length)?;
     let sum = checksum::pseudo_header(source.into(), destination.into(), ICMPV6, message.len());
-    let is_valid = packet[6] == ICMPV6
-        && packet[7] == HOP_LIMIT
-        && message.first_chunk::<2>() == Some(&[SOLICITATION, 0])
-        && checksum::finish(checksum::add(sum, message)) == 0;
+    let is_valid = packet[7] == HOP_LIMIT && checksum::finish(checksum::add(sum, message)) == 0;
     is_valid.then(|| Question {
         target: v6(packet, 48).into(),
         asker: source.into(),
@@ -214,11 +211,13 @@ mod tests {
         let check = checksum::finish(checksum::add(sum, &message)).to_be_bytes();
         message[2..4].copy_from_slice(&check);
         let header = [&[0x60, 0, 0, 0, 0, 32, ICMPV6, 255], &asker.octets()[..], &to.octets()].concat();
-        [&[0x33, 0x33, 0xff, 0, 1, 0], &ASKER, &IPV6, &header[..], &message].concat()
+        [&[0x33, 0x33, 0xff, 0, 1, 0][..], &ASKER, &IPV6, &header[..], &message].concat()
     }
 
     fn answered(mut frame: Vec<u8>, start: usize) -> Option<Vec<u8>> {
-        let question = question(&frame, start)?;
+        let (ethertype, at) = ethernet::network(&frame)?;
+        assert_eq!(at, start);
+        let question = question(&frame, ethertype, start)?;
         frame.resize(200, 0);
         let end = answer(&question, &mut frame, start, OWN)?;
         frame.truncate(end);
@@ -285,8 +284,8 @@ mod tests {
         let mut broken = solicitation_from("fd00:1::2");
         broken[80] ^= 1;
         let short = arp_request(&[])[..41].to_vec();
-        for frame in [reply, routed, broken, short, Vec::new()] {
-            assert_eq!(question(&frame, 14), None);
+        for frame in [reply, routed, broken, short] {
+            assert_eq!(answered(frame, 14), None);
         }
     }
 

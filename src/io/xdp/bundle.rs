@@ -119,6 +119,45 @@ pub struct SocketStatistics {
     pub nothing_to_send: u64,
 }
 
+/// What happened at one socket, by lbd's own count: packets received, queued to be sent, without a place on the send ring,
+/// malformed, and dropped by the device when they were sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub [u64; Self::NUMBER]);
+
+impl Counts {
+    /// How many counts there are.
+    pub const NUMBER: usize = 5;
+
+    const fn of(counters: &Counters) -> Self {
+        let Counters {
+            received,
+            sent,
+            ring_full,
+            malformed,
+            refused,
+        } = *counters;
+        Self([received, sent, ring_full, malformed, refused])
+    }
+
+    /// Packets received.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.0[0]
+    }
+
+    /// Packets queued to be sent.
+    #[must_use]
+    pub const fn sent(&self) -> u64 {
+        self.0[1]
+    }
+
+    /// Packets that were not sent.
+    #[must_use]
+    pub const fn unsent(&self) -> u64 {
+        self.0[2] + self.0[3] + self.0[4]
+    }
+}
+
 /// All sockets of one worker.
 #[derive(Debug)]
 pub struct Bundle {
@@ -358,6 +397,11 @@ impl Bundle {
     #[must_use]
     pub const fn finishes_checksums(&self) -> bool {
         self.metadata
+    }
+
+    /// What happened at each socket by lbd's own count, in the order of [`Self::bindings`].
+    pub fn counts(&self) -> impl Iterator<Item = Counts> + '_ {
+        self.sockets.iter().map(|socket| Counts::of(&socket.counters))
     }
 
     /// Where all frames are.

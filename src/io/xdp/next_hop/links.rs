@@ -68,6 +68,10 @@ impl Links {
             .any(|(&index, link)| link.name == name && self.is_ours(index))
     }
 
+    pub(super) fn hardware_address(&self, index: u32) -> Option<[u8; 6]> {
+        self.by_index.get(&index).map(|link| link.mac)
+    }
+
     /// How lbd itself sends out of the device, if it can now.
     pub(super) fn egress(&self, index: u32) -> Option<Egress> {
         let link = self.by_index.get(&index).filter(|link| link.running)?;

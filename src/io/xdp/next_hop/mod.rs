@@ -110,6 +110,23 @@ impl NextHops {
         self.tables.read().source_for(destination)
     }
 
+    /// The address to masquerade with towards `destination`: that of [`Self::source_for`], where the route is one of lbd's
+    /// interfaces, so that answers come in there.
+    #[must_use]
+    pub fn masquerade_source(&self, destination: IpAddr) -> Option<IpAddr> {
+        let tables = self.tables.read();
+        tables
+            .leaves_by_ours(destination)
+            .then(|| tables.source_for(destination))
+            .flatten()
+    }
+
+    /// The Ethernet address of an interface.
+    #[must_use]
+    pub fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
+        self.tables.read().links.hardware_address(interface)
+    }
+
     /// Grows when answers may have changed.
     #[must_use]
     pub fn generation(&self) -> u64 {

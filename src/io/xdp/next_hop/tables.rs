@@ -132,6 +132,15 @@ impl Tables {
         found.route.source.or_else(of_device)
     }
 
+    /// Whether the route to `destination` is an interface of lbd's, if its neighbour is known or not.
+    pub(super) fn leaves_by_ours(&self, destination: IpAddr) -> bool {
+        let found = self.routing(Family::of(destination)).find(destination, 0);
+        found
+            .filter(|found| found.route.action == Action::Forward)
+            .and_then(|found| found.path)
+            .is_some_and(|path| self.links.is_ours(path.device))
+    }
+
     pub(super) fn detour(&self, family: Family) -> Option<&str> {
         self.routing(family).detour.as_deref()
     }

@@ -1,0 +1,308 @@
+//! One worker's share of the interfaces: a batch of packets comes in, is decided upon, and goes on.
+use std::io;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+
+use super::announce::{self, Question};
+use super::announced::Announced;
+use super::arrival::Arrival;
+use super::bundle::{Bundle, HEADROOM, Unfinished};
+use super::forwarding::{Forwarding, age, write_header};
+use super::kernel::{Kernel, count};
+use super::meter::Meter;
+use super::next_hop::{Hop, Way};
+use crate::io::{Decide, Exchanged, PacketIo};
+use crate::packet::frame::{Checksum, Fate, Frame};
+use crate::packet::{Headers, Version, ethernet};
+
+/// Packets a batch: as many as the kernel sends at one call, twice.
+const BATCH: usize = 64;
+/// Announcements a batch, so that thousands of them do not hold up traffic.
+const ANNOUNCEMENTS: usize = 16;
+
+/// One worker's sockets on all interfaces.
+#[derive(Debug)]
+pub struct Queue {
+    pub(super) bundle: Bundle,
+    /// The number (`ifindex`) of each port's interface.
+    pub(super) interfaces: Arc<[u32]>,
+    pub(super) forwarding: Forwarding,
+    pub(super) kernel: Kernel,
+    pub(super) meter: Arc<Meter>,
+    pub(super) announced: Arc<Announced>,
+    /// Addresses that neighbours are to hear of, unasked; only one of the queues has it.
+    pub(super) announcements: Option<Receiver<IpAddr>>,
+    pub(super) arrivals: Vec<Arrival>,
+}
+
+/// An IP packet that came in.
+#[derive(Debug)]
+struct Packet {
+    arrival: Arrival,
+    /// Where it begins behind its Ethernet header, in the storage or in `whole`.
+    start: usize,
+    /// The whole frame in one piece, where it came in several.
+    whole: Option<Vec<u8>>,
+}
+
+/// What became of it. The range is that of its IP packet, where it began.
+#[derive(Clone, Debug)]
+struct Decision {
+    fate: Fate,
+    range: Range<usize>,
+    checksum: Checksum,
+    is_answer: bool,
+}
+
+impl PacketIo for Queue {
+    fn exchange(&mut self, decide: &mut Decide<'_>) -> io::Result<Exchanged> {
+        let received = self.bundle.receive(BATCH, &mut self.arrivals);
+        if received > 0 {
+            self.serve(decide);
+        }
+        self.announce();
+        let flushed = self.bundle.flush()?;
+        self.meter.publish(&self.bundle);
+        Ok(Exchanged {
+            received,
+            unsent: flushed.unsent + self.kernel.take_unsent(),
+            waiting: flushed.waiting > 0,
+        })
+    }
+
+    fn readiness(&self) -> Vec<RawFd> {
+        self.bundle
+            .descriptors()
+            .map(|descriptor| descriptor.as_raw_fd())
+            .collect()
+    }
+}
+
+impl Queue {
+    /// The way of a batch.
+    fn serve(&mut self, decide: &mut Decide<'_>) {
+        // 1. Questions for link addresses are answered, and what is no IP goes back to the kernel.
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let packets = arrivals.drain(..).filter_map(|arrival| self.admit(arrival));
+        let mut packets: Vec<Packet> = packets.collect();
+        self.arrivals = arrivals;
+        // 2. The engine decides about the IP packets where they lie.
+        let mut frames: Vec<Frame<'_>> = packets.iter_mut().map(Packet::frame).collect();
+        decide(&mut frames, Some(&mut self.forwarding));
+        let decisions: Vec<Decision> = frames.iter().map(Decision::of).collect();
+        // 3. Each goes its way.
+        for (packet, decision) in packets.into_iter().zip(decisions) {
+            match decision.fate {
+                Fate::Discard => self.bundle.release(packet.arrival),
+                Fate::Pass => self.give_back(packet),
+                Fate::Send => self.forward(packet, &decision),
+            }
+        }
+    }
+
+    /// Keeps IP packets for the engine.
+    fn admit(&mut self, mut arrival: Arrival) -> Option<Packet> {
+        let found = ethernet::network(arrival.bytes());
+        let asked = found.and_then(|(ethertype, at)| {
+            let question = announce::question(arrival.bytes(), ethertype, at)?;
+            self.announced.contains(question.target).then_some((question, at))
+        });
+        if let Some((question, at)) = asked {
+            self.answer(&question, arrival, at);
+            return None;
+        }
+        match found {
+            Some((ethernet::IPV4 | ethernet::IPV6, at)) => Some(Packet::new(arrival, at)),
+            Some(_) | None => {
+                let (interface, range) = (self.interfaces[arrival.port()], arrival.range());
+                self.kernel
+                    .give_back(interface, &mut arrival.storage()[range], None);
+                self.bundle.release(arrival);
+                None
+            }
+        }
+    }
+
+    fn answer(&mut self, question: &Question, mut arrival: Arrival, at: usize) {
+        let port = arrival.port();
+        let begin = arrival.range().start;
+        let own = self.forwarding.hardware_address(self.interfaces[port]);
+        let end = own.and_then(|own| announce::answer(question, &mut arrival.storage()[begin..], at, own));
+        match end {
+            Some(end) => {
+                self.bundle.truncate(&mut arrival);
+                self.bundle.send(port, arrival, begin..begin + end, None);
+                count(&self.kernel.tally().answered);
+            }
+            None => self.bundle.release(arrival),
+        }
+    }
+
+    /// Gives a packet that is not lbd's back to the kernel.
+    fn give_back(&mut self, packet: Packet) {
+        let Packet {
+            mut arrival,
+            start,
+            whole,
+        } = packet;
+        let interface = self.interfaces[arrival.port()];
+        let range = arrival.range();
+        match whole {
+            Some(mut whole) => self.kernel.give_back(interface, &mut whole, Some(start)),
+            None => {
+                let frame = &mut arrival.storage()[range.clone()];
+                self.kernel.give_back(interface, frame, Some(start - range.start));
+            }
+        }
+        self.bundle.release(arrival);
+    }
+
+    /// Sends a packet out of the interface that it must leave by, or has the kernel find the way.
+    fn forward(&mut self, mut packet: Packet, decision: &Decision) {
+        let (bytes, checksum) = (packet.bytes(&decision.range), decision.checksum);
+        let way = self.forwarding.way(bytes);
+        if matches!(checksum, Checksum::Partial { .. }) {
+            count(&self.kernel.tally().finished_checksums);
+        }
+        match way {
+            Some((Way::Direct(hop), leaving)) if leaving.length <= hop.mtu as usize => {
+                self.send(packet, decision, &hop, leaving.version);
+            }
+            // A packet that is too long may be fragmented, or the engine would have refused it; the kernel does that.
+            Some((Way::Direct(_) | Way::Kernel, _)) | None => {
+                self.kernel.route(bytes, checksum);
+                self.bundle.release(packet.arrival);
+            }
+        }
+    }
+
+    fn send(&mut self, packet: Packet, decision: &Decision, hop: &Hop, version: Version) {
+        let Some(port) = self.interfaces.iter().position(|&index| index == hop.interface) else {
+            return self.bundle.release(packet.arrival);
+        };
+        let (mut arrival, range) = self.put_back(packet, decision);
+        let storage = arrival.storage();
+        let unfinished = unfinished(&storage[range.clone()], decision.checksum);
+        if !decision.is_answer {
+            age(&mut storage[range.clone()], version);
+        }
+        let begin = write_header(storage, range.start, version, hop);
+        let checksum = unfinished.map(|(start, offset)| Unfinished {
+            start: (start + range.start - begin) as u16,
+            offset,
+        });
+        self.bundle.send(port, arrival, begin..range.end, checksum);
+    }
+
+    /// The packet in its frames, and where in the first one.
+    fn put_back(&mut self, packet: Packet, decision: &Decision) -> (Arrival, Range<usize>) {
+        let Packet {
+            mut arrival,
+            start,
+            whole,
+        } = packet;
+        let Some(whole) = whole else {
+            return (arrival, decision.range.clone());
+        };
+        let start = arrival.range().start + start;
+        let end = if decision.is_answer {
+            self.bundle.truncate(&mut arrival);
+            let end = start + decision.range.len();
+            arrival.storage()[start..end].copy_from_slice(&whole[decision.range.clone()]);
+            end
+        } else {
+            arrival.put_head_back(&whole);
+            arrival.range().end
+        };
+        (arrival, start..end)
+    }
+
+    /// Tells neighbours of addresses that lbd has begun to serve.
+    fn announce(&mut self) {
+        for _ in 0..ANNOUNCEMENTS {
+            let Some(address) = self.announcements.as_ref().and_then(|queue| queue.try_recv().ok()) else {
+                return;
+            };
+            for port in 0..self.interfaces.len() {
+                self.announce_at(port, address);
+            }
+        }
+    }
+
+    fn announce_at(&mut self, port: usize, address: IpAddr) {
+        let Some(own) = self.forwarding.hardware_address(self.interfaces[port]) else {
+            return;
+        };
+        let Some(mut arrival) = self.bundle.allocate(port) else {
+            return;
+        };
+        let frame = arrival.storage()[HEADROOM..].first_chunk_mut();
+        let Some(length) = frame.map(|frame| announce::announcement(address, own, frame)) else {
+            return self.bundle.release(arrival);
+        };
+        self.bundle.send(port, arrival, HEADROOM..HEADROOM + length, None);
+    }
+}
+
+impl Packet {
+    fn new(arrival: Arrival, at: usize) -> Self {
+        if arrival.is_chain() {
+            let mut whole = Vec::new();
+            arrival.gather(&mut whole);
+            return Self {
+                arrival,
+                start: at,
+                whole: Some(whole),
+            };
+        }
+        Self {
+            start: arrival.range().start + at,
+            arrival,
+            whole: None,
+        }
+    }
+
+    fn frame(&mut self) -> Frame<'_> {
+        let end = self.arrival.range().end;
+        match &mut self.whole {
+            Some(whole) => {
+                let end = whole.len();
+                Frame::new(whole, self.start, end, Checksum::Unsure)
+            }
+            None => Frame::new(self.arrival.storage(), self.start, end, Checksum::Unsure),
+        }
+    }
+
+    fn bytes(&mut self, range: &Range<usize>) -> &[u8] {
+        match &self.whole {
+            Some(whole) => &whole[range.clone()],
+            None => &self.arrival.storage()[range.clone()],
+        }
+    }
+}
+
+impl Decision {
+    fn of(frame: &Frame<'_>) -> Self {
+        Self {
+            fate: frame.fate,
+            range: frame.range(),
+            checksum: frame.checksum,
+            is_answer: frame.is_answer(),
+        }
+    }
+}
+
+/// Where the unfinished transport header and its checksum field are.
+fn unfinished(packet: &[u8], checksum: Checksum) -> Option<(usize, u16)> {
+    match checksum {
+        Checksum::Partial { start } => {
+            let headers = Headers::parse(packet).ok()?;
+            Some((start, headers.checksum_offset()?))
+        }
+        Checksum::Complete | Checksum::Unsure => None,
+    }
+}
