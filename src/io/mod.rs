@@ -5,6 +5,7 @@
 pub mod capture;
 pub mod steering;
 pub mod tun;
+pub mod xdp;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -494,7 +494,8 @@ inline int redirect(struct xdp_md *context, const __u8 *to, enum kind *kind)
 	return action;
 }
 
-inline int filter(struct xdp_md *context)
+// Global like the parsers, so that it is in the object once.
+__attribute__((noinline)) int filter(struct xdp_md *context)
 {
 	__u8 to[ETH_ALEN] = {};
 	enum kind kind = judge_frame(context, to);
@@ -512,6 +513,7 @@ SEC("xdp.frags") int filter_frames(struct xdp_md *context)
 	return filter(context);
 }
 
+// Before Linux 5.18.
 SEC("xdp") int plain_filter(struct xdp_md *context)
 {
 	return filter(context);
