@@ -54,6 +54,9 @@ mod tests {
         announced.set(&[b, c].into());
         announced.set(&[b, c].into());
         assert_eq!(heard.try_iter().collect::<Vec<IpAddr>>(), [a, b, c]);
-        assert_eq!([a, b, c].map(|address| announced.contains(address)), [false, true, true]);
+        assert_eq!(
+            [a, b, c].map(|address| announced.contains(address)),
+            [false, true, true]
+        );
     }
 }

@@ -119,8 +119,7 @@ impl Queue {
             Some((ethernet::IPV4 | ethernet::IPV6, at)) => Some(Packet::new(arrival, at)),
             Some(_) | None => {
                 let (interface, range) = (self.interfaces[arrival.port()], arrival.range());
-                self.kernel
-                    .give_back(interface, &mut arrival.storage()[range], None);
+                self.kernel.give_back(interface, &mut arrival.storage()[range], None);
                 self.bundle.release(arrival);
                 None
             }
