@@ -30,6 +30,14 @@ pub enum Backend {
     AfXdp,
 }
 
+impl Backend {
+    /// `tun` or `af_xdp`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        words::word_of(self, words::BACKEND)
+    }
+}
+
 /// `[datapath]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Datapath {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::drains::{self, Drains};
+use super::leads::Leads;
 use super::{Error, effective_policy, kept};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
@@ -16,7 +17,9 @@ use crate::control::protocol::{DrainView, LastReload};
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
-use crate::plumbing::{self, Device, Plan, Plumbing};
+use crate::io::xdp::interfaces::Interfaces;
+use crate::io::xdp::next_hop::NextHops;
+use crate::plumbing::{Device, Plan};
 use crate::policy::Mode;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
@@ -35,8 +38,10 @@ struct State {
     /// As the file said it when it was last read; differs from `config` by live edits.
     file: Config,
     drains: Drains,
-    /// None before it was installed and once it was taken down.
-    plumbing: Option<Plumbing>,
+    /// None before they were installed and once they were taken down.
+    leads: Option<Leads>,
+    /// The state of routes that the policy was made from.
+    generation: u64,
     last_reload: Option<Reload>,
     rates: Rates,
     /// What the configuration needs of the kernel; more stays in as long as flows need it.
@@ -58,6 +63,8 @@ pub(super) struct Datapath {
     /// Packets that the device did not take.
     pub(super) unsent: Arc<AtomicU64>,
     pub(super) steering: Option<Steering>,
+    /// Routes and neighbours, on AF_XDP.
+    pub(super) hops: Option<Arc<NextHops>>,
 }
 
 impl Datapath {
@@ -83,7 +90,8 @@ impl Control {
             config,
             drains: Drains::default(),
             plan: Plan::default(),
-            plumbing: None,
+            leads: None,
+            generation: 0,
             last_reload: None,
             rates: Rates::default(),
         };
@@ -96,11 +104,12 @@ impl Control {
     }
 
     /// Has the kernel lead traffic to lbd. Whoever asks for something meanwhile waits.
-    pub(super) fn install(&self, device: Device, journal: &Path) -> Result<(), Error> {
+    pub(super) fn install(&self, device: Device, interfaces: Option<Interfaces>, journal: &Path) -> Result<(), Error> {
         let mut state = self.state.lock();
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
         state.plan = Plan::new(&policy, &policy.local_addresses)?;
-        state.plumbing = Some(Plumbing::install(device, state.plan.clone(), journal)?);
+        let leads = Leads::install(device, interfaces, state.plan.clone(), &policy, journal)?;
+        state.leads = Some(leads);
         Ok(())
     }
 
@@ -259,15 +268,36 @@ impl Control {
             tracing::info!("{late}: its time to drain is over, the flows that are left are reset");
         }
         drop(ruleset);
+        self.follow_routes(&mut state);
         if let Err(error) = self.prune(&mut state) {
             tracing::error!("cannot take out what no flow needs any more: {error}");
         }
     }
 
+    /// Which of its addresses the host reaches a backend with may have changed.
+    fn follow_routes(&self, state: &mut State) {
+        let Some(hops) = &self.datapath.hops else { return };
+        let generation = hops.generation();
+        if std::mem::replace(&mut state.generation, generation) == generation {
+            return;
+        }
+        let config = state.config.clone();
+        let followed = state.leads.as_mut().map_or(Ok(()), Leads::follow_links);
+        if let Err(error) = followed.and_then(|()| self.put(state, config)) {
+            tracing::error!("routes changed, and lbd cannot follow: {error}");
+        }
+    }
+
+    /// What of the interfaces that are served by AF_XDP is to be told.
+    pub(super) fn with_interfaces<R>(&self, tell: impl FnOnce(&Interfaces) -> R) -> Option<R> {
+        let state = self.state.lock();
+        state.leads.as_ref().and_then(Leads::interfaces).map(tell)
+    }
+
     /// Takes everything out of the kernel.
     pub(super) fn take_down(&self) -> Result<(), Error> {
-        match self.state.lock().plumbing.take() {
-            Some(plumbing) => Ok(plumbing.remove()?),
+        match self.state.lock().leads.take() {
+            Some(leads) => leads.remove(),
             None => Ok(()),
         }
     }
@@ -307,15 +337,15 @@ impl Control {
     /// Puts a configuration into effect. What may fail comes first: the kernel gets what the new one needs in addition,
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
-        let policy = effective_policy(&config)?;
+        let policy = effective_policy(&config, self.datapath.hops.as_deref())?;
         if *self.datapath.engine.ruleset().policy == policy {
             state.config = config;
             return Ok(());
         }
         let plan = Plan::new(&policy, &policy.local_addresses)?;
-        if let Some(plumbing) = &mut state.plumbing {
-            let both = plan.clone().union(plumbing.plan());
-            plumbing.update(both)?;
+        if let Some(leads) = &mut state.leads {
+            let both = plan.clone().union(leads.plan());
+            leads.update(both, &policy)?;
         }
         self.datapath.engine.apply(Arc::new(policy));
         self.datapath.follow(state);
@@ -328,11 +358,11 @@ impl Control {
         Ok(())
     }
 
-    fn prune(&self, state: &mut State) -> Result<(), plumbing::Error> {
-        let Some(plumbing) = &mut state.plumbing else {
+    fn prune(&self, state: &mut State) -> Result<(), Error> {
+        let Some(leads) = &mut state.leads else {
             return Ok(());
         };
-        let gone = kept::gone(plumbing.plan(), &state.plan);
+        let gone = kept::gone(leads.plan(), &state.plan);
         if gone == Plan::default() {
             return Ok(());
         }
@@ -340,9 +370,10 @@ impl Control {
         let conntrack = self.datapath.engine.conntrack();
         conntrack.each(self.datapath.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
         let wanted = state.plan.clone().union(&kept);
-        if wanted == *plumbing.plan() {
+        if wanted == *leads.plan() {
             return Ok(());
         }
-        plumbing.update(wanted)
+        let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
+        leads.update(wanted, &policy)
     }
 }

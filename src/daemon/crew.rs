@@ -9,7 +9,7 @@ use mio::Waker;
 use super::control::Datapath;
 use super::{Error, system};
 use crate::engine::Lane;
-use crate::io::tun::Queue;
+use crate::io::PacketIo;
 use crate::worker::{Stopper, Worker};
 
 /// Running workers. Dropped, they stop.
@@ -21,7 +21,7 @@ pub(super) struct Crew {
 impl Crew {
     /// A worker for each queue. When one fails, `waker` is woken, and [`Self::failure`] tells why.
     pub(super) fn start(
-        queues: Vec<Queue>,
+        queues: Vec<Box<dyn PacketIo>>,
         lanes: Vec<Lane>,
         datapath: &Datapath,
         waker: &Arc<Waker>,

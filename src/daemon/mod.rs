@@ -3,6 +3,7 @@ mod control;
 mod crew;
 mod drains;
 mod kept;
+mod leads;
 mod views;
 
 use std::io;
@@ -19,13 +20,18 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::config::{Backend, Config};
+use crate::config::{AfXdp, Attach, Backend, Config};
 use crate::control::estimator;
 use crate::control::server::Server;
 use crate::engine::{Engine, Seeds};
-use crate::io::tun;
+use crate::io::xdp::bundle::ZeroCopy;
+use crate::io::xdp::filter::error::FilterError;
+use crate::io::xdp::filter::program;
+use crate::io::xdp::interfaces::Interfaces;
+use crate::io::xdp::next_hop::NextHops;
+use crate::io::{PacketIo, tun, xdp};
 use crate::plumbing::{self, Device, Monitor};
-use crate::policy::Policy;
+use crate::policy::{OwnSources, Policy};
 use crate::worker::Clock;
 use control::{Control, Datapath};
 use crew::Crew;
@@ -33,9 +39,12 @@ use crew::Crew;
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not in this version.
-    #[error("datapath.backend = \"af_xdp\": this version of lbd serves \"tun\" only; set backend = \"tun\"")]
-    NoAfXdp,
+    /// The interfaces, with `backend = "af_xdp"`.
+    #[error(transparent)]
+    Xdp(#[from] xdp::interfaces::OpenError),
+    /// The XDP program does not take what a configuration needs.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The TUN device.
     #[error(transparent)]
     Tun(#[from] tun::OpenError),
@@ -97,9 +106,10 @@ impl std::fmt::Display for Ready<'_> {
         let policy = &self.0.policy;
         let backends: usize = policy.services.iter().map(|service| service.backends.len()).sum();
         let (mode, services) = (policy.mode.name(), policy.services.len());
+        let backend = self.0.datapath.backend.name();
         write!(
             f,
-            "lbd ready: mode={mode} backend=tun services={services} backends={backends}"
+            "lbd ready: mode={mode} backend={backend} services={services} backends={backends}"
         )
     }
 }
@@ -136,9 +146,6 @@ impl Watch {
 /// # Errors
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
 pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
-    if config.datapath.backend == Backend::AfXdp {
-        return Err(Error::NoAfXdp);
-    }
     let clock = Clock::start();
     let socket = config.control_socket.clone();
     let device = Device {
@@ -149,12 +156,12 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
     if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
     }
-    let (datapath, mut crew) = start_datapath(&config, clock, &watch.waker)?;
+    let (datapath, interfaces, mut crew) = start_datapath(&config, clock, &watch.waker)?;
     let control = Arc::new(Control::new(file, config, datapath));
     let handler: Arc<Control> = Arc::clone(&control);
     // Before the kernel leads any traffic here: a socket that is in use must not cost a packet.
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
-    control.install(device, &journal)?;
+    control.install(device, interfaces, &journal)?;
     on_ready(Ready(&control.config()));
     notify(&[NotifyState::Ready]);
 
@@ -166,22 +173,80 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
     outcome.and(undone)
 }
 
-/// Opens the device and has it served.
-fn start_datapath(config: &Config, clock: Clock, waker: &Arc<Waker>) -> Result<(Datapath, Crew), Error> {
-    let workers = config.datapath.workers.unwrap_or_else(available_workers);
-    let opened = tun::open(&config.tun.name, workers, config.tun.offload)?;
-    tracing::info!("{}: {workers} queues, offloads: {}", config.tun.name, opened.offloads);
-    let policy = Arc::new(effective_policy(config)?);
-    let (engine, lanes) = Engine::new(policy, workers, seeds(config), clock.now());
+/// Opens the devices and has them served.
+fn start_datapath(
+    config: &Config,
+    clock: Clock,
+    waker: &Arc<Waker>,
+) -> Result<(Datapath, Option<Interfaces>, Crew), Error> {
+    let tun_workers = match config.datapath.backend {
+        Backend::Tun => config.datapath.workers.unwrap_or_else(available_workers),
+        // For this host's own clients, and what lbd cannot send itself.
+        Backend::AfXdp => 1,
+    };
+    let name = &config.tun.name;
+    let opened = tun::open(name, tun_workers, config.tun.offload)?;
+    tracing::info!("{name}: {tun_workers} queues, offloads: {}", opened.offloads);
+    let (interfaces, express) = match (config.datapath.backend, opened.queues.first()) {
+        (Backend::AfXdp, Some(queue)) => {
+            let (interfaces, queues) = xdp::interfaces::open(&xdp_settings(config), name, queue, clock)?;
+            (Some(interfaces), queues)
+        }
+        (Backend::Tun | Backend::AfXdp, _) => (None, Vec::new()),
+    };
+    let mut queues: Vec<Box<dyn PacketIo>> = Vec::new();
+    queues.extend(
+        express
+            .into_iter()
+            .map(|queue| -> Box<dyn PacketIo> { Box::new(queue) }),
+    );
+    queues.extend(
+        opened
+            .queues
+            .into_iter()
+            .map(|queue| -> Box<dyn PacketIo> { Box::new(queue) }),
+    );
+    let hops = interfaces.as_ref().map(|interfaces| Arc::clone(interfaces.next_hops()));
+    let policy = Arc::new(effective_policy(config, hops.as_deref())?);
+    let (engine, lanes) = Engine::new(policy, queues.len(), seeds(config), clock.now());
     let datapath = Datapath {
         engine: Arc::new(engine),
         clock,
-        workers,
+        workers: queues.len(),
         unsent: Arc::default(),
         steering: opened.steering,
+        hops,
     };
-    let crew = Crew::start(opened.queues, lanes, &datapath, waker)?;
-    Ok((datapath, crew))
+    let crew = Crew::start(queues, lanes, &datapath, waker)?;
+    Ok((datapath, interfaces, crew))
+}
+
+fn xdp_settings(config: &Config) -> xdp::interfaces::Settings {
+    let AfXdp {
+        interfaces,
+        attach,
+        zero_copy,
+        busy_poll,
+        announce,
+        masquerade_ports: _,
+    } = &config.af_xdp;
+    xdp::interfaces::Settings {
+        names: interfaces.clone(),
+        attach: match attach {
+            Attach::Auto => program::Attach::Auto,
+            Attach::Native => program::Attach::Native,
+            Attach::Generic => program::Attach::Generic,
+        },
+        zero_copy: match zero_copy {
+            None => ZeroCopy::Auto,
+            Some(true) => ZeroCopy::Required,
+            Some(false) => ZeroCopy::Never,
+        },
+        busy_poll: *busy_poll,
+        workers: config.datapath.workers,
+        announce: *announce,
+        seed: fastrand::u64(..),
+    }
 }
 
 fn available_workers() -> usize {
@@ -197,7 +262,7 @@ fn seeds(config: &Config) -> Seeds {
 }
 
 /// The policy with this node's own addresses, from the configuration or else from the kernel.
-fn effective_policy(config: &Config) -> Result<Policy, Error> {
+fn effective_policy(config: &Config, hops: Option<&NextHops>) -> Result<Policy, Error> {
     let mut policy = config.policy.clone();
     policy.node_addresses = match &config.node_addresses {
         Some(addresses) => addresses.clone(),
@@ -205,7 +270,24 @@ fn effective_policy(config: &Config) -> Result<Policy, Error> {
     };
     policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
     policy.local_addresses.sort_unstable();
+    policy.nat.own = match hops {
+        Some(hops) if config.masquerades_as_itself() => Some(own_sources(config, hops)),
+        Some(_) | None => None,
+    };
     Ok(policy)
+}
+
+/// Which of the host's addresses stands for clients towards each backend.
+fn own_sources(config: &Config, hops: &NextHops) -> OwnSources {
+    let backends = config.policy.services.iter().flat_map(|service| &service.backends);
+    let towards = backends.filter_map(|backend| {
+        let address = backend.address.address;
+        Some((address, hops.masquerade_source(address)?))
+    });
+    OwnSources {
+        ports: config.af_xdp.masquerade_ports.clone(),
+        towards: towards.collect(),
+    }
 }
 
 fn notify(state: &[NotifyState<'_>]) {

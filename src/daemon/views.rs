@@ -59,7 +59,7 @@ impl Control {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: config.policy.mode,
-            backend: "tun".to_owned(),
+            backend: config.datapath.backend.name().to_owned(),
             config: self.file().to_path_buf(),
             pid: std::process::id(),
             uptime_seconds: (self.clock().now() - Instant::ZERO).as_secs(),

@@ -28,6 +28,16 @@ pub struct Exchanged {
     pub waiting: bool,
 }
 
+impl<I: PacketIo + ?Sized> PacketIo for Box<I> {
+    fn exchange(&mut self, decide: &mut Decide<'_>) -> io::Result<Exchanged> {
+        (**self).exchange(decide)
+    }
+
+    fn readiness(&self) -> Vec<RawFd> {
+        (**self).readiness()
+    }
+}
+
 /// A source and sink of packets.
 pub trait PacketIo: Send {
     /// Receives what is there, at most one batch, has each frame's fate decided by `decide`, and sends what is kept.

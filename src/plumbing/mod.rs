@@ -117,6 +117,14 @@ impl Plumbing {
         Ok(())
     }
 
+    /// Has the kernel take packets from this host's own addresses out of the device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn accept_own_addresses(&self) -> Result<(), Error> {
+        sysctl::accept_local(&self.device.name)
+    }
+
     /// Takes everything out of the kernel again. The device stays, down to its owner.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! How many queues an interface really has.
-#![expect(unsafe_code, reason = "ioctl has no safe wrapper in std")]
+//! The number of an interface, and how many queues it really has.
+#![expect(unsafe_code, reason = "ioctl and if_nametoindex have no safe wrapper in std")]
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -42,6 +43,19 @@ pub fn channels(interface: &str) -> Channels {
     Channels {
         receive: counted.receive.max(1),
         transmit: counted.transmit.max(1),
+    }
+}
+
+/// The number (`ifindex`) of an interface of this network namespace.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn interface_index(interface: &str) -> io::Result<u32> {
+    let name = CString::new(interface)?;
+    // SAFETY: the name is a string that ends with a zero byte.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
     }
 }
 

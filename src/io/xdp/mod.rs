@@ -4,6 +4,7 @@ pub mod announced;
 pub mod bundle;
 pub mod channels;
 pub mod filter;
+pub mod interfaces;
 pub mod kernel;
 pub mod meter;
 pub mod next_hop;

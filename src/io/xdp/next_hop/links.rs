@@ -72,6 +72,10 @@ impl Links {
         self.by_index.get(&index).map(|link| link.mac)
     }
 
+    pub(super) fn mtu(&self, index: u32) -> Option<u32> {
+        self.by_index.get(&index).map(|link| link.mtu)
+    }
+
     /// How lbd itself sends out of the device, if it can now.
     pub(super) fn egress(&self, index: u32) -> Option<Egress> {
         let link = self.by_index.get(&index).filter(|link| link.running)?;

@@ -127,6 +127,12 @@ impl NextHops {
         self.tables.read().links.hardware_address(interface)
     }
 
+    /// The MTU of an interface, in bytes.
+    #[must_use]
+    pub fn mtu(&self, interface: u32) -> Option<u32> {
+        self.tables.read().links.mtu(interface)
+    }
+
     /// Grows when answers may have changed.
     #[must_use]
     pub fn generation(&self) -> u64 {

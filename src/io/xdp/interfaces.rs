@@ -1,0 +1,341 @@
+//! The interfaces that lbd serves: opened together, told together what is lbd's, and left as they were.
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::announced::Announced;
+use super::bundle::{Bundle, Port, Settings as Sockets, ZeroCopy};
+use super::channels::{self, Channels, channels};
+use super::error::OpenError as SocketError;
+use super::filter::counters::Counters;
+use super::filter::error::FilterError;
+use super::filter::interest::Interest;
+use super::filter::program::{Attach, Attached, Filter, Interface, Mode};
+use super::forwarding::Forwarding;
+use super::kernel::{Kernel, Tally};
+use super::meter::Meter;
+use super::next_hop::{Follower, NextHops};
+use super::queue::Queue;
+use crate::io::tun;
+use crate::plumbing::{self, Plan};
+use crate::worker::Clock;
+
+/// How interfaces are served.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Their names.
+    pub names: Vec<String>,
+    /// Where the XDP program runs.
+    pub attach: Attach,
+    /// Whether drivers write to lbd's memory themselves.
+    pub zero_copy: ZeroCopy,
+    /// Whether packets are fetched from the device, instead of interrupts.
+    pub busy_poll: bool,
+    /// Worker threads; None: one a receive queue.
+    pub workers: Option<usize>,
+    /// Whether lbd answers for service addresses that no interface has.
+    pub announce: bool,
+    /// Of random choices that strangers must not foresee.
+    pub seed: u64,
+}
+
+/// Why interfaces cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no interface of this name here.
+    #[error("af_xdp.interfaces: {name:?}: {error}; `ip link` lists those that there are")]
+    Missing {
+        /// As it is configured.
+        name: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The XDP program.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The sockets.
+    #[error(transparent)]
+    Sockets(#[from] SocketError),
+    /// Routes and neighbours.
+    #[error(transparent)]
+    NextHops(#[from] plumbing::Error),
+    /// Descriptors.
+    #[error("the system refuses a descriptor: {0}; raise the limit of open files (`ulimit -n`)")]
+    Descriptor(io::Error),
+}
+
+/// An interface that is served.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Its name.
+    pub name: String,
+    /// Its number (`ifindex`).
+    pub index: u32,
+    /// Where the XDP program runs.
+    pub mode: Mode,
+    address: [u8; 6],
+    channels: Channels,
+    mtu: u32,
+}
+
+/// See the module. Dropped, they are as they were.
+#[derive(Debug)]
+pub struct Interfaces {
+    filter: Filter,
+    served: Vec<Served>,
+    hops: Arc<NextHops>,
+    _follower: Follower,
+    announced: Option<Arc<Announced>>,
+    /// Of each worker.
+    gauges: Vec<(Arc<Meter>, Arc<Tally>)>,
+}
+
+/// Opens interfaces, which go on as before until [`Interfaces::lead`]; packets that lbd cannot send itself go out of `tun`,
+/// the device `device`. Yields a queue for each worker.
+///
+/// # Errors
+/// When the kernel refuses anything; the interfaces are as they were then.
+pub fn open(
+    settings: &Settings,
+    device: &str,
+    tun: &tun::Queue,
+    clock: Clock,
+) -> Result<(Interfaces, Vec<Queue>), OpenError> {
+    let indices = settings.names.iter().map(|name| index_of(name));
+    let indices: Vec<u32> = indices.collect::<Result<_, _>>()?;
+    let (hops, follower) = Follower::start(&indices, device, clock)?;
+    let mut filter = Filter::load()?;
+    let mut served = Vec::new();
+    for (name, &index) in settings.names.iter().zip(&indices) {
+        served.push(attach(&mut filter, name, index, settings.attach, &hops)?);
+    }
+    let workers = workers(settings.workers, &served);
+    let mut opening = Opening {
+        settings,
+        served: &served,
+        workers,
+        filter: &filter,
+        hops: &hops,
+        tun,
+        gauges: Vec::new(),
+    };
+    let (announced, heard) = Announced::new();
+    let announced = Arc::new(announced);
+    let queues = (0..workers).map(|worker| opening.queue(worker, &announced));
+    let mut queues: Vec<Queue> = queues.collect::<Result<_, _>>()?;
+    if let Some(first) = queues.first_mut() {
+        first.announcements = Some(heard);
+        tell(&served, &first.bundle);
+    }
+    let gauges = opening.gauges;
+    let interfaces = Interfaces {
+        filter,
+        served,
+        hops,
+        _follower: follower,
+        announced: settings.announce.then_some(announced),
+        gauges,
+    };
+    Ok((interfaces, queues))
+}
+
+fn index_of(name: &str) -> Result<u32, OpenError> {
+    channels::interface_index(name).map_err(|error| OpenError::Missing {
+        name: name.to_owned(),
+        error,
+    })
+}
+
+fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &NextHops) -> Result<Served, OpenError> {
+    let channels = channels(name);
+    let gone = || OpenError::Missing {
+        name: name.to_owned(),
+        error: io::ErrorKind::NotFound.into(),
+    };
+    let address = hops.hardware_address(index).ok_or_else(gone)?;
+    let interface = Interface {
+        name: name.to_owned(),
+        index,
+        address,
+        queues: channels.receive,
+    };
+    let Attached { mode, native_refused } = filter.attach(&interface, wanted)?;
+    if let Some(reason) = native_refused {
+        tracing::warn!(
+            "{name}: its driver does not run XDP programs ({reason}), so this one runs in the kernel's stack, which is slower; \
+             packets that were merged there are too long for it: ethtool -K {name} gro off"
+        );
+    }
+    Ok(Served {
+        name: name.to_owned(),
+        index,
+        mode,
+        address,
+        channels,
+        mtu: hops.mtu(index).ok_or_else(gone)?,
+    })
+}
+
+/// Each worker needs a queue of its own to receive from and to send by, on each interface.
+fn workers(wanted: Option<usize>, served: &[Served]) -> usize {
+    let channels = served
+        .iter()
+        .map(|served| served.channels.receive.min(served.channels.transmit));
+    let most = channels.min().unwrap_or(1).max(1) as usize;
+    match wanted {
+        Some(wanted) if wanted > most => {
+            tracing::warn!(
+                "datapath.workers = {wanted}: {most} at the most, since an interface has no more queues; see `ethtool -l`"
+            );
+            most
+        }
+        Some(wanted) => wanted,
+        None => most,
+    }
+}
+
+fn tell(served: &[Served], bundle: &Bundle) {
+    let copy = if bundle.is_zero_copy() {
+        "zero copy"
+    } else {
+        "copy mode"
+    };
+    for Served {
+        name, mode, channels, ..
+    } in served
+    {
+        let queues = channels.receive;
+        tracing::info!("{name}: {mode} XDP, {queues} receive queues, {copy}");
+    }
+    if !bundle.finishes_checksums() {
+        tracing::info!(
+            "checksums that a local sender leaves unfinished are finished by lbd; `ethtool -K DEVICE tx off` on the sender's side spares it that"
+        );
+    }
+}
+
+/// What queues are made of.
+struct Opening<'a> {
+    settings: &'a Settings,
+    served: &'a [Served],
+    workers: usize,
+    filter: &'a Filter,
+    hops: &'a Arc<NextHops>,
+    tun: &'a tun::Queue,
+    gauges: Vec<(Arc<Meter>, Arc<Tally>)>,
+}
+
+impl Opening<'_> {
+    fn queue(&mut self, worker: usize, announced: &Arc<Announced>) -> Result<Queue, OpenError> {
+        let ports: Vec<Port> = self.served.iter().map(|served| self.port(served, worker)).collect();
+        let sockets = Sockets {
+            zero_copy: self.settings.zero_copy,
+            busy_poll: self.settings.busy_poll,
+        };
+        let bundle = Bundle::open(&sockets, &ports)?;
+        for binding in bundle.bindings() {
+            self.filter
+                .set_socket(binding.interface, binding.queue, binding.descriptor)?;
+        }
+        let meter = Arc::new(Meter::new(&bundle).map_err(OpenError::Descriptor)?);
+        let tally = Arc::new(Tally::default());
+        self.gauges.push((Arc::clone(&meter), Arc::clone(&tally)));
+        let sender = self.tun.sender().map_err(OpenError::Descriptor)?;
+        Ok(Queue {
+            bundle,
+            interfaces: self.served.iter().map(|served| served.index).collect(),
+            forwarding: Forwarding::new(Arc::clone(self.hops), self.settings.seed),
+            kernel: Kernel::new(sender, self.filter.kernel_path(), tally),
+            meter,
+            announced: Arc::clone(announced),
+            announcements: None,
+            arrivals: Vec::new(),
+        })
+    }
+
+    fn port(&self, served: &Served, worker: usize) -> Port {
+        let queues = (worker as u32..served.channels.receive).step_by(self.workers);
+        Port {
+            name: served.name.clone(),
+            index: served.index,
+            mtu: served.mtu,
+            queues: queues.collect(),
+        }
+    }
+}
+
+/// What of the traffic is lbd's.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// What is led into the TUN device as well.
+    pub plan: &'a Plan,
+    /// This host's own addresses that flows are masqueraded with, and the ports.
+    pub masquerade: &'a [(IpAddr, RangeInclusive<u16>)],
+    /// Service addresses that no interface has.
+    pub addresses: &'a BTreeSet<IpAddr>,
+}
+
+impl Interfaces {
+    /// Leads what is lbd's to its sockets, and everything else past them.
+    ///
+    /// # Errors
+    /// When the program's maps cannot hold it; then all is as before.
+    pub fn lead(&mut self, wanted: Wanted<'_>) -> Result<(), FilterError> {
+        let none = BTreeSet::new();
+        let announced = match &self.announced {
+            Some(_) => wanted.addresses,
+            None => &none,
+        };
+        let interest = Interest::new(wanted.plan, wanted.masquerade, announced.iter().copied());
+        self.filter.set_interest(interest)?;
+        if let Some(announced) = &self.announced {
+            announced.set(wanted.addresses);
+        }
+        Ok(())
+    }
+
+    /// Follows changed hardware addresses: the filter leaves frames to others alone.
+    ///
+    /// # Errors
+    /// When the program's map cannot be changed.
+    pub fn follow_links(&mut self) -> Result<(), FilterError> {
+        for served in &mut self.served {
+            match self.hops.hardware_address(served.index) {
+                Some(address) if address != served.address => {
+                    self.filter.set_hardware_address(served.index, address)?;
+                    served.address = address;
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Routes and neighbours.
+    #[must_use]
+    pub const fn next_hops(&self) -> &Arc<NextHops> {
+        &self.hops
+    }
+
+    /// The interfaces, in the order of the configuration.
+    #[must_use]
+    pub fn served(&self) -> &[Served] {
+        &self.served
+    }
+
+    /// What happened at each worker's sockets, and what went through the kernel.
+    #[must_use]
+    pub fn gauges(&self) -> &[(Arc<Meter>, Arc<Tally>)] {
+        &self.gauges
+    }
+
+    /// What the filter took and passed.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn counters(&self) -> io::Result<Counters> {
+        self.filter.counters()
+    }
+}
