@@ -182,6 +182,65 @@ pub struct Status {
     /// Backends that are being drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<DrainView>,
+    /// Of `backend = "af_xdp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub af_xdp: Option<AfXdpView>,
+}
+
+/// How lbd serves interfaces by AF_XDP. All counts are packets since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AfXdpView {
+    /// In the order of the configuration.
+    pub interfaces: Vec<InterfaceView>,
+    /// Taken by the XDP program for lbd.
+    pub taken: u64,
+    /// Left to the kernel by the XDP program.
+    pub left_to_kernel: u64,
+    /// Translated by lbd and routed by the kernel: to this host itself, by another device, or while a neighbour was
+    /// unresolved.
+    pub routed_by_kernel: u64,
+    /// Given back to the kernel as they came, because they were not lbd's.
+    pub given_back: u64,
+    /// Whose checksum a local sender had left unfinished.
+    pub finished_checksums: u64,
+    /// Questions for the link address of a service that were answered.
+    pub answered_neighbours: u64,
+    /// Why all packets of an IP version are routed by the kernel, where they are.
+    pub detours: Vec<String>,
+}
+
+/// An interface that is served by AF_XDP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// Where the XDP program runs: `native` or `generic`.
+    pub attach: String,
+    /// Its receive queues.
+    pub queues: Vec<QueueView>,
+}
+
+/// A socket on a receive queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueView {
+    /// Of the interface.
+    pub queue: u32,
+    /// Whether the driver writes to lbd's memory itself.
+    pub zero_copy: bool,
+    /// Packets received.
+    pub received: u64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that were not sent: the ring was full, or the device refused them.
+    pub unsent: u64,
+    /// Packets that the kernel dropped: longer than a frame, or no memory.
+    pub dropped: u64,
+    /// Packets that came while the receive ring was full.
+    pub receive_ring_full: u64,
+    /// Times that there was no frame for a packet.
+    pub no_frame: u64,
+    /// Descriptors that the kernel did not take; anything but 0 is a fault of lbd.
+    pub invalid: u64,
 }
 
 /// A backend that is being drained: it gets no new flow, and those that it has come to an end.

@@ -1,4 +1,5 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
+mod af_xdp;
 mod control;
 mod crew;
 mod drains;
@@ -200,6 +201,10 @@ fn start_datapath(
             .into_iter()
             .map(|queue| -> Box<dyn PacketIo> { Box::new(queue) }),
     );
+    let workers = match queues.len() {
+        0 => tun_workers,
+        express => express,
+    };
     queues.extend(
         opened
             .queues
@@ -212,7 +217,7 @@ fn start_datapath(
     let datapath = Datapath {
         engine: Arc::new(engine),
         clock,
-        workers: queues.len(),
+        workers,
         unsent: Arc::default(),
         steering: opened.steering,
         hops,

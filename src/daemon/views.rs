@@ -2,6 +2,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::af_xdp;
 use super::control::Control;
 use crate::config::edit::Refusal;
 use crate::control::Handler;
@@ -73,6 +74,7 @@ impl Control {
             unsent: self.unsent(),
             last_reload: self.last_reload(),
             draining: self.drains(),
+            af_xdp: self.with_interfaces(af_xdp::view),
         }
     }
 

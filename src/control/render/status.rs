@@ -1,7 +1,7 @@
 //! How lbd is doing, one fact a line.
 use std::time::Duration;
 
-use crate::control::protocol::Status;
+use crate::control::protocol::{AfXdpView, InterfaceView, QueueView, Status};
 
 /// The facts, for people.
 #[must_use]
@@ -27,11 +27,69 @@ pub fn status(status: &Status) -> String {
         .map(|drain| ("draining", super::drains::line(drain)));
     for (key, value) in facts.into_iter().chain(drains) {
         text.push_str(&format!("{key:<12} {value}\n"));
-        if key == "flows" {
-            text.push_str(&flows_by_state(status));
+        match key {
+            "flows" => text.push_str(&flows_by_state(status)),
+            "backend" => text.push_str(&status.af_xdp.as_ref().map_or_else(String::new, af_xdp)),
+            _ => {}
         }
     }
     text
+}
+
+/// An interface a line, a queue a line below it, and how much went through the kernel.
+fn af_xdp(view: &AfXdpView) -> String {
+    let mut text = String::new();
+    for InterfaceView { name, attach, queues } in &view.interfaces {
+        text.push_str(&format!("  {name}: {attach}\n"));
+        queues.iter().for_each(|queue| text.push_str(&queue_line(queue)));
+    }
+    let AfXdpView {
+        interfaces: _,
+        taken,
+        left_to_kernel,
+        routed_by_kernel,
+        given_back,
+        finished_checksums,
+        answered_neighbours,
+        detours,
+    } = view;
+    let lines = [
+        format!("XDP program: {taken} taken, {left_to_kernel} left to the kernel"),
+        format!("translated, then routed by the kernel: {routed_by_kernel}"),
+        format!("given back to the kernel as they came: {given_back}"),
+        format!("checksums of local senders finished: {finished_checksums}"),
+        format!("ARP and NDP questions answered: {answered_neighbours}"),
+    ];
+    let detours = detours.iter().map(|why| format!("routed by the kernel: {why}"));
+    for line in lines.into_iter().chain(detours) {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+fn queue_line(view: &QueueView) -> String {
+    let QueueView {
+        queue,
+        zero_copy,
+        received,
+        sent,
+        unsent,
+        dropped,
+        receive_ring_full,
+        no_frame,
+        invalid,
+    } = *view;
+    let mode = if zero_copy { "zero copy" } else { "copy" };
+    let losses = [
+        ("unsent", unsent),
+        ("dropped", dropped),
+        ("receive ring full", receive_ring_full),
+        ("no frame", no_frame),
+        ("invalid", invalid),
+    ];
+    let losses = losses.iter().filter(|(_, count)| *count > 0);
+    let losses: String = losses.map(|(what, count)| format!(", {what} {count}")).collect();
+    format!("    queue {queue} ({mode}): received {received}, sent {sent}{losses}\n")
 }
 
 fn flows_by_state(status: &Status) -> String {
@@ -72,6 +130,42 @@ mod tests {
     use crate::policy::Mode;
 
     #[test]
+    fn each_queue_of_an_interface_has_a_line_and_losses_are_told_only_where_there_are_some() {
+        let queue = |queue, no_frame| QueueView {
+            queue,
+            zero_copy: queue == 0,
+            received: 100,
+            sent: 90,
+            unsent: 0,
+            dropped: 0,
+            receive_ring_full: 0,
+            no_frame,
+            invalid: 0,
+        };
+        let view = AfXdpView {
+            interfaces: vec![InterfaceView {
+                name: "eth0".to_owned(),
+                attach: "native".to_owned(),
+                queues: vec![queue(0, 0), queue(1, 3)],
+            }],
+            taken: 200,
+            detours: vec!["policy rule 100".to_owned()],
+            ..AfXdpView::default()
+        };
+        let expected = "  eth0: native
+    queue 0 (zero copy): received 100, sent 90
+    queue 1 (copy): received 100, sent 90, no frame 3
+  XDP program: 200 taken, 0 left to the kernel
+  translated, then routed by the kernel: 0
+  given back to the kernel as they came: 0
+  checksums of local senders finished: 0
+  ARP and NDP questions answered: 0
+  routed by the kernel: policy rule 100
+";
+        assert_eq!(af_xdp(&view), expected);
+    }
+
+    #[test]
     fn each_fact_has_a_line_and_errors_of_a_reload_stay_readable() {
         let facts = Status {
             version: "0.1.0".to_owned(),
@@ -104,6 +198,7 @@ mod tests {
                 result: "a:1:1: x\na:2:1: y\n".to_owned(),
             }),
             draining: Vec::new(),
+            af_xdp: None,
         };
         let expected = "\
 version      0.1.0
