@@ -207,7 +207,7 @@ pub(super) fn route(message: &RouteMessage) -> Option<(Family, u32, IpNet, Route
         source: parts.source,
         mtu: parts.mtu,
     };
-    Some((family, parts.table.unwrap_or(u32::from(header.table)), net, route))
+    Some((family, parts.table.unwrap_or_else(|| header.table.into()), net, route))
 }
 
 fn action(kind: RouteType, forwards: bool) -> Action {

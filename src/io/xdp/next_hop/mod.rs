@@ -13,6 +13,8 @@ mod routes;
 mod rules;
 mod sources;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::net::IpAddr;
