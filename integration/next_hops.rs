@@ -482,3 +482,30 @@ fn an_interface_that_goes_down_sends_nothing_and_comes_back() {
         );
     });
 }
+
+#[test]
+fn after_a_burst_of_changes_the_ways_are_the_kernels_again() {
+    isolated("after_a_burst_of_changes_the_ways_are_the_kernels_again", || {
+        let world = world();
+        world.reaches(LONG, "10.0.0.2", PEERS);
+        let nets = || (0..20_000).map(|number| format!("10.{}.{}.0/24", 1 + number / 256, number % 256));
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        let mut commands: Vec<String> = nets().map(|net| format!("route add {net} via 10.0.0.2\n")).collect();
+        commands.extend((0..3000).map(|number| {
+            let address = format!(
+                "10.0.0.{} lladdr 02:00:00:00:00:{:02x}",
+                10 + number % 200,
+                number % 256
+            );
+            format!("neighbour replace {address} dev eth0 nud permanent\n")
+        }));
+        fs::write(batch.path(), commands.concat()).unwrap();
+        ip(&format!("-batch {}", batch.path().display()));
+        world.reaches(LONG, "10.1.0.1", PEERS);
+        world.reaches(LONG, "10.78.255.1", PEERS);
+        world.reaches(LONG, "10.0.0.209", [2, 0, 0, 0, 0, (2999 % 256) as u8]);
+        ip("route add blackhole 10.78.255.1/32");
+        within(LONG, "one more change", || world.find("10.78.255.1") == Way::Kernel);
+        assert!(world.follower.is_running());
+    });
+}
