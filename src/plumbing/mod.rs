@@ -49,10 +49,11 @@ pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
 pub use plan::{Plan, PlanError};
 
-use journal::Journal;
 pub(crate) use message::is_ours as is_own_rule;
 pub(crate) use netlink::Handle;
 pub(crate) use object::{DIVERT_TABLE, SERVICES_TABLE};
+
+use journal::Journal;
 use object::{Families, Family, Object, Step};
 
 /// Everything lbd has put into the kernel, and how to undo it. Dropping it undoes it too, but hides errors.

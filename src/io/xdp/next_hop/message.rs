@@ -133,7 +133,7 @@ fn is_secondary(flags: AddressFlags) -> bool {
     flags.contains(AddressFlags::Secondary)
 }
 
-/// A neighbour; None for those of bridges, and for what is answered for others (NTF_PROXY).
+/// A neighbour; None for those of bridges, for groups, and for what is answered for others (NTF_PROXY).
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(Key, Neighbour)> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;
@@ -153,7 +153,8 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(Key, Neighbour)> 
         mac: mac.filter(|_| is(VALID)),
         confirmed: is(CONNECTED),
     };
-    Some(((message.header.ifindex, address?), neighbour))
+    let address = address.filter(|address| !address.is_multicast())?;
+    Some(((message.header.ifindex, address), neighbour))
 }
 
 /// NUD_CONNECTED of include/net/neighbour.h
@@ -207,7 +208,7 @@ pub(super) fn route(message: &RouteMessage) -> Option<(Family, u32, IpNet, Route
         source: parts.source,
         mtu: parts.mtu,
     };
-    Some((family, parts.table.unwrap_or(u32::from(header.table)), net, route))
+    Some((family, parts.table.unwrap_or_else(|| header.table.into()), net, route))
 }
 
 fn action(kind: RouteType, forwards: bool) -> Action {
@@ -348,7 +349,7 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::UidRange(range) if range.start > 0 => others = true,
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             RuleAttribute::SuppressPrefixLen(_) | RuleAttribute::SuppressIfGroup(_) => suppresses = true,
-            RuleAttribute::Protocol(_) | RuleAttribute::L3MDev(false) | RuleAttribute::UidRange(_) => {}
+            RuleAttribute::Protocol(_) | RuleAttribute::L3MDev(false) => {}
             // Where a jump leads to matters to nobody here, nor do realms.
             RuleAttribute::Goto(_) | RuleAttribute::Realm(_) => {}
             _ => some = true,
@@ -402,4 +403,102 @@ fn describe(message: &RuleMessage, rule: &Rule) -> String {
         rules::Action::Other => {}
     }
     text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+    use netlink_packet_route::link::InfoKind;
+    use netlink_packet_route::rule::RuleUidRange;
+
+    use super::*;
+
+    /// As the kernel would send it.
+    fn vlan_device() -> LinkMessage {
+        let data = vec![InfoVlan::Id(100), InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)];
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName("eth0.100".into()),
+            LinkAttribute::Mtu(1400),
+            LinkAttribute::Link(2),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(data)),
+            ]),
+        ];
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        LinkMessage::parse(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_vlan_device_is_known_by_its_parent_and_its_tag() {
+        let tag = VlanTag {
+            protocol: 0x88a8,
+            id: 100,
+        };
+        let expected = Link {
+            name: "eth0.100".into(),
+            mac: [2, 0, 0, 0, 0, 7],
+            mtu: 1400,
+            running: true,
+            kind: Kind::Vlan { parent: 2, tag },
+        };
+        assert_eq!(link(&vlan_device()), Some((7, expected)));
+    }
+
+    #[test]
+    fn a_vlan_device_over_a_device_of_another_namespace_is_none_of_ours() {
+        let mut message = vlan_device();
+        message.attributes.push(LinkAttribute::LinkNetNsId(0));
+        assert_eq!(link(&message).unwrap().1.kind, Kind::Other);
+    }
+
+    #[test]
+    fn a_message_about_a_bridges_port_is_no_message_about_the_device() {
+        let mut message = vlan_device();
+        message.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(link(&message), None);
+    }
+
+    fn unicast(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = 254;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn a_route_that_lbd_cannot_follow_is_the_kernels() {
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet([10, 0, 0, 1].into()));
+        let plain = vec![RouteAttribute::Oif(2), gateway];
+        let encapsulated = RouteAttribute::EncapType(netlink_packet_route::route::RouteLwEnCapType::Mpls);
+        let mut narrow = unicast(plain.clone());
+        narrow.header.tos = 8;
+        let action = |message: &RouteMessage| route(message).unwrap().3.action;
+        assert_eq!(action(&unicast(plain.clone())), Action::Forward);
+        assert_eq!(action(&unicast([plain, vec![encapsulated]].concat())), Action::Kernel);
+        assert_eq!(action(&unicast(vec![RouteAttribute::NhId(5)])), Action::Kernel);
+        assert_eq!(action(&narrow), Action::Kernel);
+    }
+
+    #[test]
+    fn a_rule_for_user_0_is_for_forwarded_packets_too() {
+        let selector = |start| {
+            let mut message = RuleMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.action = RuleAction::ToTable;
+            let range = RuleUidRange { start, end: 2000 };
+            message.attributes = vec![RuleAttribute::UidRange(range)];
+            rule(&message).unwrap().selector
+        };
+        assert_eq!(selector(1000), Selector::Others);
+        assert_eq!(selector(0), Selector::Some);
+    }
 }

@@ -1,8 +1,8 @@
 //! Where the kernel would send a packet, so that lbd can send it there itself.
 //!
-//! [`follow`] keeps the kernel's links, addresses, neighbours, routes and rules in [`tables`], which answer
+//! `follow` keeps the kernel's links, addresses, neighbours, routes and rules in `tables`, which answer
 //! [`NextHops::find`]: straight out of one of lbd's interfaces, or [`Way::Kernel`] wherever the answer is anything but
-//! plain. A worker asks through its own [`Cache`]. What it asks for keeps neighbours alive in the kernel ([`upkeep`]),
+//! plain. A worker asks through its own [`Cache`]. What it asks for keeps neighbours alive in the kernel (`upkeep`),
 //! which sees none of the packets.
 mod cache;
 mod follow;
@@ -13,6 +13,8 @@ mod routes;
 mod rules;
 mod sources;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::net::IpAddr;

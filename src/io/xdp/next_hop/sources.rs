@@ -38,19 +38,15 @@ impl Addresses {
         self.own.contains(&address)
     }
 
-    /// Whether that is new.
+    /// Whether this host did not own the address before.
     pub(super) fn set(&mut self, device: u32, address: Address) -> bool {
         let addresses = self.by_device.entry(device).or_default();
         let same = |known: &&mut Address| known.address == address.address && known.net == address.net;
-        let changed = match addresses.iter_mut().find(same) {
-            Some(known) => std::mem::replace(known, address) != address,
-            None => {
-                addresses.push(address);
-                true
-            }
-        };
-        self.own.insert(address.address);
-        changed
+        match addresses.iter_mut().find(same) {
+            Some(known) => *known = address,
+            None => addresses.push(address),
+        }
+        self.own.insert(address.address)
     }
 
     /// Whether it was there.

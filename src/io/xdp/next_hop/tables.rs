@@ -192,10 +192,11 @@ impl Tables {
     }
 
     pub(super) fn set_address(&mut self, device: u32, address: Address) -> Change {
+        // Else a flag has changed, which comes with a change of routes at most.
         if self.addresses.set(device, address) {
             Change::ALL
         } else {
-            Change::NOTHING
+            Change::UNTOLD
         }
     }
 
