@@ -14,10 +14,10 @@ mod load;
 mod namespaces;
 mod peers;
 
-pub(crate) use config::{Config, Family, Mode, Service, matrix};
+pub(crate) use config::{Backend, Config, Family, Mode, Service, matrix};
 pub(crate) use daemon::Lbd;
 pub(crate) use load::{Load, udp_echo_integrity};
-pub(crate) use namespaces::isolated;
+pub(crate) use namespaces::{isolated, isolated_xdp};
 pub(crate) use peers::{BIG, write_big};
 
 use std::fs;
@@ -67,7 +67,13 @@ pub(crate) struct Rig(());
 impl Rig {
     /// Lays the links and starts the servers. Call it inside [`isolated`] only.
     pub(crate) fn new() -> Self {
-        namespaces::lay();
+        Self::changed("")
+    }
+
+    /// The same after a shell script has changed the network; it runs as lay.sh does. The servers start after it, and want
+    /// their addresses.
+    pub(crate) fn changed(script: &str) -> Self {
+        namespaces::lay(script);
         peers::start();
         Self(())
     }
@@ -131,7 +137,8 @@ impl Rig {
         Lbd::start(self, config)
     }
 
-    /// The kernel's rules, routes, links and sysctls in `lb`: what lbd may change, and must put back.
+    /// The kernel's rules, routes, links with their XDP programs and features, and sysctls in `lb`: what lbd may change,
+    /// and must put back.
     pub(crate) fn kernel_state(&self) -> String {
         let commands = [
             "ip -4 rule",
@@ -140,6 +147,8 @@ impl Rig {
             "ip -6 route show table all | sort",
             "ip -o addr | sed 's/ *valid_lft.*//'",
             "ip -o link | sed 's/qlen.*//'",
+            "ip -o link | grep -o '^[0-9]*: [^ ]*\\|prog/xdp.*'",
+            "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
             "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_nonlocal|route\\.flush)' 2>/dev/null",
         ];
         commands
