@@ -70,6 +70,15 @@ impl Family {
         self.endpoint("10.96.0.10", "fd00:96::10", port)
     }
 
+    /// Both of them.
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// An address as `ip`, `ping` and others want it: without a port and brackets.
+    pub(crate) fn host(endpoint: &str) -> &str {
+        let (host, _port) = endpoint.rsplit_once(':').expect("an address with a port");
+        host.trim_matches(['[', ']'])
+    }
+
     /// The DNS service's address.
     pub(crate) const fn dns(self) -> &'static str {
         match self {

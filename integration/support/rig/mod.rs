@@ -13,12 +13,14 @@ mod daemon;
 mod load;
 mod namespaces;
 mod peers;
+mod talk;
 
 pub(crate) use config::{Backend, Config, Family, Mode, Service, matrix};
 pub(crate) use daemon::Lbd;
 pub(crate) use load::{Load, udp_echo_integrity};
 pub(crate) use namespaces::{isolated, isolated_xdp};
 pub(crate) use peers::{BIG, write_big};
+pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_echo, udp_echo};
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -26,6 +28,12 @@ use std::time::{Duration, Instant};
 
 /// Where a rig keeps its files: a private tmpfs.
 pub(crate) const DIR: &str = "/run/rig";
+
+/// A change of the network: everybody on one segment, `lb` with the one interface `eth0`; see the script.
+pub(crate) const ONE_ARMED: &str = include_str!("one_armed.sh");
+
+/// A change of the network: `lb` with one trunk `eth0`, client and servers in two VLANs; see the script.
+pub(crate) const VLAN: &str = include_str!("vlan.sh");
 
 /// The servers' namespaces; server `N` has the addresses `10.2.0.(10 + N)` and `fd00:2::(10 + N)`.
 pub(crate) const SERVERS: [&str; 3] = ["s1", "s2", "s3"];

@@ -82,7 +82,9 @@ fn xdp_is_permitted(flags: &[&str]) -> Result<(), String> {
         return Err("no CAP_BPF here".to_owned());
     }
     let socket = Socket::new(Domain::from(AF_XDP), Type::RAW, None);
-    socket.map(drop).map_err(|error| format!("no AF_XDP sockets here: {error}"))
+    socket
+        .map(drop)
+        .map_err(|error| format!("no AF_XDP sockets here: {error}"))
 }
 
 fn in_the_first_user_namespace() -> bool {
@@ -93,7 +95,8 @@ fn in_the_first_user_namespace() -> bool {
 fn effective_capabilities() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// `rigs::traffic::a_test::{{closure}}` is the type of a closure in the test `traffic::a_test`.
