@@ -11,7 +11,9 @@ use crate::rig::{
 fn the_host_stays_reachable_on_ports_that_are_no_services() {
     isolated_xdp(|| {
         let rig = Rig::new();
-        Family::BOTH.iter().for_each(|family| tcp_echo("lb", &family.balancer(22)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("lb", &family.balancer(22)));
         for (mode, family) in matrix() {
             let shell = family.balancer(22);
             let mut session = Conversation::open("client", &shell);
@@ -67,7 +69,9 @@ fn passed(lbd: &Lbd<'_>) -> u64 {
 fn when_lbd_is_killed_the_kernel_has_every_link_back_at_once() {
     isolated_xdp(|| {
         let rig = Rig::new();
-        Family::BOTH.iter().for_each(|family| tcp_echo("lb", &family.balancer(22)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("lb", &family.balancer(22)));
         let mut sessions = Family::BOTH.map(|family| Conversation::open("client", &family.balancer(22)));
         let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, Family::BOTH.map(Service::web).into()));
         for family in Family::BOTH {

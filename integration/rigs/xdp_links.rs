@@ -1,6 +1,7 @@
 //! lbd on AF_XDP in networks of other shapes: in and out of one interface, and over VLANs.
 use crate::rig::{
-    Config, Conversation, Family, Load, ONE_ARMED, Rig, SERVERS, Service, VLAN, isolated_xdp, matrix, tcp_echo,
+    Config, Conversation, Family, Load, ONE_ARMED, Rig, SERVERS, Service, VLAN, isolated_xdp, isolated_xdp_with_vlans,
+    matrix, tcp_echo,
 };
 
 /// Client and servers share a segment, so that a server's answer comes back by lbd only where lbd has put its own address
@@ -9,7 +10,9 @@ use crate::rig::{
 fn one_interface_is_enough_where_lbd_masquerades_with_its_address() {
     isolated_xdp(|| {
         let rig = Rig::changed(ONE_ARMED);
-        Family::BOTH.iter().for_each(|family| tcp_echo("s1", &family.server(1, 7)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("s1", &family.server(1, 7)));
         for (mode, family) in matrix() {
             let echo = Service::tcp(family, 7, 7, &[1]);
             let mut config = Config::xdp(mode, vec![Service::web(family), Service::dns(family), echo]);
@@ -46,9 +49,11 @@ fn assert_masqueraded(rig: &Rig, family: Family) {
 
 #[test]
 fn client_and_servers_in_two_vlans_of_one_trunk_are_served() {
-    isolated_xdp(|| {
+    isolated_xdp_with_vlans(|| {
         let rig = Rig::changed(VLAN);
-        Family::BOTH.iter().for_each(|family| tcp_echo("lb", &family.balancer(22)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("lb", &family.balancer(22)));
         for (mode, family) in matrix() {
             let mut session = Conversation::open("client", &family.balancer(22));
             let mut config = Config::xdp(mode, vec![Service::web(family), Service::dns(family)]);

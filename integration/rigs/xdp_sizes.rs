@@ -73,7 +73,9 @@ fn assert_transfers(rig: &Rig, family: Family) {
 fn a_datagram_too_big_for_the_servers_link_is_answered_by_an_icmp_error_from_lbd() {
     isolated_xdp(|| {
         let rig = Rig::changed(BIG_CLIENT);
-        Family::BOTH.iter().for_each(|family| udp_echo("s1", &family.server(1, 7)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| udp_echo("s1", &family.server(1, 7)));
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&echo(mode, family));
             echo_datagram("client", &family.vip(7), 100).expect("a small one passes");
@@ -96,7 +98,9 @@ fn a_datagram_too_big_for_the_servers_link_is_answered_by_an_icmp_error_from_lbd
 fn big_datagrams_pass_where_every_link_takes_them() {
     isolated_xdp(|| {
         let rig = Rig::changed(&format!("{BIG_CLIENT}\n{BIG_SERVER}"));
-        Family::BOTH.iter().for_each(|family| udp_echo("s1", &family.server(1, 7)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| udp_echo("s1", &family.server(1, 7)));
         for (mode, family) in matrix() {
             let mut config = echo(mode, family);
             config.more = "";
@@ -114,7 +118,9 @@ fn big_datagrams_pass_where_every_link_takes_them() {
 fn a_forwarded_packet_has_its_ttl_lowered_by_one() {
     isolated_xdp(|| {
         let rig = Rig::new();
-        Family::BOTH.iter().for_each(|family| udp_echo("s1", &family.server(1, 7)));
+        Family::BOTH
+            .iter()
+            .for_each(|family| udp_echo("s1", &family.server(1, 7)));
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&echo(mode, family));
             let talk = || echo_datagram("client", &family.vip(7), 100).expect("an echo");

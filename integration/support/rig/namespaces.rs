@@ -42,6 +42,21 @@ pub(crate) fn isolated_xdp<F: FnOnce()>(test: F) {
     isolated_over(Backend::AfXdp, test);
 }
 
+/// The same where the kernel has VLAN devices, which not every one has that has XDP.
+pub(crate) fn isolated_xdp_with_vlans<F: FnOnce()>(test: F) {
+    const VLAN: &str = "ip link add port type veth peer name other && ip link add link port type vlan id 100";
+    if std::env::var_os(INSIDE).is_none()
+        && let Ok(flags) = how_to_unshare()
+        && let Err(why) = try_in_namespaces(flags, VLAN)
+    {
+        return tell(&format!(
+            "skipped: {}: this kernel has no VLAN devices: {why}",
+            test_name::<F>()
+        ));
+    }
+    isolated_xdp(test);
+}
+
 fn isolated_over<F: FnOnce()>(backend: Backend, test: F) {
     static TOLD: Once = Once::new();
     if std::env::var_os(INSIDE).is_some() {
@@ -149,12 +164,16 @@ fn how_to_unshare() -> &'static Result<Vec<&'static str>, String> {
 fn probe(flags: &[&str]) -> Result<(), String> {
     let script =
         "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun";
+    try_in_namespaces(flags, script).map_err(|why| format!("no namespaces with a TUN device here: {why}"))
+}
+
+fn try_in_namespaces(flags: &[&str], script: &str) -> Result<(), String> {
     let output = Command::new("unshare").args(flags).args(["sh", "-c", script]).output();
     let output = output.map_err(|error| format!("cannot run unshare: {error}"))?;
     if output.status.success() {
         Ok(())
     } else {
-        Err(format!("no namespaces with a TUN device here: {}", first_line(&output)))
+        Err(first_line(&output))
     }
 }
 

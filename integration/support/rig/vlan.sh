@@ -2,21 +2,13 @@
 #
 # client 10.1.0.2 -- (100) switch -- eth0 of lb: eth0.100 10.1.0.1, eth0.200 10.2.0.1
 # s1, s2, s3      -- (200)
-ip netns add wire
-ip -n wire link add switch type bridge vlan_filtering 1 vlan_default_pvid 0 mcast_snooping 0
-ip -n wire link set switch up
-
-# on_switch NAMESPACE
-on_switch() {
-    ip link add eth0 netns "$1" type veth peer name "$1" netns wire
-    ip -n wire link set "$1" master switch up
-    ip -n "$1" link set eth0 up
-}
+ip netns add switch
 
 # access NAMESPACE VLAN ADDRESS4 ADDRESS6 GATEWAY4 GATEWAY6
 access() {
-    on_switch "$1"
-    bridge -n wire vlan add dev "$1" vid "$2" pvid untagged
+    ip link add eth0 netns "$1" type veth peer name "$1" netns switch
+    ip -n switch link set "$1" master "vlan$2" up
+    ip -n "$1" link set eth0 up
     ip -n "$1" addr add "$3" dev eth0
     ip -n "$1" addr add "$4" dev eth0 nodad
     ip -n "$1" route add default via "$5"
@@ -25,7 +17,10 @@ access() {
 
 # trunk VLAN ADDRESS4 ADDRESS6
 trunk() {
-    bridge -n wire vlan add dev lb vid "$1"
+    ip -n switch link add "vlan$1" type bridge mcast_snooping 0
+    ip -n switch link add link trunk name "trunk.$1" type vlan id "$1"
+    ip -n switch link set "trunk.$1" master "vlan$1" up
+    ip -n switch link set "vlan$1" up
     ip -n lb link add link eth0 name "eth0.$1" type vlan id "$1"
     ip -n lb link set "eth0.$1" up
     ip -n lb addr add "$2" dev "eth0.$1"
@@ -33,9 +28,11 @@ trunk() {
 }
 
 for name in client s1 s2 s3; do ip -n lb link del "$name"; done
-on_switch lb
+ip link add eth0 netns lb type veth peer name trunk netns switch
 # The tag is in the frame, as on a wire, and not beside it, as between two ends of a veth.
-nsenter --net=/run/netns/wire ethtool -K lb txvlan off >/dev/null
+nsenter --net=/run/netns/switch ethtool -K trunk txvlan off >/dev/null
+ip -n switch link set trunk up
+ip -n lb link set eth0 up
 trunk 100 10.1.0.1/24 fd00:1::1/64
 trunk 200 10.2.0.1/24 fd00:2::1/64
 access client 100 10.1.0.2/24 fd00:1::2/64 10.1.0.1 fd00:1::1
