@@ -106,8 +106,7 @@ fn send(arguments: &Arguments, sockets: &[UdpSocket], start: Instant) -> u64 {
 }
 
 fn pace(rate: u64, sent: u64, start: Instant) {
-    if rate > 0 {
-        let due = Duration::from_nanos(sent.saturating_mul(1_000_000_000) / rate);
-        sleep(due.saturating_sub(start.elapsed()));
+    if let Some(nanoseconds) = sent.saturating_mul(1_000_000_000).checked_div(rate) {
+        sleep(Duration::from_nanos(nanoseconds).saturating_sub(start.elapsed()));
     }
 }
