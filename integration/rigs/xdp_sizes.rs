@@ -82,12 +82,11 @@ fn a_datagram_too_big_for_the_servers_link_is_answered_by_an_icmp_error_from_lbd
             let wire = Watch::start("client", "eth0", "icmp or icmp6");
             let error = echo_datagram("client", &family.vip(7), 8000).expect_err("it is too big");
             assert_eq!(error.raw_os_error(), Some(Errno::MSGSIZE.raw_os_error()), "{error}");
-            match family {
-                Family::V4 => {
-                    wire.sees(&["10.1.0.1 > 10.1.0.2: ICMP 10.96.0.10 unreachable - need to frag (mtu 1500)"])
-                }
-                Family::V6 => wire.sees(&["fd00:1::1 > fd00:1::2: [icmp6 sum ok] ICMP6, packet too big, mtu 1500"]),
-            }
+            let told = match family {
+                Family::V4 => "10.1.0.1 > 10.1.0.2: ICMP 10.96.0.10 unreachable - need to frag (mtu 1500)",
+                Family::V6 => "fd00:1::1 > fd00:1::2: [icmp6 sum ok] ICMP6, packet too big, mtu 1500",
+            };
+            wire.sees(&[told]);
             rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
             lbd.terminate();
         }

@@ -89,7 +89,7 @@ pub(crate) fn echo_datagram(namespace: &str, address: &str, size: usize) -> io::
             Err(io::Error::new(ErrorKind::InvalidData, "it came back changed"))
         }
     });
-    asked.join().expect("the client panicked")
+    asked.join().map_err(|_panic| io::Error::other("the client panicked"))?
 }
 
 /// tcpdump on a link, from when it is made.
