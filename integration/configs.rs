@@ -55,7 +55,7 @@ fn keys_at(place: &str, file: &toml::Table) -> BTreeSet<String> {
 
 #[test]
 fn every_example_loads_without_a_warning_and_is_listed_here() {
-    let listed = ["full.toml", "iptables.toml", "minimal.toml", "svc.toml"];
+    let listed = ["full.toml", "iptables.toml", "minimal.toml", "svc.toml", "xdp.toml"];
     for name in listed {
         loaded(name);
     }
@@ -70,7 +70,7 @@ fn every_example_loads_without_a_warning_and_is_listed_here() {
 
 #[test]
 fn every_example_is_saved_as_it_was_loaded() {
-    for name in ["full.toml", "iptables.toml", "minimal.toml", "svc.toml"] {
+    for name in ["full.toml", "iptables.toml", "minimal.toml", "svc.toml", "xdp.toml"] {
         let config = loaded(name);
         let again = lbd::config::parse("saved.toml", &to_toml(&config)).unwrap();
         assert_eq!(again.config, config, "{name}");

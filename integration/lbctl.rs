@@ -160,6 +160,7 @@ fn status() -> Status {
         unsent: 0,
         last_reload: None,
         draining: Vec::new(),
+        af_xdp: None,
     }
 }
 

@@ -54,6 +54,12 @@ loud_services() {
     fi
 }
 
+# The XDP program is compiled by clang; without it the build takes the compiled one that is in the repository.
+need_clang() {
+    install_missing clang:clang llvm-strip:llvm clang:libc6-dev ||
+        say "the XDP program is not compiled anew: the object in the repository is used"
+}
+
 # A rustc as new as Cargo.toml asks for.
 need_rust() {
     local wanted found

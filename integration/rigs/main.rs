@@ -11,3 +11,8 @@ mod leaving;
 mod operator;
 mod reload;
 mod traffic;
+mod xdp;
+mod xdp_announce;
+mod xdp_links;
+mod xdp_next_hops;
+mod xdp_sizes;

@@ -1,5 +1,5 @@
 //! What `lbctl` tells the operator of a running lbd.
-use crate::rig::{Config, DIR, Family, Lbd, Mode, Rig, Service, isolated};
+use crate::rig::{Backend, Config, DIR, Family, Lbd, Mode, Rig, Service, isolated};
 
 #[test]
 fn lbctl_lists_services_backends_and_their_traffic_as_ipvsadm_does() {
@@ -194,8 +194,10 @@ fn systemd_is_told_when_traffic_is_served() {
         let lbd = served(&rig, Mode::Ipvs);
         assert!(lbd.notified().contains("READY=1"), "{:?}", lbd.notified());
         assert!(
-            lbd.log()
-                .contains("lbd ready: mode=ipvs backend=tun services=4 backends=12"),
+            lbd.log().contains(&format!(
+                "lbd ready: mode=ipvs backend={} services=4 backends=12",
+                Backend::of_this_run().name()
+            )),
             "{}",
             lbd.log()
         );

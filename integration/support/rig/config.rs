@@ -22,6 +22,34 @@ impl Mode {
     }
 }
 
+/// By what packets come in and go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// `backend = "tun"`
+    Tun,
+    /// `backend = "af_xdp"`
+    AfXdp,
+}
+
+impl Backend {
+    /// What the tests of both run over: `LBD_RIG_BACKEND`, TUN where it is not set.
+    pub(crate) fn of_this_run() -> Self {
+        match std::env::var("LBD_RIG_BACKEND").as_deref() {
+            Err(_) | Ok("tun") => Self::Tun,
+            Ok("af_xdp") => Self::AfXdp,
+            Ok(other) => panic!("LBD_RIG_BACKEND = {other:?}: must be \"tun\" or \"af_xdp\""),
+        }
+    }
+
+    /// As in the configuration.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::AfXdp => "af_xdp",
+        }
+    }
+}
+
 /// Which Internet protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -40,6 +68,15 @@ impl Family {
     /// A port of the web service's address.
     pub(crate) fn vip(self, port: u16) -> String {
         self.endpoint("10.96.0.10", "fd00:96::10", port)
+    }
+
+    /// Both of them.
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// An address as `ip`, `ping` and others want it: without a port and brackets.
+    pub(crate) fn host(endpoint: &str) -> &str {
+        let (host, _port) = endpoint.rsplit_once(':').expect("an address with a port");
+        host.trim_matches(['[', ']'])
     }
 
     /// The DNS service's address.
@@ -136,6 +173,12 @@ impl Service {
 pub(crate) struct Config {
     /// `mode`
     pub(crate) mode: Mode,
+    /// `[datapath] backend`
+    pub(crate) backend: Backend,
+    /// `[af_xdp] interfaces`
+    pub(crate) interfaces: Vec<&'static str>,
+    /// More of `[af_xdp]`, as it is written.
+    pub(crate) af_xdp: &'static str,
     /// `[tun] offload`
     pub(crate) offload: bool,
     /// `[[services]]`
@@ -145,13 +188,25 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// The mode, these services, and the defaults for the rest.
-    pub(crate) const fn new(mode: Mode, services: Vec<Service>) -> Self {
+    /// The mode, these services, the backend of this run on every link of `lb`, and the defaults for the rest.
+    pub(crate) fn new(mode: Mode, services: Vec<Service>) -> Self {
         Self {
             mode,
+            backend: Backend::of_this_run(),
+            interfaces: vec!["client", "s1", "s2", "s3"],
+            af_xdp: "",
             offload: true,
             services,
             more: "",
+        }
+    }
+
+    /// The same over AF_XDP, whatever the backend of this run.
+    pub(crate) fn xdp(mode: Mode, services: Vec<Service>) -> Self {
+        let backend = Backend::AfXdp;
+        Self {
+            backend,
+            ..Self::new(mode, services)
         }
     }
 }
@@ -159,7 +214,11 @@ impl Config {
 impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "mode = \"{}\"", self.mode.name())?;
+        writeln!(f, "[datapath]\nbackend = \"{}\"", self.backend.name())?;
         writeln!(f, "[tun]\noffload = {}", self.offload)?;
+        if self.backend == Backend::AfXdp {
+            writeln!(f, "[af_xdp]\ninterfaces = {:?}\n{}", self.interfaces, self.af_xdp)?;
+        }
         writeln!(f, "[control]\nsocket = \"{DIR}/lbd.sock\"")?;
         self.services.iter().try_for_each(|service| service.fmt(f))?;
         f.write_str(self.more)

@@ -79,6 +79,13 @@ impl<'a> Lbd<'a> {
             .sh("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
     }
 
+    /// `lbctl status --json`.
+    #[track_caller]
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let json = self.lbctl("status --json").ok();
+        serde_json::from_str(&json).expect("JSON")
+    }
+
     /// Packets that came in from the TUN device and went out to it, by the kernel's own count.
     pub(crate) fn packets_on_tun(&self) -> u64 {
         let count = "ip -j -s link show dev lbd0 | tr ',{' '\\n\\n' | sed -n 's/^\"packets\"://p'";

@@ -13,12 +13,14 @@ mod daemon;
 mod load;
 mod namespaces;
 mod peers;
+mod talk;
 
-pub(crate) use config::{Config, Family, Mode, Service, matrix};
+pub(crate) use config::{Backend, Config, Family, Mode, Service, matrix};
 pub(crate) use daemon::Lbd;
 pub(crate) use load::{Load, udp_echo_integrity};
-pub(crate) use namespaces::isolated;
+pub(crate) use namespaces::{isolated, isolated_xdp, isolated_xdp_with_vlans};
 pub(crate) use peers::{BIG, write_big};
+pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_echo, udp_echo};
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -26,6 +28,12 @@ use std::time::{Duration, Instant};
 
 /// Where a rig keeps its files: a private tmpfs.
 pub(crate) const DIR: &str = "/run/rig";
+
+/// A change of the network: everybody on one segment, `lb` with the one interface `eth0`; see the script.
+pub(crate) const ONE_ARMED: &str = include_str!("one_armed.sh");
+
+/// A change of the network: `lb` with one trunk `eth0`, client and servers in two VLANs; see the script.
+pub(crate) const VLAN: &str = include_str!("vlan.sh");
 
 /// The servers' namespaces; server `N` has the addresses `10.2.0.(10 + N)` and `fd00:2::(10 + N)`.
 pub(crate) const SERVERS: [&str; 3] = ["s1", "s2", "s3"];
@@ -67,7 +75,13 @@ pub(crate) struct Rig(());
 impl Rig {
     /// Lays the links and starts the servers. Call it inside [`isolated`] only.
     pub(crate) fn new() -> Self {
-        namespaces::lay();
+        Self::changed("")
+    }
+
+    /// The same after a shell script has changed the network; it runs as lay.sh does. The servers start after it, and want
+    /// their addresses.
+    pub(crate) fn changed(script: &str) -> Self {
+        namespaces::lay(script);
         peers::start();
         Self(())
     }
@@ -131,7 +145,8 @@ impl Rig {
         Lbd::start(self, config)
     }
 
-    /// The kernel's rules, routes, links and sysctls in `lb`: what lbd may change, and must put back.
+    /// The kernel's rules, routes, links with their XDP programs and features, and sysctls in `lb`: what lbd may change,
+    /// and must put back.
     pub(crate) fn kernel_state(&self) -> String {
         let commands = [
             "ip -4 rule",
@@ -140,6 +155,8 @@ impl Rig {
             "ip -6 route show table all | sort",
             "ip -o addr | sed 's/ *valid_lft.*//'",
             "ip -o link | sed 's/qlen.*//'",
+            "ip -o link | grep -o '^[0-9]*: [^ ]*\\|prog/xdp.*'",
+            "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
             "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_nonlocal|route\\.flush)' 2>/dev/null",
         ];
         commands

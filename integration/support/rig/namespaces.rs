@@ -3,7 +3,11 @@ use std::any::type_name;
 use std::fs;
 use std::io::{Write, stderr};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
+
+use socket2::{Domain, Socket, Type};
+
+use super::Backend;
 
 /// Set in the inner process.
 const INSIDE: &str = "LBD_RIG_INSIDE";
@@ -12,22 +16,102 @@ const INSIDE: &str = "LBD_RIG_INSIDE";
 const LIMIT: &str = "300";
 
 /// What a rig runs, besides util-linux and coreutils.
-const TOOLS: [&str; 8] = ["ip", "iptables", "nginx", "dnsmasq", "dig", "curl", "sysctl", "iperf3"];
+const TOOLS: [&str; 12] = [
+    "ip",
+    "iptables",
+    "nginx",
+    "dnsmasq",
+    "dig",
+    "curl",
+    "sysctl",
+    "iperf3",
+    "ethtool",
+    "ping",
+    "tcpdump",
+    "traceroute",
+];
 
 /// Runs a test (a closure written in a `#[test]` function, whose name is taken from its type) in namespaces of its own.
-/// Where there can be none, says why on stderr and returns.
+/// Where there can be none, or not with what the backend of this run needs, says why on stderr and returns.
 pub(crate) fn isolated<F: FnOnce()>(test: F) {
+    isolated_over(Backend::of_this_run(), test);
+}
+
+/// The same for a test that is about AF_XDP, whatever the backend of this run.
+pub(crate) fn isolated_xdp<F: FnOnce()>(test: F) {
+    isolated_over(Backend::AfXdp, test);
+}
+
+/// The same where the kernel has VLAN devices, which not every one has that has XDP.
+pub(crate) fn isolated_xdp_with_vlans<F: FnOnce()>(test: F) {
+    const VLAN: &str = "ip link add port type veth peer name other && ip link add link port type vlan id 100";
+    if std::env::var_os(INSIDE).is_none()
+        && let Ok(flags) = how_to_unshare()
+        && let Err(why) = try_in_namespaces(flags, VLAN)
+    {
+        return tell(&format!(
+            "skipped: {}: this kernel has no VLAN devices: {why}",
+            test_name::<F>()
+        ));
+    }
+    isolated_xdp(test);
+}
+
+fn isolated_over<F: FnOnce()>(backend: Backend, test: F) {
+    static TOLD: Once = Once::new();
     if std::env::var_os(INSIDE).is_some() {
         return test();
     }
     let name = test_name::<F>();
     match how_to_unshare() {
-        Ok(flags) => run_again(name, flags),
-        // Not eprintln: the test harness would hide it.
-        Err(why) => stderr()
-            .write_all(format!("skipped: {name}: {why}\n").as_bytes())
-            .expect("cannot write to stderr"),
+        Err(why) => tell(&format!("skipped: {name}: {why}")),
+        Ok(flags) => match (backend, xdp_is_permitted(flags)) {
+            (Backend::AfXdp, Err(why)) => TOLD.call_once(|| tell(&format!("skipped: every rig over AF_XDP: {why}"))),
+            (Backend::AfXdp, Ok(())) | (Backend::Tun, _) => run_again(name, flags),
+        },
     }
+}
+
+/// Not eprintln: the test harness would hide it.
+fn tell(line: &str) {
+    let told = stderr().write_all(format!("{line}\n").as_bytes());
+    told.expect("cannot write to stderr");
+}
+
+/// Loading an XDP program takes a capability on the host itself; one in a user namespace does not count.
+fn xdp_is_permitted(flags: &[&str]) -> Result<(), String> {
+    /// include/uapi/linux/capability.h
+    const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    const BPF: [u32; 2] = [39, 21]; // CAP_BPF, or CAP_SYS_ADMIN, which holds it
+    /// include/linux/socket.h; libc has it only for some targets
+    const AF_XDP: i32 = 44;
+    if flags.contains(&"--user") || !in_the_first_user_namespace() {
+        return Err("an XDP program cannot be loaded from a user namespace".to_owned());
+    }
+    let held = effective_capabilities();
+    let holds = |bit: u32| held >> bit & 1 == 1;
+    if let Some((_, missing)) = CAPABILITIES.into_iter().find(|(bit, _)| !holds(*bit)) {
+        return Err(format!("no {missing} here"));
+    }
+    if !BPF.into_iter().any(holds) {
+        return Err("no CAP_BPF here".to_owned());
+    }
+    let socket = Socket::new(Domain::from(AF_XDP), Type::RAW, None);
+    socket
+        .map(drop)
+        .map_err(|error| format!("no AF_XDP sockets here: {error}"))
+}
+
+fn in_the_first_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn effective_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// `rigs::traffic::a_test::{{closure}}` is the type of a closure in the test `traffic::a_test`.
@@ -80,12 +164,16 @@ fn how_to_unshare() -> &'static Result<Vec<&'static str>, String> {
 fn probe(flags: &[&str]) -> Result<(), String> {
     let script =
         "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun";
+    try_in_namespaces(flags, script).map_err(|why| format!("no namespaces with a TUN device here: {why}"))
+}
+
+fn try_in_namespaces(flags: &[&str], script: &str) -> Result<(), String> {
     let output = Command::new("unshare").args(flags).args(["sh", "-c", script]).output();
     let output = output.map_err(|error| format!("cannot run unshare: {error}"))?;
     if output.status.success() {
         Ok(())
     } else {
-        Err(format!("no namespaces with a TUN device here: {}", first_line(&output)))
+        Err(first_line(&output))
     }
 }
 
@@ -106,11 +194,13 @@ fn which(tool: &str) -> Option<()> {
         .then_some(())
 }
 
-/// The five namespaces, their links, addresses and routes; a private /run for their names and the rig's files.
-pub(crate) fn lay() {
+/// The five namespaces, their links, addresses and routes; a private /run for their names and the rig's files. Then
+/// whatever a test changes in that.
+pub(crate) fn lay(change: &str) {
     const SCRIPT: &str = include_str!("lay.sh");
+    let script = format!("{SCRIPT}\n{change}");
     let output = Command::new("sh")
-        .args(["-eu", "-c", SCRIPT])
+        .args(["-eu", "-c", &script])
         .output()
         .expect("cannot run sh");
     assert!(output.status.success(), "cannot lay the rig: {output:?}");

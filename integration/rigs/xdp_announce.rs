@@ -1,0 +1,73 @@
+//! `announce = true`: service addresses in the clients' own network, which no interface has.
+use crate::rig::{Config, Family, Mode, Rig, Service, Watch, isolated_xdp};
+
+#[test]
+fn a_service_address_in_the_clients_network_is_found_where_lbd_announces_it() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let mut config = Config::xdp(mode, Family::BOTH.map(in_the_clients_network).into());
+            let silent = rig.lbd(&config);
+            for family in Family::BOTH {
+                let get = rig.get("client", &address(family));
+                assert_ne!(get.code, 0, "nobody says that it has the address: {get:?}");
+            }
+            silent.terminate();
+            rig.sh("client", "ip neigh flush all; ip -6 neigh flush all").ok();
+            config.af_xdp = "announce = true\n";
+            let lbd = rig.lbd(&config);
+            for family in Family::BOTH {
+                assert_eq!(rig.spread("client", &address(family), 9), [3, 3, 3]);
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn announced_addresses_are_told_to_the_network_at_start() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let mut config = Config::xdp(Mode::Ipvs, Family::BOTH.map(in_the_clients_network).into());
+        config.af_xdp = "announce = true\n";
+        let wire = Watch::start("client", "eth0", "arp or icmp6");
+        let lbd = rig.lbd(&config);
+        let mac = rig.sh("lb", "ip -j link show client | jq -r '.[].address'").ok();
+        wire.sees(&[mac.trim(), "10.1.0.100", "neighbor advertisement", "tgt is fd00:1::100"]);
+        lbd.terminate();
+    });
+}
+
+/// A machine that had the address before is forgotten: clients that know it learn the new one from the announcement.
+#[test]
+fn a_client_with_an_old_entry_for_the_address_learns_the_new_one_at_start() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            let host = address(family);
+            let host = Family::host(&host);
+            let old = format!("ip neigh replace {host} lladdr 02:00:00:00:0f:0f dev eth0 nud stale");
+            rig.sh("client", &old).ok();
+            let mut config = Config::xdp(Mode::Ipvs, vec![in_the_clients_network(family)]);
+            config.af_xdp = "announce = true\n";
+            let lbd = rig.lbd(&config);
+            assert_eq!(rig.spread("client", &address(family), 3), [1, 1, 1]);
+            lbd.terminate();
+        }
+    });
+}
+
+/// The web service at an address of the client's own network.
+fn in_the_clients_network(family: Family) -> Service {
+    Service {
+        address: address(family),
+        ..Service::web(family)
+    }
+}
+
+fn address(family: Family) -> String {
+    match family {
+        Family::V4 => "10.1.0.100:80".to_owned(),
+        Family::V6 => "[fd00:1::100]:80".to_owned(),
+    }
+}

@@ -1,0 +1,85 @@
+//! lbd on AF_XDP in networks of other shapes: in and out of one interface, and over VLANs.
+use crate::rig::{
+    Config, Conversation, Family, Load, ONE_ARMED, Rig, SERVERS, Service, VLAN, isolated_xdp, isolated_xdp_with_vlans,
+    matrix, tcp_echo,
+};
+
+/// Client and servers share a segment, so that a server's answer comes back by lbd only where lbd has put its own address
+/// into the request.
+#[test]
+fn one_interface_is_enough_where_lbd_masquerades_with_its_address() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(ONE_ARMED);
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("s1", &family.server(1, 7)));
+        for (mode, family) in matrix() {
+            let echo = Service::tcp(family, 7, 7, &[1]);
+            let mut config = Config::xdp(mode, vec![Service::web(family), Service::dns(family), echo]);
+            config.interfaces = vec!["eth0"];
+            config.more = "[nat]\nmasquerade = \"always\"\n";
+            let lbd = rig.lbd(&config);
+            assert_eq!(rig.spread("client", &family.web(), 30), [10, 10, 10]);
+            assert!(SERVERS.contains(&rig.dig("client", family.dns()).ok().trim()));
+            let mut talk = Conversation::open("client", &family.vip(7));
+            talk.say("who am I to you?");
+            assert_masqueraded(&rig, family);
+            assert_load_is_served(&family.web());
+            talk.say("and still the same?");
+            lbd.terminate();
+        }
+    });
+}
+
+/// What s1 sees of its echo client: lb's address, and a port of those that are lbd's by default.
+#[track_caller]
+fn assert_masqueraded(rig: &Rig, family: Family) {
+    let seen = rig
+        .sh("s1", "ss -Htn state established sport = :7 | awk '{ print $4 }'")
+        .ok();
+    let own = match family {
+        Family::V4 => "10.2.0.1:",
+        Family::V6 => "[fd00:2::1]:",
+    };
+    let port = seen
+        .lines()
+        .find_map(|peer| peer.strip_prefix(own)?.parse::<u16>().ok());
+    assert!(port.is_some_and(|port| port >= 61000), "s1's peers: {seen}");
+}
+
+#[test]
+fn client_and_servers_in_two_vlans_of_one_trunk_are_served() {
+    isolated_xdp_with_vlans(|| {
+        let rig = Rig::changed(VLAN);
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("lb", &family.balancer(22)));
+        for (mode, family) in matrix() {
+            let mut session = Conversation::open("client", &family.balancer(22));
+            let mut config = Config::xdp(mode, vec![Service::web(family), Service::dns(family)]);
+            config.interfaces = vec!["eth0"];
+            let lbd = rig.lbd(&config);
+            assert_eq!(rig.spread("client", &family.web(), 30), [10, 10, 10]);
+            assert!(SERVERS.contains(&rig.dig("client", family.dns()).ok().trim()));
+            assert_load_is_served(&family.web());
+            session.say("the host is still there");
+            assert_eq!(
+                rig.get("client", &family.server(2, 8080)).ok(),
+                "s2\n",
+                "straight to it"
+            );
+            lbd.terminate();
+        }
+    });
+}
+
+#[track_caller]
+fn assert_load_is_served(address: &str) {
+    let load = Load::start("client", address);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (answered, failures) = load.stop();
+    assert!(
+        failures.is_empty() && answered > 50,
+        "{answered} answered, {failures:#?}"
+    );
+}

@@ -1,0 +1,146 @@
+//! Peers written here because a test must hold them in its hand: a conversation that stays open while lbd comes and goes,
+//! a datagram of which one wants to know what became of it, and a look at the wire.
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::load::inside;
+use super::{DIR, wait_until, within};
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A TCP server in a namespace that gives back what it gets, to the end of the test.
+pub(crate) fn tcp_echo(namespace: &str, address: &str) {
+    let address = parse(address);
+    let (ready, listens) = mpsc::channel();
+    drop(inside(namespace, move || {
+        let listener = TcpListener::bind(address).expect("cannot bind the echo server");
+        ready.send(()).expect("the test waits");
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+        }
+    }));
+    listens.recv().expect("the echo server does not listen");
+}
+
+/// The same for UDP, with datagrams of any size.
+pub(crate) fn udp_echo(namespace: &str, address: &str) {
+    let address = parse(address);
+    let (ready, listens) = mpsc::channel();
+    drop(inside(namespace, move || {
+        let socket = UdpSocket::bind(address).expect("cannot bind the echo server");
+        ready.send(()).expect("the test waits");
+        let mut buffer = vec![0; 65536];
+        loop {
+            // An error is an ICMP error about an echo: it does not end the server.
+            if let Ok((length, client)) = socket.recv_from(&mut buffer) {
+                drop(socket.send_to(&buffer[..length], client));
+            }
+        }
+    }));
+    listens.recv().expect("the echo server does not listen");
+}
+
+/// A TCP connection to an echo server.
+pub(crate) struct Conversation(TcpStream);
+
+impl Conversation {
+    /// Connects from a namespace.
+    #[track_caller]
+    pub(crate) fn open(namespace: &str, address: &str) -> Self {
+        let server = parse(address);
+        let stream = inside(namespace, move || TcpStream::connect_timeout(&server, PATIENCE));
+        let stream = stream.join().expect("the client panicked");
+        let stream = stream.unwrap_or_else(|error| panic!("no connection to {server}: {error}"));
+        stream.set_read_timeout(Some(PATIENCE)).expect("cannot set a timeout");
+        Self(stream)
+    }
+
+    /// Says something and wants to hear it back.
+    #[track_caller]
+    pub(crate) fn say(&mut self, words: &str) {
+        let mut heard = vec![0; words.len()];
+        let result = self.0.write_all(words.as_bytes());
+        let result = result.and_then(|()| self.0.read_exact(&mut heard));
+        result.unwrap_or_else(|error| panic!("{words:?} did not come back: {error}"));
+        assert_eq!(heard, words.as_bytes());
+    }
+}
+
+/// Sends one datagram of this many bytes to an echo server; it came back whole, or the error that came in its place
+/// (`EMSGSIZE`: too big for the way; a timeout: nothing came).
+pub(crate) fn echo_datagram(namespace: &str, address: &str, size: usize) -> io::Result<()> {
+    let server = parse(address);
+    let asked = inside(namespace, move || {
+        let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let (sent, mut heard) = (vec![0x5a; size], vec![0; 65536]);
+        socket.send(&sent)?;
+        let length = socket.recv(&mut heard)?;
+        if heard[..length] == sent {
+            Ok(())
+        } else {
+            Err(io::Error::new(ErrorKind::InvalidData, "it came back changed"))
+        }
+    });
+    asked.join().map_err(|_panic| io::Error::other("the client panicked"))?
+}
+
+/// tcpdump on a link, from when it is made.
+pub(crate) struct Watch {
+    child: Child,
+    seen: String,
+}
+
+impl Watch {
+    /// Starts it in a namespace on a link and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start(namespace: &str, link: &str, filter: &str) -> Self {
+        let seen = format!("{DIR}/{namespace}-{link}.dump");
+        let said = format!("{seen}.err");
+        let file = |path: &str| fs::File::create(path).expect("cannot write a file");
+        let mut command = within(namespace, 60);
+        command.args(["tcpdump", "-Z", "root", "-nn", "-v", "-e", "-l", "-i", link, filter]);
+        command.stdin(Stdio::null()).stdout(file(&seen)).stderr(file(&said));
+        let child = command.spawn().expect("cannot run tcpdump");
+        let listens = || fs::read_to_string(&said).is_ok_and(|text| text.contains("listening on"));
+        wait_until("tcpdump", Duration::from_secs(5), listens);
+        Self { child, seen }
+    }
+
+    /// Waits until it has seen each of these.
+    #[track_caller]
+    pub(crate) fn sees(&self, parts: &[&str]) {
+        let mut text = String::new();
+        let limit = Duration::from_secs(5);
+        wait_until(&format!("{parts:?} on the wire"), limit, || {
+            text = fs::read_to_string(&self.seen).unwrap_or_default();
+            parts.iter().all(|part| text.contains(part))
+        });
+    }
+
+    /// What it has seen so far.
+    pub(crate) fn text(&self) -> String {
+        fs::read_to_string(&self.seen).unwrap_or_default()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("--- on the wire:\n{}", self.text());
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn parse(address: &str) -> SocketAddr {
+    address.parse().expect("an address with a port")
+}
