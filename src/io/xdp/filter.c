@@ -245,8 +245,12 @@ inline int is_covered(const struct settings *now, const struct endpoint *endpoin
 
 inline int was_passed(const struct settings *now, const struct flow *flow)
 {
-	__u64 *until = map_lookup(&passed, flow);
+	__u32 zero = 0;
+	__u64 *until = map_lookup(&latest_passed, &zero);
 
+	if (!until || *until <= now->forgotten)
+		return 0;
+	until = map_lookup(&passed, flow);
 	return until && *until > now->forgotten && *until > nanoseconds();
 }
 
@@ -475,11 +479,19 @@ inline int is_taken(enum kind kind)
 	return kind >= ROUTE && kind <= NEIGHBOUR;
 }
 
+inline struct interface *find_interface(__u32 index)
+{
+	__u32 near = index % NEAR_INTERFACES;
+	struct interface *interface = map_lookup(&near_interfaces, &near);
+
+	return interface && interface->index == index ? interface : map_lookup(&interfaces, &index);
+}
+
 // To the socket of the queue that the frame came by; says so if there is none.
 inline int redirect(struct xdp_md *context, const __u8 *to, enum kind *kind)
 {
-	__u32 index = context->ingress_ifindex, queue = context->rx_queue_index;
-	struct interface *interface = map_lookup(&interfaces, &index);
+	__u32 queue = context->rx_queue_index;
+	struct interface *interface = find_interface(context->ingress_ifindex);
 	int action = XDP_PASS;
 
 	// A frame to somebody else, seen because of promiscuous mode: PACKET_OTHERHOST in eth_type_trans, net/ethernet/eth.c.
