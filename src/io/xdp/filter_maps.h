@@ -68,7 +68,7 @@ struct interface {
 	__u32 index;
 	__u32 base;
 	__u32 queues;
-	__u8 address[ETH_ALEN];
+	__u16 address[ETH_ALEN / 2];
 	__u16 zero;
 };
 
