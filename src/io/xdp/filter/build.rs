@@ -41,10 +41,19 @@ fn compile(directory: &Path, object: &Path) -> Result<(), String> {
     // Debian and Ubuntu keep asm/types.h there, where clang looks for it only when it compiles for that machine.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let headers = format!("-I/usr/include/{arch}-linux-gnu");
-    let source = directory.join("filter.c");
+    // The last option: the same object wherever it is built.
     run(Command::new("clang")
-        .args(["-O2", "-g", "-target", machine, "-mcpu=v3", &headers, "-c"])
-        .arg(source)
+        .args([
+            "-O2",
+            "-g",
+            "-target",
+            machine,
+            "-mcpu=v3",
+            &headers,
+            "-fdebug-compilation-dir=.",
+        ])
+        .args(["-c", "filter.c"])
+        .current_dir(directory)
         .arg("-o")
         .arg(object))?;
     // Only makes it smaller: BTF, which the loader needs, stays.

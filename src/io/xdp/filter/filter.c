@@ -32,7 +32,7 @@ static long (*redirect_map)(void *map, __u32 key, __u64 flags) = (void *)BPF_FUN
 
 // The source of frames that were given back to the kernel on an interface where it runs this program again (generic
 // mode). Random, chosen when the program is loaded.
-const volatile __u8 reinjected[ETH_ALEN] = {};
+const volatile __u16 reinjected[ETH_ALEN / 2] = {};
 
 enum shape {
 	WHOLE,
@@ -245,8 +245,12 @@ inline int is_covered(const struct settings *now, const struct endpoint *endpoin
 
 inline int was_passed(const struct settings *now, const struct flow *flow)
 {
-	__u64 *until = map_lookup(&passed, flow);
+	__u32 zero = 0;
+	__u64 *until = map_lookup(&latest_passed, &zero);
 
+	if (!until || *until <= now->forgotten)
+		return 0;
+	until = map_lookup(&passed, flow);
 	return until && *until > now->forgotten && *until > nanoseconds();
 }
 
@@ -431,18 +435,20 @@ inline __u16 skip_tags(struct xdp_md *context, __u16 type, __u32 *offset)
 	return type;
 }
 
-inline int equal(const volatile __u8 *left, const volatile __u8 *right)
+// MAC addresses begin at even offsets everywhere.
+inline int equal(const volatile __u16 *left, const volatile __u16 *right)
 {
-	__u8 differ = 0;
+	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]));
+}
 
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		differ |= left[i] ^ right[i];
-	return !differ;
+// IEEE 802-2014 section 8.2.2: the first bit on the wire.
+inline int is_group(const __u16 *address)
+{
+	return address[0] & be16(0x0100);
 }
 
 // Fills `to` with the address that the frame was sent to.
-inline enum kind judge_frame(struct xdp_md *context, __u8 *to)
+inline enum kind judge_frame(struct xdp_md *context, __u16 *to)
 {
 	struct ethhdr *ethernet = at(context, 0, sizeof(*ethernet));
 	__u32 zero = 0, offset = sizeof(*ethernet);
@@ -453,13 +459,12 @@ inline enum kind judge_frame(struct xdp_md *context, __u8 *to)
 
 	if (!ethernet || !now)
 		return PASSED;
-	if (equal(ethernet->h_source, reinjected))
+	if (equal((__u16 *)ethernet->h_source, reinjected))
 		return REINJECTED;
 	if (!now->tables)
 		return PASSED;
 	__builtin_memcpy(to, ethernet->h_dest, ETH_ALEN);
-	// IEEE 802-2014 section 8.2.2: the first bit on the wire.
-	to_group = to[0] & 1;
+	to_group = is_group(to);
 	type = skip_tags(context, be16(ethernet->h_proto), &offset);
 	if (type == ETH_P_IP)
 		transport = parse_v4(context, offset, &packet);
@@ -475,15 +480,23 @@ inline int is_taken(enum kind kind)
 	return kind >= ROUTE && kind <= NEIGHBOUR;
 }
 
-// To the socket of the queue that the frame came by; says so if there is none.
-inline int redirect(struct xdp_md *context, const __u8 *to, enum kind *kind)
+inline struct interface *find_interface(__u32 index)
 {
-	__u32 index = context->ingress_ifindex, queue = context->rx_queue_index;
-	struct interface *interface = map_lookup(&interfaces, &index);
+	__u32 near = index % NEAR_INTERFACES;
+	struct interface *interface = map_lookup(&near_interfaces, &near);
+
+	return interface && interface->index == index ? interface : map_lookup(&interfaces, &index);
+}
+
+// To the socket of the queue that the frame came by; says so if there is none.
+inline int redirect(struct xdp_md *context, const __u16 *to, enum kind *kind)
+{
+	__u32 queue = context->rx_queue_index;
+	struct interface *interface = find_interface(context->ingress_ifindex);
 	int action = XDP_PASS;
 
 	// A frame to somebody else, seen because of promiscuous mode: PACKET_OTHERHOST in eth_type_trans, net/ethernet/eth.c.
-	if (interface && !(to[0] & 1) && !equal(to, interface->address)) {
+	if (interface && !is_group(to) && !equal(to, interface->address)) {
 		*kind = FOREIGN;
 		return XDP_PASS;
 	}
@@ -497,7 +510,7 @@ inline int redirect(struct xdp_md *context, const __u8 *to, enum kind *kind)
 // Global like the parsers, so that it is in the object once.
 __attribute__((noinline)) int filter(struct xdp_md *context)
 {
-	__u8 to[ETH_ALEN] = {};
+	__u16 to[ETH_ALEN / 2] = {};
 	enum kind kind = judge_frame(context, to);
 	int action = is_taken(kind) ? redirect(context, to, &kind) : XDP_PASS;
 	__u32 index = kind;
@@ -531,9 +544,11 @@ SEC("xdp") int pass_on_marked(struct xdp_md *context)
 	struct ethhdr *ethernet = at(context, 0, sizeof(*ethernet));
 
 	if (ethernet) {
-#pragma unroll
-		for (int i = 0; i < ETH_ALEN; i++)
-			ethernet->h_source[i] = reinjected[i];
+		__u16 *source = (__u16 *)ethernet->h_source;
+
+		source[0] = reinjected[0];
+		source[1] = reinjected[1];
+		source[2] = reinjected[2];
 	}
 	return XDP_PASS;
 }

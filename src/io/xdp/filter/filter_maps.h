@@ -65,9 +65,10 @@ struct fragment {
 };
 
 struct interface {
+	__u32 index;
 	__u32 base;
 	__u32 queues;
-	__u8 address[ETH_ALEN];
+	__u16 address[ETH_ALEN / 2];
 	__u16 zero;
 };
 
@@ -103,6 +104,16 @@ struct {
 	type(key, __u32);
 	type(value, struct interface);
 } interfaces SEC(".maps");
+
+// The same, each at its index modulo the size, where another one may be instead: saves most frames the hash.
+#define NEAR_INTERFACES 1024
+
+struct {
+	uint(type, BPF_MAP_TYPE_ARRAY);
+	uint(max_entries, NEAR_INTERFACES);
+	type(key, __u32);
+	type(value, struct interface);
+} near_interfaces SEC(".maps");
 
 struct {
 	uint(type, BPF_MAP_TYPE_ARRAY);
@@ -174,6 +185,14 @@ struct {
 	type(key, struct flow);
 	type(value, __u64);
 } passed SEC(".maps");
+
+// The latest time in `passed`: as long as no flow was passed under this configuration, nothing is looked up there.
+struct {
+	uint(type, BPF_MAP_TYPE_ARRAY);
+	uint(max_entries, 1);
+	type(key, __u32);
+	type(value, __u64);
+} latest_passed SEC(".maps");
 
 // Datagrams whose first fragment was taken: until when the others are.
 struct {

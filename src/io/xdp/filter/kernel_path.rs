@@ -22,6 +22,7 @@ pub struct KernelPath(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     passed: Map,
+    latest_passed: Map,
     pass_on: OwnedFd,
     pass_on_marked: OwnedFd,
     /// Interfaces on which the kernel runs the filter on reinjected frames too.
@@ -29,9 +30,10 @@ struct Shared {
 }
 
 impl KernelPath {
-    pub(super) fn new(passed: Map, pass_on: OwnedFd, pass_on_marked: OwnedFd) -> Self {
+    pub(super) fn new(passed: Map, latest_passed: Map, pass_on: OwnedFd, pass_on_marked: OwnedFd) -> Self {
         Self(Arc::new(Shared {
             passed,
+            latest_passed,
             pass_on,
             pass_on_marked,
             generic: RwLock::default(),
@@ -55,7 +57,9 @@ impl KernelPath {
     /// When the kernel refuses.
     pub fn remember_passed(&self, tuple: &Tuple) -> io::Result<()> {
         let until = bpf::clock()? + nanoseconds(REMEMBERED);
-        self.0.passed.put(&tables::flow(tuple), &until.to_ne_bytes())
+        self.0.passed.put(&tables::flow(tuple), &until.to_ne_bytes())?;
+        // Another worker's may come before it; they differ by less than an eyeblink, and only a reload looks at it.
+        self.0.latest_passed.put(&0_u32.to_ne_bytes(), &until.to_ne_bytes())
     }
 
     /// Gives a whole Ethernet frame to the kernel as if it had just arrived on this interface, untouched. (In generic

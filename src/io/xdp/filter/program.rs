@@ -18,7 +18,7 @@ use super::counters::Counters;
 pub use super::error::FilterError;
 use super::interest::{Changes, Interest, Put};
 use super::kernel_path::{KernelPath, REMEMBERED, nanoseconds};
-use super::tables::{self, Entry, Table};
+use super::tables::{self, Entry, Place, Table};
 
 /// Compiled by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
@@ -123,6 +123,7 @@ struct Attachment {
 struct Maps {
     sockets: Map,
     interfaces: Map,
+    near_interfaces: Map,
     settings: Map,
     counters: Map,
     hosts: Map,
@@ -148,11 +149,11 @@ impl Filter {
         let program = load(&mut object, "filter_frames").or_else(|_| load(&mut object, "plain_filter"))?;
         let pass_on = load(&mut object, "pass_on")?;
         let pass_on_marked = load(&mut object, "pass_on_marked")?;
-        let passed = map(&mut object, "passed")?;
+        let (passed, latest_passed) = (map(&mut object, "passed")?, map(&mut object, "latest_passed")?);
         Ok(Self {
             program,
             maps: Maps::new(&mut object)?,
-            kernel_path: KernelPath::new(passed, pass_on, pass_on_marked),
+            kernel_path: KernelPath::new(passed, latest_passed, pass_on, pass_on_marked),
             attachments: BTreeMap::new(),
             interest: Interest::default(),
         })
@@ -186,6 +187,7 @@ impl Filter {
             return Ok(());
         };
         self.kernel_path.set_generic(interface, false);
+        self.maps.put_near(interface, Place::default())?;
         remove(&self.maps.interfaces, &interface.to_ne_bytes())?;
         (base..base + queues).try_for_each(|place| remove(&self.maps.sockets, &place.to_ne_bytes()))
     }
@@ -212,8 +214,14 @@ impl Filter {
     /// When the program is not attached there, or the kernel refuses.
     pub fn set_hardware_address(&self, interface: u32, address: [u8; 6]) -> Result<(), FilterError> {
         let attachment = self.attachment(interface)?;
-        let value = tables::interface(attachment.base, attachment.queues, address);
-        put(&self.maps.interfaces, &interface.to_ne_bytes(), &value)
+        let place = Place {
+            index: interface,
+            base: attachment.base,
+            queues: attachment.queues,
+            address,
+        };
+        put(&self.maps.interfaces, &interface.to_ne_bytes(), &place.value())?;
+        self.maps.put_near(interface, place)
     }
 
     /// From now on the filter takes what `wanted` says. New entries come before old ones go, so that nothing that stays
@@ -327,6 +335,7 @@ impl Maps {
         Ok(Self {
             sockets: map("sockets")?,
             interfaces: map("interfaces")?,
+            near_interfaces: map("near_interfaces")?,
             settings: map("settings")?,
             counters: per_cpu(map("counters")?)?,
             hosts: map("hosts")?,
@@ -336,6 +345,12 @@ impl Maps {
             covers: map("covers")?,
             announced: map("announced")?,
         })
+    }
+
+    /// Where another interface was, the filter finds it in the hash.
+    fn put_near(&self, interface: u32, place: Place) -> Result<(), FilterError> {
+        let near = interface % self.near_interfaces.max_entries;
+        put(&self.near_interfaces, &near.to_ne_bytes(), &place.value())
     }
 
     const fn of(&self, table: Table) -> &Map {

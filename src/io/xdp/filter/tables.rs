@@ -134,12 +134,27 @@ pub(super) fn flow(tuple: &Tuple) -> [u8; 40] {
 }
 
 /// `struct interface`
-pub(super) fn interface(base: u32, queues: u32, address: [u8; 6]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&base.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&queues.to_ne_bytes());
-    bytes[8..14].copy_from_slice(&address);
-    bytes
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    /// Of the interface; 0 is none.
+    pub(super) index: u32,
+    /// The first of its places in the XSKMAP.
+    pub(super) base: u32,
+    /// How many it has.
+    pub(super) queues: u32,
+    /// Its MAC address.
+    pub(super) address: [u8; 6],
+}
+
+impl Place {
+    pub(super) fn value(self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        for (field, number) in bytes.chunks_mut(4).zip([self.index, self.base, self.queues]) {
+            field.copy_from_slice(&number.to_ne_bytes());
+        }
+        bytes[12..18].copy_from_slice(&self.address);
+        bytes
+    }
 }
 
 /// `struct settings`
