@@ -247,7 +247,10 @@ fn datagrams_of_a_local_stack_arrive_with_finished_checksums() {
         println!("the kernel finishes checksums: {}", lab.bundle.finishes_checksums());
         for number in 0..1_000_u32 {
             client.send(&number.to_be_bytes()).unwrap();
-            lab.forward(1);
+            lab.each(1, |bundle, arrival| {
+                assert!(l2::unfinished(arrival.bytes(), arrival.length()).is_some());
+                assert!(forward(bundle, arrival));
+            });
             assert_eq!(receive(&server), number.to_be_bytes());
         }
         lab.assert_nothing_leaked();

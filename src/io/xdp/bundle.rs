@@ -222,6 +222,7 @@ impl Bundle {
         let count = self.sockets.len();
         let mut left = most;
         let share = most.div_ceil(count.max(1));
+        self.sockets.iter_mut().for_each(Socket::poll);
         for limit in [share, most] {
             for turn in 0..count {
                 let number = (self.turn + turn) % count;
@@ -240,7 +241,6 @@ impl Bundle {
         if most == 0 {
             return 0;
         }
-        socket.poll();
         let before = arrivals.len();
         arrivals.extend(std::iter::from_fn(|| socket.take(umem, spare)).take(most));
         socket.taken();
