@@ -12,7 +12,7 @@ use super::{Error, effective_policy, kept};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::validate::load;
-use crate::config::{Config, save};
+use crate::config::{Backend, Config, save};
 use crate::control::protocol::{DrainView, LastReload};
 use crate::control::views::Rates;
 use crate::engine::Engine;
@@ -20,7 +20,7 @@ use crate::io::steering::Steering;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
 use crate::plumbing::{Device, Plan};
-use crate::policy::Mode;
+use crate::policy::{Mode, Policy};
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
 use crate::worker::Clock;
@@ -83,6 +83,15 @@ impl Datapath {
     }
 }
 
+/// What `policy`, made from `config`, needs of the kernel.
+fn plan(config: &Config, policy: &Policy) -> Result<Plan, Error> {
+    let mut plan = Plan::new(policy, &policy.local_addresses)?;
+    if config.datapath.backend == Backend::AfXdp {
+        plan.served = config.af_xdp.interfaces.iter().cloned().collect();
+    }
+    Ok(plan)
+}
+
 impl Control {
     pub(super) fn new(file: &Path, config: Config, datapath: Datapath) -> Self {
         let mut state = State {
@@ -107,7 +116,7 @@ impl Control {
     pub(super) fn install(&self, device: Device, interfaces: Option<Interfaces>, journal: &Path) -> Result<(), Error> {
         let mut state = self.state.lock();
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
-        state.plan = Plan::new(&policy, &policy.local_addresses)?;
+        state.plan = plan(&state.config, &policy)?;
         let leads = Leads::install(device, interfaces, state.plan.clone(), &policy, journal)?;
         state.leads = Some(leads);
         Ok(())
@@ -342,7 +351,7 @@ impl Control {
             state.config = config;
             return Ok(());
         }
-        let plan = Plan::new(&policy, &policy.local_addresses)?;
+        let plan = plan(&config, &policy)?;
         if let Some(leads) = &mut state.leads {
             let both = plan.clone().union(leads.plan());
             leads.update(both, &policy)?;

@@ -115,6 +115,7 @@ fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
             let device = context.device.clone();
             message.attributes.push(RuleAttribute::Iifname(device));
         }
+        Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
             let source = RuleAttribute::Source(cover.net.addr());

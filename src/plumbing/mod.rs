@@ -11,6 +11,7 @@
 //!  11: to NODE ipproto tcp dport 30080 -> 7763   node ports and services on local addresses   local
 //!  20: lookup local                              moved here from 0                            ports)
 //!  30: iif lbd0 goto 39
+//!  30: iif eth0 goto 32                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
 //!  32: lookup 7762                               service, external and pool addresses -> lbd0

@@ -87,6 +87,8 @@ pub(super) enum Selector {
     All,
     /// What lbd has written to its device.
     FromDevice,
+    /// What came in by this interface.
+    FromInterface(String),
     From(Cover),
     To(Cover),
 }
@@ -184,6 +186,8 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let at = |priority, selector, action| rule(family, priority, selector, action);
             objects.push(at(REFUSE, Selector::FromDevice, Action::Lookup(REFUSE_TABLE)));
             objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
+            let served = plan.served.iter().cloned().map(Selector::FromInterface);
+            objects.extend(served.map(|selector| at(SKIP_ROUTES, selector, Action::Goto(SERVICES))));
             objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
             let replies = cover_backends(&of_family(&plan.replies, family))
                 .into_iter()
@@ -301,6 +305,7 @@ impl fmt::Display for Rule {
         match &self.selector {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
+            Selector::FromInterface(name) => write!(f, " iif {name}")?,
             Selector::From(cover) => {
                 let (first, last) = cover.ports;
                 write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;

@@ -19,6 +19,8 @@ pub struct Plan {
     pub local_ports: BTreeSet<(Protocol, Endpoint)>,
     /// Backends: what they answer goes to lbd.
     pub replies: BTreeSet<(Protocol, Endpoint)>,
+    /// Interfaces whose packets an XDP program has judged already: what it left to the kernel is no reply of lbd's.
+    pub served: BTreeSet<String>,
     /// Destinations of rules that lead to a service, in iptables mode.
     pub diverted: BTreeSet<Cover>,
     /// The same, as far as they are this host's own addresses.
@@ -90,6 +92,7 @@ impl Plan {
         self.routes.extend(&other.routes);
         self.local_ports.extend(&other.local_ports);
         self.replies.extend(&other.replies);
+        self.served.extend(other.served.iter().cloned());
         self.diverted.extend(&other.diverted);
         self.diverted_locally.extend(&other.diverted_locally);
         self

@@ -163,8 +163,7 @@ impl Counts {
 pub struct Bundle {
     sockets: Vec<Socket>,
     umem: Umem,
-    /// The interface number of each port.
-    interfaces: Vec<u32>,
+    ports: Vec<Port>,
     /// The sockets that each port sends by.
     senders: Vec<Vec<usize>>,
     /// Whether the kernel reads metadata before packets.
@@ -206,7 +205,7 @@ impl Bundle {
         let mut bundle = Self {
             sockets: Vec::with_capacity(count),
             umem,
-            interfaces: ports.iter().map(|port| port.index).collect(),
+            ports: ports.to_vec(),
             senders,
             metadata: false,
             turn: 0,
@@ -245,7 +244,7 @@ impl Bundle {
     pub fn bindings(&self) -> impl Iterator<Item = Binding<'_>> {
         self.sockets.iter().map(|socket| Binding {
             port: socket.port.into(),
-            interface: self.interfaces[usize::from(socket.port)],
+            interface: self.ports[usize::from(socket.port)].index,
             queue: socket.queue,
             descriptor: socket.descriptor(),
         })
@@ -262,6 +261,7 @@ impl Bundle {
         let count = self.sockets.len();
         let mut left = most;
         let share = most.div_ceil(count.max(1));
+        self.sockets.iter_mut().for_each(Socket::poll);
         for limit in [share, most] {
             for turn in 0..count {
                 let number = (self.turn + turn) % count;
@@ -280,7 +280,6 @@ impl Bundle {
         if most == 0 {
             return 0;
         }
-        socket.poll();
         let before = arrivals.len();
         arrivals.extend(std::iter::from_fn(|| socket.take(umem, spare)).take(most));
         socket.taken();
@@ -374,7 +373,8 @@ impl Bundle {
         };
         for socket in &mut self.sockets {
             let refused = socket.counters.refused;
-            flushed.waiting += socket.flush(&mut self.umem)?;
+            let waiting = socket.flush(&mut self.umem);
+            flushed.waiting += waiting.map_err(|error| named(&self.ports, socket, &error))?;
             flushed.unsent += (socket.counters.refused - refused) as usize;
         }
         debug_assert!(self.frames().is_complete(), "a frame is lost: {:?}", self.frames());
@@ -447,6 +447,14 @@ fn senders(ports: &[Port]) -> Result<Vec<Vec<usize>>, OpenError> {
     ports.iter().map(senders_of).collect()
 }
 
+fn named(ports: &[Port], socket: &Socket, error: &io::Error) -> io::Error {
+    let name = &ports[usize::from(socket.port)].name;
+    io::Error::new(
+        error.kind(),
+        format!("{name}, queue {}: sending by AF_XDP: {error}", socket.queue),
+    )
+}
+
 fn open_error(port: &Port, queue: u32, step: Step, error: io::Error) -> OpenError {
     OpenError {
         interface: port.name.clone(),
@@ -492,5 +500,17 @@ fn statistics(socket: &Socket) -> SocketStatistics {
         invalid_received: count(|kernel| kernel.rx_invalid_descs),
         invalid_sent: count(|kernel| kernel.tx_invalid_descs),
         nothing_to_send: count(|kernel| kernel.tx_ring_empty_descs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_can_be_opened_in_one_thread_and_run_in_another() {
+        const fn is_send<T: Send>() {}
+        is_send::<Bundle>();
+        is_send::<Arrival>();
     }
 }

@@ -1,5 +1,4 @@
 //! The kernel's part: packets that lbd cannot send itself, and packets that were not its own after all.
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -59,33 +58,26 @@ impl Kernel {
         }
     }
 
-    /// Gives back a frame that is not lbd's: it goes on as if it had just come in by the interface. The IP packet in it, if
-    /// it is one, begins at `start`.
-    pub(super) fn give_back(&mut self, interface: u32, frame: &mut [u8], start: Option<usize>) {
+    /// Gives back an IP packet that is not lbd's: as in TUN mode, it goes on out of lbd's device, past what leads packets to
+    /// lbd. The filter leaves its flow alone for a while.
+    pub(super) fn give_back(&mut self, packet: &mut [u8]) {
         count(&self.tally.returned);
-        let packet = start.and_then(|start| frame.get_mut(start..));
-        let tuple = packet.and_then(|packet| {
-            // The kernel takes it for a packet off the wire.
-            rewrite::finish_checksum(packet);
-            Headers::parse(packet).ok()?.tuple()
-        });
-        if let Err(error) = self.path.reinject(interface, frame) {
-            self.give_back_by_tun(frame, start, &error);
+        rewrite::finish_checksum(packet);
+        if self.tun.send(packet, Checksum::Complete).is_err() {
+            self.unsent += 1;
         }
+        let tuple = Headers::parse(packet).ok().and_then(|headers| headers.tuple());
         let remembered = tuple.map_or(Ok(()), |tuple| self.path.remember_passed(&tuple));
         if let Err(error) = remembered {
             tracing::debug!("the filter goes on taking a flow that is not lbd's: {error}");
         }
     }
 
-    /// For kernels before 5.18, and for frames longer than a page.
-    fn give_back_by_tun(&mut self, frame: &[u8], start: Option<usize>, error: &io::Error) {
-        let sent = match start.and_then(|start| frame.get(start..)) {
-            Some(packet) => self.tun.send(packet, Checksum::Complete),
-            None => Err(io::ErrorKind::Unsupported.into()),
-        };
-        if sent.is_err() {
-            tracing::debug!("a packet that is not lbd's is lost: {error}");
+    /// Gives back a frame that carries no IP packet: it goes on as if it had just come in by the interface.
+    pub(super) fn reinject(&mut self, interface: u32, frame: &[u8]) {
+        count(&self.tally.returned);
+        if let Err(error) = self.path.reinject(interface, frame) {
+            tracing::debug!("a frame that is not lbd's is lost: {error}");
             self.unsent += 1;
         }
     }

@@ -95,17 +95,20 @@ impl Queue {
         decide(&mut frames, Some(&mut self.forwarding));
         let decisions: Vec<Decision> = frames.iter().map(Decision::of).collect();
         // 3. Each goes its way.
-        for (packet, decision) in packets.into_iter().zip(decisions) {
+        for (mut packet, decision) in packets.into_iter().zip(decisions) {
             match decision.fate {
                 Fate::Discard => self.bundle.release(packet.arrival),
-                Fate::Pass => self.give_back(packet),
+                Fate::Pass => {
+                    self.kernel.give_back(packet.bytes(&decision.range));
+                    self.bundle.release(packet.arrival);
+                }
                 Fate::Send => self.forward(packet, &decision),
             }
         }
     }
 
     /// Keeps IP packets for the engine.
-    fn admit(&mut self, mut arrival: Arrival) -> Option<Packet> {
+    fn admit(&mut self, arrival: Arrival) -> Option<Packet> {
         let found = ethernet::network(arrival.bytes());
         let asked = found.and_then(|(ethertype, at)| {
             let question = announce::question(arrival.bytes(), ethertype, at)?;
@@ -118,8 +121,7 @@ impl Queue {
         match found {
             Some((ethernet::IPV4 | ethernet::IPV6, at)) => Some(Packet::new(arrival, at)),
             Some(_) | None => {
-                let (interface, range) = (self.interfaces[arrival.port()], arrival.range());
-                self.kernel.give_back(interface, &mut arrival.storage()[range], None);
+                self.kernel.reinject(self.interfaces[arrival.port()], arrival.bytes());
                 self.bundle.release(arrival);
                 None
             }
@@ -139,25 +141,6 @@ impl Queue {
             }
             None => self.bundle.release(arrival),
         }
-    }
-
-    /// Gives a packet that is not lbd's back to the kernel.
-    fn give_back(&mut self, packet: Packet) {
-        let Packet {
-            mut arrival,
-            start,
-            whole,
-        } = packet;
-        let interface = self.interfaces[arrival.port()];
-        let range = arrival.range();
-        match whole {
-            Some(mut whole) => self.kernel.give_back(interface, &mut whole, Some(start)),
-            None => {
-                let frame = &mut arrival.storage()[range.clone()];
-                self.kernel.give_back(interface, frame, Some(start - range.start));
-            }
-        }
-        self.bundle.release(arrival);
     }
 
     /// Sends a packet out of the interface that it must leave by, or has the kernel find the way.
@@ -276,10 +259,10 @@ impl Packet {
         }
     }
 
-    fn bytes(&mut self, range: &Range<usize>) -> &[u8] {
-        match &self.whole {
-            Some(whole) => &whole[range.clone()],
-            None => &self.arrival.storage()[range.clone()],
+    fn bytes(&mut self, range: &Range<usize>) -> &mut [u8] {
+        match &mut self.whole {
+            Some(whole) => &mut whole[range.clone()],
+            None => &mut self.arrival.storage()[range.clone()],
         }
     }
 }
