@@ -6,6 +6,7 @@ fn a_service_address_in_the_clients_network_is_found_where_lbd_announces_it() {
     isolated_xdp(|| {
         let rig = Rig::new();
         for mode in [Mode::Ipvs, Mode::Iptables] {
+            rig.sh("client", "ip neigh flush all; ip -6 neigh flush all").ok();
             let mut config = Config::xdp(mode, Family::BOTH.map(in_the_clients_network).into());
             let silent = rig.lbd(&config);
             for family in Family::BOTH {

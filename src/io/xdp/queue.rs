@@ -162,13 +162,13 @@ impl Queue {
         }
     }
 
-    fn send(&mut self, packet: Packet, decision: &Decision, hop: &Hop, version: Version) {
+    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, version: Version) {
         let Some(port) = self.interfaces.iter().position(|&index| index == hop.interface) else {
             return self.bundle.release(packet.arrival);
         };
+        let unfinished = unfinished(packet.bytes(&decision.range), decision.checksum);
         let (mut arrival, range) = self.put_back(packet, decision);
         let storage = arrival.storage();
-        let unfinished = unfinished(&storage[range.clone()], decision.checksum);
         if !decision.is_answer {
             age(&mut storage[range.clone()], version);
         }
