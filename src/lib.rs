@@ -3,16 +3,21 @@
 //! # The life of a packet
 //!
 //! 1. The kernel routes a packet for a service address, or a backend's reply to one, into the TUN device
-//!    ([`plumbing`] has asked it to). The device picks a queue by the packet's addresses and ports ([`io`]).
-//! 2. A worker reads it into a [`packet::frame::Frame`], up to 64 KB at once, and looks at the clock once a batch ([`worker`]).
+//!    ([`plumbing`] has asked it to), which picks a queue by the packet's addresses and ports; or, with
+//!    `backend = "af_xdp"`, an XDP program takes it from its interface before the kernel has made anything of it ([`io`]).
+//! 2. A worker has it in a [`packet::frame::Frame`], on TUN up to 64 KB at once, and looks at the clock once a batch
+//!    ([`worker`]).
 //! 3. [`engine::Processor::process`] decides. It is the one place where the order of the steps is written:
 //!    - [`packet`] checks it once and keeps where its parts are;
 //!    - [`conntrack`] finds its flow and takes note: the TCP state, the timeout, the counters;
 //!    - a packet without a flow needs a service ([`matcher`]: ordered rules or hashed virtual servers), a backend
 //!      ([`affinity`], else [`scheduler`]), a sender that the backend can answer ([`nat`]), and a place in the table;
+//!    - an ICMP error about a flow follows it; where lbd itself sends packets on, [`router`] knows what fits the way;
 //!    - [`rewrite`] translates addresses and ports in place, checksums included; or
 //!      [`packet::refusal`] turns the packet into the answer to its sender.
-//! 4. The [`verdict`] is counted. The worker writes the frame back, or forgets it, and the kernel routes it on.
+//! 4. The [`verdict`] is counted. The worker forgets the frame or sends it on: on TUN it writes it back, and the kernel
+//!    routes it; on AF_XDP it leaves by the interface that the kernel would have chosen, with the next hop's Ethernet
+//!    header, in the very memory that it came in ([`io::xdp`]).
 //!
 //! # The rooms
 //!
@@ -23,7 +28,8 @@
 //! | [`conntrack`], [`affinity`] | who talks to whom, and for how long |
 //! | [`matcher`], [`scheduler`], [`service`], [`nat`], [`ruleset`] | who should |
 //! | [`engine`] | the order of it all |
-//! | [`io`], [`worker`] | devices, captures, the loop over them |
+//! | [`router`] | what the engine asks of whoever sends packets on |
+//! | [`io`], [`worker`] | devices, captures, the loop over them; [`io::xdp`] has a map of its own |
 //! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
 //! | [`config`] | the TOML file: as written, validated, compared, saved |
 //! | [`control`] | the socket, its protocol, ipvsadm's tables |
