@@ -5,6 +5,7 @@ use std::net::IpAddr;
 ///
 /// An odd last byte is padded with a zero behind it (RFC 1071 section 4.1).
 #[must_use]
+#[inline]
 pub fn add(sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     // 32-bit words sum to the same 16-bit one's complement sum (RFC 1071 section 2, "parallel summation"), and 2^32 of
@@ -30,6 +31,7 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: 
 
 /// Folds a sum to 16 bits with end-around carry.
 #[must_use]
+#[inline]
 pub const fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -39,6 +41,7 @@ pub const fn fold(mut sum: u64) -> u16 {
 
 /// The checksum field for data that sums to `sum`.
 #[must_use]
+#[inline]
 pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
@@ -53,6 +56,7 @@ impl Difference {
 
     /// Also counts the replacement of `old` by `new`; both lie at an even offset and are equally long, of even length.
     #[must_use]
+    #[inline]
     pub fn replaced(self, old: &[u8], new: &[u8]) -> Self {
         debug_assert_eq!(old.len(), new.len());
         // -x is ~x in one's complement: RFC 1624 equation 3, HC' = ~(~HC + ~m + m').
@@ -61,18 +65,21 @@ impl Difference {
 
     /// Both replacements.
     #[must_use]
+    #[inline]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
     /// A checksum field after the replacement.
     #[must_use]
+    #[inline]
     pub const fn update(self, checksum: u16) -> u16 {
         !fold(self.0 + (!checksum) as u64)
     }
 
     /// A field that holds a plain sum, as the one of a partial checksum does, after the replacement.
     #[must_use]
+    #[inline]
     pub const fn update_sum(self, sum: u16) -> u16 {
         fold(self.0 + sum as u64)
     }

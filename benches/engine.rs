@@ -1,0 +1,185 @@
+//! What a packet of a known flow costs in the engine, all included: parse, lookup, state, counters, rewrite.
+//!
+//! Packets come in batches of 64 as from a device, flows at random; writing each packet into its buffer is included.
+#![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
+#![allow(clippy::unwrap_used, reason = "a benchmark ends at the first surprise")]
+use std::hint::black_box;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use etherparse::PacketBuilder;
+
+use lbd::engine::{Engine, Lane, Seeds};
+use lbd::packet::frame::{Checksum, Frame};
+use lbd::time::Instant;
+use lbd::verdict::Verdict;
+
+const BATCH: usize = 64;
+/// Room for an Ethernet header, as in a device's buffer.
+const START: usize = 64;
+
+/// An engine with flows. Their packets differ in the client's address and port only (and in the checksums, which nobody
+/// looks at), so that no memory but the engine's is touched for a flow.
+struct Flows {
+    engine: Engine,
+    lane: Lane,
+    count: u32,
+    v6: bool,
+    packet: Vec<u8>,
+    now: Instant,
+}
+
+impl Flows {
+    /// Every flow has been answered, so that it is established.
+    fn new(count: u32, v6: bool, tcp: bool) -> Self {
+        let protocol = if tcp { "tcp" } else { "udp" };
+        let (service, backend) = match v6 {
+            false => ("10.96.0.10:80", "10.2.0.11:8080"),
+            true => ("[fd00:96::10]:80", "[fd00:2::11]:8080"),
+        };
+        let toml = format!(
+            "[conntrack]\nmax_flows = 2000000\n[[services]]\nname = \"web\"\nprotocol = \"{protocol}\"\n\
+             address = \"{service}\"\nbackends = [{{ address = \"{backend}\" }}]\n"
+        );
+        let policy = lbd::config::parse("bench.toml", &toml).unwrap().config.policy;
+        let seeds = Seeds {
+            choices: 1,
+            hashing: ahash::RandomState::with_seeds(1, 2, 3, 4),
+        };
+        let now = Instant::from_nanos(1_000_000_000_000);
+        let (engine, mut lanes) = Engine::new(Arc::new(policy), 1, seeds, now);
+        let mut flows = Self {
+            engine,
+            lane: lanes.remove(0),
+            count,
+            v6,
+            packet: Vec::new(),
+            now,
+        };
+        let [service, backend] = [service, backend].map(|text| text.parse().unwrap());
+        for number in 0..count {
+            flows.open(client(number, v6), service, backend, tcp);
+        }
+        flows
+    }
+
+    fn open(&mut self, client: SocketAddr, service: SocketAddr, backend: SocketAddr, tcp: bool) {
+        if tcp {
+            self.pass(&segment(client, service, Some((true, false))));
+            self.pass(&segment(backend, client, Some((true, true))));
+        } else {
+            self.pass(&segment(client, service, None));
+            self.pass(&segment(backend, client, None));
+        }
+        let packet = segment(client, service, tcp.then_some((false, true)));
+        self.pass(&packet);
+        self.packet = packet;
+    }
+
+    /// Writes a packet of a flow; returns where it ends.
+    fn write(&self, number: u32, buffer: &mut [u8]) -> usize {
+        let end = START + self.packet.len();
+        let packet = &mut buffer[START..end];
+        packet.copy_from_slice(&self.packet);
+        let (address, ports) = if self.v6 { (8..24, 40) } else { (12..16, 20) };
+        match client(number, self.v6) {
+            SocketAddr::V4(from) => packet[address].copy_from_slice(&from.ip().octets()),
+            SocketAddr::V6(from) => packet[address].copy_from_slice(&from.ip().octets()),
+        }
+        packet[ports..ports + 2].copy_from_slice(&client(number, self.v6).port().to_be_bytes());
+        end
+    }
+
+    fn pass(&mut self, packet: &[u8]) {
+        let mut storage = vec![0; START + packet.len()];
+        storage[START..].copy_from_slice(packet);
+        let end = storage.len();
+        let mut frame = Frame::new(&mut storage, START, end, Checksum::Complete);
+        let verdict = self
+            .engine
+            .enter(&mut self.lane, self.now)
+            .process(&mut frame, self.now);
+        assert_eq!(verdict, Verdict::Forward);
+    }
+}
+
+fn client(number: u32, v6: bool) -> SocketAddr {
+    let address: IpAddr = match v6 {
+        false => (0x0a10_0000 + number / 50_000).to_be_bytes().into(),
+        true => (0xfd00_0001_u128 << 96 | u128::from(number / 50_000))
+            .to_be_bytes()
+            .into(),
+    };
+    SocketAddr::new(address, 10_000 + (number % 50_000) as u16)
+}
+
+/// A datagram, or a TCP segment with (SYN, ACK).
+fn segment(from: SocketAddr, to: SocketAddr, flags: Option<(bool, bool)>) -> Vec<u8> {
+    let builder = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => panic!("one IP version"),
+    };
+    let mut packet = Vec::new();
+    match flags {
+        None => builder
+            .udp(from.port(), to.port())
+            .write(&mut packet, &[0; 18])
+            .unwrap(),
+        Some((syn, ack)) => {
+            let mut builder = builder.tcp(from.port(), to.port(), 1, 1000);
+            if syn {
+                builder = builder.syn();
+            }
+            if ack {
+                builder = builder.ack(1);
+            }
+            builder.write(&mut packet, &[0; 6]).unwrap();
+        }
+    }
+    packet
+}
+
+fn known_flows(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("known flow");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for count in [1, 1_000, 1_000_000] {
+        for (name, v6, tcp) in [("udp4", false, false), ("tcp4", false, true), ("tcp6", true, true)] {
+            let mut flows = Flows::new(count, v6, tcp);
+            let mut rng = fastrand::Rng::with_seed(7);
+            let mut buffers = vec![vec![0; 2048]; BATCH];
+            group.bench_function(BenchmarkId::new(name, count), |bencher| {
+                bencher.iter(|| batch(&mut flows, &mut buffers, &mut rng));
+            });
+        }
+    }
+    group.finish();
+}
+
+fn batch(flows: &mut Flows, buffers: &mut [Vec<u8>], rng: &mut fastrand::Rng) {
+    let frames = buffers.iter_mut().map(|buffer| {
+        let end = flows.write(rng.u32(..flows.count), buffer);
+        Frame::new(buffer, START, end, Checksum::Complete)
+    });
+    let mut frames: Vec<Frame<'_>> = frames.collect();
+    let mut processor = flows.engine.enter(&mut flows.lane, flows.now);
+    for frame in &mut frames {
+        let verdict = processor.process(frame, flows.now);
+        assert_eq!(black_box(verdict), Verdict::Forward);
+    }
+}
+
+fn settings() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+}
+
+criterion_group! {
+    name = benches;
+    config = settings();
+    targets = known_flows
+}
+criterion_main!(benches);
