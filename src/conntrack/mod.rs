@@ -11,6 +11,7 @@
 //! where hashbrown took 70, and could not hold both directions under one lock.
 pub mod ages;
 pub mod connection;
+mod index;
 pub mod shard;
 pub mod tcp;
 pub mod timeout;

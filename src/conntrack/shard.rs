@@ -1,34 +1,13 @@
 //! A part of the connection table: flows in slots, found by the tuple of either direction.
 
 use ahash::RandomState;
-use hashbrown::HashTable;
 
 use super::ages::{Ages, Link, Links};
 use super::connection::{Class, Connection};
+use super::index::{Entry, Index};
 use super::wheel::{Tick, Timer, Timers, Wheel};
 use crate::flow::{Direction, Tuple};
 use crate::time::Instant;
-
-/// A slot and a direction in one word, so that one probe says whose packet it is and which way it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry(u32);
-
-impl Entry {
-    const fn new(slot: u32, direction: Direction) -> Self {
-        Self(slot << 1 | matches!(direction, Direction::Reply) as u32)
-    }
-
-    const fn slot(self) -> u32 {
-        self.0 >> 1
-    }
-
-    const fn direction(self) -> Direction {
-        match self.0 & 1 {
-            0 => Direction::Original,
-            _ => Direction::Reply,
-        }
-    }
-}
 
 /// A flow in its slot.
 #[derive(Debug)]
@@ -94,7 +73,7 @@ impl Timers for Slots {
 #[derive(Debug)]
 pub struct Shard {
     hasher: RandomState,
-    index: HashTable<Entry>,
+    index: Index,
     slots: Slots,
     wheel: Wheel,
     embryonic: Ages,
@@ -109,7 +88,7 @@ impl Shard {
     pub fn new(hasher: RandomState, room: usize, now: Instant) -> Self {
         Self {
             hasher,
-            index: HashTable::with_capacity(2 * room),
+            index: Index::with_room(2 * room),
             slots: Slots {
                 occupied: Vec::with_capacity(room),
                 free: Vec::new(),
@@ -167,10 +146,7 @@ impl Shard {
             link: Link::default(),
         });
         for (way, tuple) in tuples {
-            let (hasher, slots) = (&self.hasher, &self.slots);
-            let rehash = |entry: &Entry| hash_of(hasher, slots, *entry);
-            self.index
-                .insert_unique(hasher.hash_one(tuple), Entry::new(slot, way), rehash);
+            self.index.insert(self.hasher.hash_one(tuple), Entry::new(slot, way));
         }
         self.wheel.arm(&mut self.slots, slot, due);
         self.enlist(slot, class);
@@ -213,10 +189,7 @@ impl Shard {
         let class = connection.class();
         for way in [Direction::Original, Direction::Reply] {
             let hash = self.hasher.hash_one(self.slots.get(slot)?.connection.arriving(way));
-            let wanted = Entry::new(slot, way);
-            if let Ok(found) = self.index.find_entry(hash, |&entry| entry == wanted) {
-                found.remove();
-            }
+            self.index.remove(hash, Entry::new(slot, way));
         }
         self.delist(slot, class);
         self.wheel.disarm(&mut self.slots, slot);
@@ -267,12 +240,12 @@ impl Shard {
 
     fn entry(&self, tuple: &Tuple) -> Option<Entry> {
         let slots = &self.slots;
-        let matches = |entry: &Entry| {
+        let matches = |entry: Entry| {
             slots
                 .get(entry.slot())
                 .is_some_and(|occupied| occupied.connection.arriving(entry.direction()) == *tuple)
         };
-        self.index.find(self.hasher.hash_one(tuple), matches).copied()
+        self.index.find(self.hasher.hash_one(tuple), matches)
     }
 
     const fn list(&mut self, class: Class) -> Option<&mut Ages> {
@@ -297,13 +270,6 @@ impl Shard {
             Class::Closing => self.closing.remove(&mut self.slots, slot),
             Class::Established => {}
         }
-    }
-}
-
-fn hash_of(hasher: &RandomState, slots: &Slots, entry: Entry) -> u64 {
-    match slots.get(entry.slot()) {
-        Some(occupied) => hasher.hash_one(occupied.connection.arriving(entry.direction())),
-        None => unreachable!("an indexed slot is occupied"),
     }
 }
 

@@ -1,0 +1,227 @@
+//! Where flows are, by the hash of either tuple: open addressing with linear probing, one word a cell.
+//!
+//! A cell holds half of the hash beside the entry, so that a lookup reads one cache line here and the flow itself, and
+//! nothing of other flows; and so that growing needs no flow. hashbrown, which reads a line of control bytes and a line of
+//! entries, took 131 ns a packet of a thousand flows where this takes MEASURED, and 780 where this takes MEASURED at a million.
+use std::fmt;
+
+/// A slot and a direction in one word, so that one probe says whose packet it is and which way it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry(u32);
+
+/// The fewest cells.
+const LEAST: usize = 16;
+
+use crate::flow::Direction;
+
+impl Entry {
+    pub(super) const fn new(slot: u32, direction: Direction) -> Self {
+        Self(slot << 1 | matches!(direction, Direction::Reply) as u32)
+    }
+
+    pub(super) const fn slot(self) -> u32 {
+        self.0 >> 1
+    }
+
+    pub(super) const fn direction(self) -> Direction {
+        match self.0 & 1 {
+            0 => Direction::Original,
+            _ => Direction::Reply,
+        }
+    }
+}
+
+/// Half a hash above an entry plus one; zero is empty.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Cell(u64);
+
+impl Cell {
+    const EMPTY: Self = Self(0);
+
+    const fn new(hash: u64, entry: Entry) -> Self {
+        // Slots are numbered below 2^30 (`max_flows`), so one more than an entry fits.
+        Self(hash & TAG | (entry.0 + 1) as u64)
+    }
+
+    const fn entry(self) -> Entry {
+        Entry((self.0 as u32).wrapping_sub(1))
+    }
+
+    const fn has_tag_of(self, hash: u64) -> bool {
+        (self.0 ^ hash) & TAG == 0
+    }
+}
+
+/// The half of a hash that is kept. Its top bits choose the cell that a search begins at.
+const TAG: u64 = !(u32::MAX as u64);
+
+/// See the module.
+pub(super) struct Index {
+    /// A power of two, at most 2^32.
+    cells: Box<[Cell]>,
+    /// How far right a hash is shifted to number its cell.
+    shift: u32,
+    used: usize,
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("cells", &self.cells.len())
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Index {
+    /// An empty index that does not grow before it holds this many entries.
+    pub(super) fn with_room(entries: usize) -> Self {
+        Self::with_cells((entries * 2).next_power_of_two().max(LEAST))
+    }
+
+    fn with_cells(count: usize) -> Self {
+        Self {
+            cells: vec![Cell::EMPTY; count].into_boxed_slice(),
+            shift: u64::BITS - count.trailing_zeros(),
+            used: 0,
+        }
+    }
+
+    /// The entry with this hash that `matches`.
+    #[inline]
+    pub(super) fn find(&self, hash: u64, mut matches: impl FnMut(Entry) -> bool) -> Option<Entry> {
+        let mut at = self.home(hash);
+        loop {
+            let cell = self.cells[at];
+            if cell == Cell::EMPTY {
+                return None;
+            }
+            if cell.has_tag_of(hash) && matches(cell.entry()) {
+                return Some(cell.entry());
+            }
+            at = self.after(at);
+        }
+    }
+
+    /// Stores an entry, which is not there yet.
+    pub(super) fn insert(&mut self, hash: u64, entry: Entry) {
+        // At three quarters a search for what is not there looks at 8.5 cells, one or two cache lines (Knuth, TAOCP 6.4).
+        if (self.used + 1) * 4 > self.cells.len() * 3 {
+            self.grow();
+        }
+        self.put(Cell::new(hash, entry));
+        self.used += 1;
+    }
+
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, hash: u64, entry: Entry) {
+        let wanted = Cell::new(hash, entry);
+        let mut at = self.home(hash);
+        while self.cells[at] != wanted {
+            if self.cells[at] == Cell::EMPTY {
+                return;
+            }
+            at = self.after(at);
+        }
+        self.close(at);
+        self.used -= 1;
+    }
+
+    fn put(&mut self, cell: Cell) {
+        let mut at = self.home(cell.0);
+        while self.cells[at] != Cell::EMPTY {
+            at = self.after(at);
+        }
+        self.cells[at] = cell;
+    }
+
+    /// Fills a hole with a cell behind it whose search would otherwise end at the hole, and so on.
+    fn close(&mut self, mut hole: usize) {
+        let mut at = self.after(hole);
+        while self.cells[at] != Cell::EMPTY {
+            if self.distance(self.home(self.cells[at].0), at) >= self.distance(hole, at) {
+                self.cells[hole] = self.cells[at];
+                hole = at;
+            }
+            at = self.after(at);
+        }
+        self.cells[hole] = Cell::EMPTY;
+    }
+
+    fn grow(&mut self) {
+        let mut larger = Self::with_cells(self.cells.len() * 2);
+        for &cell in self.cells.iter().filter(|&&cell| cell != Cell::EMPTY) {
+            larger.put(cell);
+        }
+        larger.used = self.used;
+        *self = larger;
+    }
+
+    /// Where a search begins.
+    const fn home(&self, hash: u64) -> usize {
+        (hash >> self.shift) as usize
+    }
+
+    const fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.cells.len() - 1)
+    }
+
+    /// Steps from one cell to another.
+    const fn distance(&self, from: usize, to: usize) -> usize {
+        to.wrapping_sub(from) & (self.cells.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(number: u32) -> Entry {
+        Entry::new(number, Direction::Original)
+    }
+
+    proptest! {
+        /// Hashes that begin alike make long runs of cells, also over the end of the table.
+        #[test]
+        fn it_holds_what_a_map_holds(steps in prop::collection::vec((0..40_u64, 0..4_u64, any::<bool>()), 0..400)) {
+            let mut index = Index::with_room(0);
+            let mut map = HashMap::new();
+            for (number, run, adds) in steps {
+                let hash = (u64::MAX << 60).wrapping_add(run << 58) | number << 32 | number;
+                let entry = entry((number * 4 + run) as u32);
+                match (adds, map.contains_key(&hash)) {
+                    (true, false) => {
+                        index.insert(hash, entry);
+                        map.insert(hash, entry);
+                    }
+                    (false, true) => {
+                        index.remove(hash, entry);
+                        map.remove(&hash);
+                    }
+                    (true, true) | (false, false) => {}
+                }
+                for (&hash, &entry) in &map {
+                    prop_assert_eq!(index.find(hash, |found| found == entry), Some(entry));
+                }
+                prop_assert_eq!(index.used, map.len());
+                let filled = index.cells.iter().filter(|&&cell| cell != Cell::EMPTY).count();
+                prop_assert_eq!(filled, map.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_removed_is_not_found_and_removing_it_again_changes_nothing() {
+        let mut index = Index::with_room(4);
+        index.insert(7 << 40, entry(1));
+        index.remove(7 << 40, entry(2));
+        assert_eq!(index.find(7 << 40, |_| true), Some(entry(1)));
+        index.remove(7 << 40, entry(1));
+        index.remove(7 << 40, entry(1));
+        assert_eq!((index.find(7 << 40, |_| true), index.used), (None, 0));
+    }
+}
