@@ -121,7 +121,7 @@ pub fn open(
         tun,
         gauges: Vec::new(),
     };
-    let (announced, heard) = Announced::new();
+    let (announced, heard) = Announced::new(&indices);
     let announced = Arc::new(announced);
     let queues = (0..workers).map(|worker| opening.queue(worker, &announced));
     let mut queues: Vec<Queue> = queues.collect::<Result<_, _>>()?;
