@@ -3,8 +3,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, isolated_xdp, matrix, tcp_echo, udp_echo_integrity,
-    wait_until,
+    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, Watch, isolated_xdp, matrix, tcp_echo,
+    udp_echo_integrity, wait_until,
 };
 
 #[test]
@@ -28,6 +28,28 @@ fn the_host_stays_reachable_on_ports_that_are_no_services() {
             lbd.terminate();
             session.say("after lbd");
         }
+    });
+}
+
+/// A server's answer that lbd has not translated makes the client reset the connection.
+#[test]
+fn while_lbd_starts_no_client_sees_an_answer_of_a_server() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let mut services = vec![Service::web(Family::V4)];
+        services.extend((0..4_000).map(|number| Service {
+            name: format!("test/many:{number}"),
+            address: format!("[fd00:96::1:{number:x}]:80"),
+            ..Service::web(Family::V6)
+        }));
+        let wire = Watch::start("client", "eth0", "tcp and src net 10.2.0.0/24");
+        let visit = "curl -s -o /dev/null --max-time 1 http://10.96.0.10/ & sleep 0.01";
+        let clients = rig.spawn("client", &format!("for i in $(seq 500); do {visit}; done; wait"));
+        let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, services));
+        clients.wait().ok();
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        assert_eq!(wire.text(), "");
+        lbd.terminate();
     });
 }
 
