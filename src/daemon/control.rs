@@ -87,7 +87,7 @@ impl Datapath {
 fn plan(config: &Config, policy: &Policy) -> Result<Plan, Error> {
     let mut plan = Plan::new(policy, &policy.local_addresses)?;
     if config.datapath.backend == Backend::AfXdp {
-        plan.served = config.af_xdp.interfaces.iter().cloned().collect();
+        plan.serve(&config.af_xdp.interfaces, policy.nat.own.as_ref());
     }
     Ok(plan)
 }

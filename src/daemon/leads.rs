@@ -1,7 +1,6 @@
 //! Everything that leads packets to lbd: the kernel's routing, and the XDP program where there is one.
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
@@ -25,35 +24,35 @@ impl Leads {
         policy: &Policy,
         journal: &Path,
     ) -> Result<Self, Error> {
-        let plumbing = Plumbing::install(device, plan, journal)?;
-        if interfaces.is_some() {
-            // Flows are masqueraded with this host's own addresses, and come out of the device with them.
-            plumbing.accept_own_addresses()?;
-        }
+        let plumbing = Plumbing::install(device, plan.answers(), journal)?;
         let mut leads = Self { plumbing, interfaces };
-        leads.lead(policy)?;
+        if leads.interfaces.is_some() {
+            // Flows are masqueraded with this host's own addresses, and come out of the device with them.
+            leads.plumbing.accept_own_addresses()?;
+            // Before the kernel leads requests to lbd: answers come at once, and reset their connections if nobody takes them.
+            leads.lead(&plan, policy)?;
+        }
+        leads.plumbing.update(plan)?;
         Ok(leads)
     }
 
     /// Leads what `plan` and `policy` need from now on; all or nothing.
     pub(super) fn update(&mut self, plan: Plan, policy: &Policy) -> Result<(), Error> {
         let before = self.plumbing.plan().clone();
-        self.plumbing.update(plan)?;
-        let led = self.lead(policy);
+        self.plumbing.update(plan.clone())?;
+        let led = self.lead(&plan, policy);
         if led.is_err() {
             self.plumbing.update(before)?;
         }
         led
     }
 
-    fn lead(&mut self, policy: &Policy) -> Result<(), Error> {
+    fn lead(&mut self, plan: &Plan, policy: &Policy) -> Result<(), Error> {
         let Some(interfaces) = &mut self.interfaces else {
             return Ok(());
         };
-        let plan = self.plumbing.plan();
         interfaces.lead(Wanted {
             plan,
-            masquerade: &own_sources(policy),
             addresses: &foreign_addresses(plan, policy),
         })?;
         Ok(())
@@ -82,17 +81,6 @@ impl Leads {
         drop(self.interfaces);
         Ok(self.plumbing.remove()?)
     }
-}
-
-fn own_sources(policy: &Policy) -> Vec<(IpAddr, RangeInclusive<u16>)> {
-    let Some(own) = &policy.nat.own else {
-        return Vec::new();
-    };
-    let addresses: BTreeSet<IpAddr> = own.towards.values().copied().collect();
-    addresses
-        .into_iter()
-        .map(|address| (address, own.ports.clone()))
-        .collect()
 }
 
 /// Service addresses that no interface of this host has.

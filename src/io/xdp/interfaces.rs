@@ -2,7 +2,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::announced::Announced;
@@ -271,8 +270,6 @@ impl Opening<'_> {
 pub struct Wanted<'a> {
     /// What is led into the TUN device as well.
     pub plan: &'a Plan,
-    /// This host's own addresses that flows are masqueraded with, and the ports.
-    pub masquerade: &'a [(IpAddr, RangeInclusive<u16>)],
     /// Service addresses that no interface has.
     pub addresses: &'a BTreeSet<IpAddr>,
 }
@@ -288,7 +285,7 @@ impl Interfaces {
             Some(_) => wanted.addresses,
             None => &none,
         };
-        let interest = Interest::new(wanted.plan, wanted.masquerade, announced.iter().copied());
+        let interest = Interest::new(wanted.plan, announced.iter().copied());
         self.filter.set_interest(interest)?;
         if let Some(announced) = &self.announced {
             announced.set(wanted.addresses);
