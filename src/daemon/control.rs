@@ -259,8 +259,17 @@ impl Control {
         Ok(changes.to_string())
     }
 
-    /// This node got or lost an address.
+    /// Something about a link changed.
+    pub(super) fn links_changed(&self) {
+        let mut state = self.state.lock();
+        if let Some(Err(error)) = state.leads.as_mut().map(Leads::follow_links) {
+            tracing::error!("a link changed, and lbd cannot follow: {error}");
+        }
+    }
+
+    /// This node got or lost an address, or a link changed, a moment ago.
     pub(super) fn addresses_changed(&self) {
+        self.links_changed();
         let mut state = self.state.lock();
         let config = state.config.clone();
         if let Err(error) = self.put(&mut state, config) {

@@ -78,8 +78,10 @@ impl Leads {
 
     /// Leads nothing here any more.
     pub(super) fn remove(self) -> Result<(), Error> {
+        // Requests first: an answer that is not translated resets its connection.
+        let removed = self.plumbing.remove();
         drop(self.interfaces);
-        Ok(self.plumbing.remove()?)
+        Ok(removed?)
     }
 }
 

@@ -335,6 +335,8 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
             }
         }
         if monitor.drain() {
+            // At once, since frames to a new hardware address go past lbd until then; and once more when all is quiet.
+            control.links_changed();
             look_at_addresses.get_or_insert_with(|| clock.now() + SETTLING);
         }
         if look_at_addresses.is_some_and(|time| time <= clock.now()) {
