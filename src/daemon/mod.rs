@@ -5,6 +5,7 @@ mod crew;
 mod drains;
 mod kept;
 mod leads;
+mod ports;
 mod views;
 
 use std::io;
@@ -156,6 +157,11 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
     let journal = plumbing::journal_directory(&socket, std::env::var_os("RUNTIME_DIRECTORY"));
     if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
+    }
+    if config.masquerades_as_itself()
+        && let Some(warning) = ports::warning(&config.af_xdp.masquerade_ports)
+    {
+        tracing::warn!("{warning}");
     }
     let (datapath, interfaces, mut crew) = start_datapath(&config, clock, &watch.waker)?;
     let control = Arc::new(Control::new(file, config, datapath));
