@@ -13,6 +13,8 @@ use super::Error;
 pub(super) struct Leads {
     plumbing: Plumbing,
     interfaces: Option<Interfaces>,
+    /// Service addresses that no interface of this host has, as long as anything is led to lbd for them.
+    foreign: BTreeSet<IpAddr>,
 }
 
 impl Leads {
@@ -25,7 +27,11 @@ impl Leads {
         journal: &Path,
     ) -> Result<Self, Error> {
         let plumbing = Plumbing::install(device, plan.answers(), journal)?;
-        let mut leads = Self { plumbing, interfaces };
+        let mut leads = Self {
+            plumbing,
+            interfaces,
+            foreign: BTreeSet::new(),
+        };
         if leads.interfaces.is_some() {
             // Flows are masqueraded with this host's own addresses, and come out of the device with them.
             leads.plumbing.accept_own_addresses()?;
@@ -51,10 +57,18 @@ impl Leads {
         let Some(interfaces) = &mut self.interfaces else {
             return Ok(());
         };
+        let mut foreign = foreign_addresses(plan, policy);
+        // Flows of services that are gone need theirs still.
+        let kept = self
+            .foreign
+            .iter()
+            .filter(|&&address| plan.routes.contains(&address.into()));
+        foreign.extend(kept);
         interfaces.lead(Wanted {
             plan,
-            addresses: &foreign_addresses(plan, policy),
+            addresses: &foreign,
         })?;
+        self.foreign = foreign;
         Ok(())
     }
 
