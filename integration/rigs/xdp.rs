@@ -222,6 +222,20 @@ fn every_receive_queue_has_a_worker() {
     });
 }
 
+#[test]
+fn a_receive_queue_that_comes_later_is_warned_of() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, vec![Service::web(Family::V4)]));
+        rig.sh("lb", "ethtool -L client rx 2 tx 2").ok();
+        wait_until("a warning", Duration::from_secs(5), || {
+            lbd.log()
+                .contains("client has 2 receive queues by now, and lbd serves the 1")
+        });
+        lbd.terminate();
+    });
+}
+
 /// The links of lb that have an XDP program, as `ip` shows them.
 fn links_with_xdp(rig: &Rig) -> Vec<String> {
     let links = rig.sh("lb", "ip -o link").ok();

@@ -90,6 +90,13 @@ impl Leads {
         }
     }
 
+    /// See [`Interfaces::watch_queues`].
+    pub(super) fn watch_queues(&mut self) {
+        if let Some(interfaces) = &mut self.interfaces {
+            interfaces.watch_queues();
+        }
+    }
+
     /// Leads nothing here any more.
     pub(super) fn remove(self) -> Result<(), Error> {
         // Requests first: an answer that is not translated resets its connection.

@@ -81,6 +81,11 @@ pub enum Error {
         /// Which one.
         index: usize,
     },
+    /// A bug in lbd. It ends rather than send to where neighbours were.
+    #[error(
+        "the thread that follows routes and neighbours panicked; this is a bug in lbd, and the lines above say where"
+    )]
+    Blind,
     /// Threads, signals or epoll.
     #[error("the system refuses {what}: {error}")]
     System {
@@ -281,24 +286,22 @@ fn effective_policy(config: &Config, hops: Option<&NextHops>) -> Result<Policy, 
     };
     policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
     policy.local_addresses.sort_unstable();
-    policy.nat.own = match hops {
-        Some(hops) if config.masquerades_as_itself() => Some(own_sources(config, hops)),
-        Some(_) | None => None,
-    };
+    policy.nat.own = own_sources(config, hops);
     Ok(policy)
 }
 
-/// Which of the host's addresses stands for clients towards each backend.
-fn own_sources(config: &Config, hops: &NextHops) -> OwnSources {
+/// Which of the host's addresses stands for clients towards each backend, if any is to.
+fn own_sources(config: &Config, hops: Option<&NextHops>) -> Option<OwnSources> {
+    let hops = hops.filter(|_| config.masquerades_as_itself())?;
     let backends = config.policy.services.iter().flat_map(|service| &service.backends);
     let towards = backends.filter_map(|backend| {
         let address = backend.address.address;
         Some((address, hops.masquerade_source(address)?))
     });
-    OwnSources {
+    Some(OwnSources {
         ports: config.af_xdp.masquerade_ports.clone(),
         towards: towards.collect(),
-    }
+    })
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -352,6 +355,9 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
         while next_tick <= clock.now() {
             next_tick = next_tick + estimator::INTERVAL;
             control.tick();
+        }
+        if control.is_blind() {
+            return Err(Error::Blind);
         }
     }
 }

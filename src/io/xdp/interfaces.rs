@@ -77,6 +77,8 @@ pub struct Served {
     pub mode: Mode,
     address: [u8; 6],
     channels: Channels,
+    /// How many it had when they were last looked at.
+    receive_queues: u32,
     mtu: u32,
 }
 
@@ -86,7 +88,7 @@ pub struct Interfaces {
     filter: Filter,
     served: Vec<Served>,
     hops: Arc<NextHops>,
-    _follower: Follower,
+    follower: Follower,
     announced: Option<Arc<Announced>>,
     groups: Groups,
     /// Of each worker.
@@ -135,7 +137,7 @@ pub fn open(
         filter,
         served,
         hops,
-        _follower: follower,
+        follower,
         announced: settings.announce.then_some(announced),
         groups: Groups::default(),
         gauges,
@@ -175,6 +177,7 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
         index,
         mode,
         address,
+        receive_queues: channels.receive,
         channels,
         mtu: hops.mtu(index).ok_or_else(gone)?,
     })
@@ -313,6 +316,27 @@ impl Interfaces {
             }
         }
         Ok(())
+    }
+
+    /// Warns of receive queues that came after the start: they have no socket, so what comes by them goes to the kernel,
+    /// answers untranslated.
+    pub fn watch_queues(&mut self) {
+        for served in &mut self.served {
+            let now = channels(&served.name).receive;
+            if std::mem::replace(&mut served.receive_queues, now) < now {
+                let (name, known) = (&served.name, served.channels.receive);
+                tracing::warn!(
+                    "{name} has {now} receive queues by now, and lbd serves the {known} that it had at the start, so \
+                     connections fail: restart lbd, or `ethtool -L {name}` to {known} again"
+                );
+            }
+        }
+    }
+
+    /// Whether routes and neighbours are followed no longer, because of a defect of lbd.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        !self.follower.is_running()
     }
 
     /// Routes and neighbours.

@@ -230,7 +230,7 @@ impl Filter {
     ///
     /// # Errors
     /// When a map is full or the kernel refuses; what was added is taken out again then. An old entry that cannot be
-    /// removed is an error too, but the new interest holds.
+    /// removed is only logged: its packets make a detour by lbd.
     pub fn set_interest(&mut self, wanted: Interest) -> Result<(), FilterError> {
         let Changes {
             put: added,
@@ -247,8 +247,10 @@ impl Filter {
             return Err(error);
         }
         self.interest = wanted;
-        let removed: Vec<_> = gone.iter().map(|entry| self.maps.remove(entry)).collect();
-        removed.into_iter().collect()
+        for error in gone.iter().filter_map(|entry| self.maps.remove(entry).err()) {
+            tracing::warn!("the XDP program takes more than it should: {error}");
+        }
+        Ok(())
     }
 
     /// What the filter did so far.
