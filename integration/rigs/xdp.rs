@@ -3,8 +3,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, Watch, isolated_xdp, matrix, tcp_echo,
-    udp_echo_integrity, wait_until,
+    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, Watch, echo_datagram, isolated_xdp, matrix, tcp_echo,
+    udp_echo, udp_echo_integrity, wait_until,
 };
 
 #[test]
@@ -241,4 +241,22 @@ fn links_with_xdp(rig: &Rig) -> Vec<String> {
     let links = rig.sh("lb", "ip -o link").ok();
     let with = links.lines().filter(|link| link.contains("prog/xdp"));
     with.map(str::to_owned).collect()
+}
+
+/// As over TUN, where no rule with a port matches a fragment.
+#[test]
+fn a_big_datagram_straight_from_a_backend_is_left_to_the_kernel() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            udp_echo("s1", &family.server(1, 7));
+            let echo = Service {
+                protocol: "udp",
+                ..Service::tcp(family, 7, 7, &[1])
+            };
+            let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, vec![echo]));
+            echo_datagram("client", &family.server(1, 7), 4_000).expect("in fragments, and not by the service");
+            lbd.terminate();
+        }
+    });
 }
