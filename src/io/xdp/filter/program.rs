@@ -13,12 +13,12 @@ use aya::maps::MapData;
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 
-use super::bpf::{self, Map};
 use super::counters::Counters;
 pub use super::error::FilterError;
 use super::interest::{Changes, Interest, Put};
 use super::kernel_path::{KernelPath, REMEMBERED, nanoseconds};
 use super::tables::{self, Entry, Place, Table};
+use crate::io::bpf::{self, Map};
 
 /// Compiled by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
