@@ -3,8 +3,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, isolated_xdp, matrix, tcp_echo, udp_echo_integrity,
-    wait_until,
+    Config, Conversation, DIR, Family, Lbd, Mode, Rig, Service, Watch, echo_datagram, isolated_xdp, matrix, tcp_echo,
+    udp_echo, udp_echo_integrity, wait_until,
 };
 
 #[test]
@@ -28,6 +28,28 @@ fn the_host_stays_reachable_on_ports_that_are_no_services() {
             lbd.terminate();
             session.say("after lbd");
         }
+    });
+}
+
+/// A server's answer that lbd has not translated makes the client reset the connection.
+#[test]
+fn while_lbd_starts_no_client_sees_an_answer_of_a_server() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let mut services = vec![Service::web(Family::V4)];
+        services.extend((0..4_000).map(|number| Service {
+            name: format!("test/many:{number}"),
+            address: format!("[fd00:96::1:{number:x}]:80"),
+            ..Service::web(Family::V6)
+        }));
+        let wire = Watch::start("client", "eth0", "tcp and src net 10.2.0.0/24");
+        let visit = "curl -s -o /dev/null --max-time 1 http://10.96.0.10/ & sleep 0.01";
+        let clients = rig.spawn("client", &format!("for i in $(seq 500); do {visit}; done; wait"));
+        let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, services));
+        clients.wait().ok();
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        assert_eq!(wire.text(), "");
+        lbd.terminate();
     });
 }
 
@@ -200,9 +222,41 @@ fn every_receive_queue_has_a_worker() {
     });
 }
 
+#[test]
+fn a_receive_queue_that_comes_later_is_warned_of() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, vec![Service::web(Family::V4)]));
+        rig.sh("lb", "ethtool -L client rx 2 tx 2").ok();
+        wait_until("a warning", Duration::from_secs(5), || {
+            lbd.log()
+                .contains("client has 2 receive queues by now, and lbd serves the 1")
+        });
+        lbd.terminate();
+    });
+}
+
 /// The links of lb that have an XDP program, as `ip` shows them.
 fn links_with_xdp(rig: &Rig) -> Vec<String> {
     let links = rig.sh("lb", "ip -o link").ok();
     let with = links.lines().filter(|link| link.contains("prog/xdp"));
     with.map(str::to_owned).collect()
+}
+
+/// As over TUN, where no rule with a port matches a fragment.
+#[test]
+fn a_big_datagram_straight_from_a_backend_is_left_to_the_kernel() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            udp_echo("s1", &family.server(1, 7));
+            let echo = Service {
+                protocol: "udp",
+                ..Service::tcp(family, 7, 7, &[1])
+            };
+            let lbd = rig.lbd(&Config::xdp(Mode::Ipvs, vec![echo]));
+            echo_datagram("client", &family.server(1, 7), 4_000).expect("in fragments, and not by the service");
+            lbd.terminate();
+        }
+    });
 }

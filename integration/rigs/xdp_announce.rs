@@ -1,5 +1,5 @@
 //! `announce = true`: service addresses in the clients' own network, which no interface has.
-use crate::rig::{Config, Family, Mode, Rig, Service, Watch, isolated_xdp};
+use crate::rig::{Config, Conversation, Family, Mode, Rig, Service, Watch, isolated_xdp, tcp_echo};
 
 #[test]
 fn a_service_address_in_the_clients_network_is_found_where_lbd_announces_it() {
@@ -43,6 +43,51 @@ fn announced_addresses_are_told_to_the_network_at_start() {
         );
         lbd.terminate();
         assert!(!groups().contains(asked_in));
+    });
+}
+
+/// Cards and switches pass on only those multicast frames that somebody has asked for.
+#[test]
+fn questions_for_an_announced_ipv6_address_are_asked_for_as_long_as_it_is_announced() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        let groups = |link: &str| rig.sh("lb", &format!("ip -6 maddr show dev {link}")).ok();
+        let before = groups("client");
+        let mut config = Config::xdp(Mode::Ipvs, vec![in_the_clients_network(Family::V6)]);
+        config.af_xdp = "announce = true\n";
+        let lbd = rig.lbd(&config);
+        for link in ["client", "s1"] {
+            assert!(groups(link).contains("ff02::1:ff00:100"), "{}", groups(link));
+        }
+        config.services = vec![Service::web(Family::V6)];
+        lbd.reload(&config.to_string()).ok();
+        assert!(!groups("client").contains("ff02::1:ff00:100"), "{}", groups("client"));
+        lbd.terminate();
+        assert_eq!(groups("client"), before);
+    });
+}
+
+#[test]
+fn an_address_is_announced_as_long_as_a_connection_to_it_lives() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            tcp_echo("s1", &family.server(1, 7));
+            let echo = Service {
+                address: address(family),
+                ..Service::tcp(family, 7, 7, &[1])
+            };
+            let mut config = Config::xdp(Mode::Ipvs, vec![echo]);
+            config.af_xdp = "announce = true\n";
+            let lbd = rig.lbd(&config);
+            let mut talk = Conversation::open("client", &address(family));
+            talk.say("the service is there");
+            config.services.clear();
+            lbd.reload(&config.to_string()).ok();
+            rig.sh("client", "ip neigh flush all; ip -6 neigh flush all").ok();
+            talk.say("the service is gone");
+            lbd.terminate();
+        }
     });
 }
 

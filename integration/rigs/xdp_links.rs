@@ -31,6 +31,32 @@ fn one_interface_is_enough_where_lbd_masquerades_with_its_address() {
     });
 }
 
+/// Answers go to lb's own address: left to the kernel, each would be met by a reset.
+#[test]
+fn a_masqueraded_connection_outlives_its_service() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(ONE_ARMED);
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("s1", &family.server(1, 7)));
+        for (mode, family) in matrix() {
+            let mut config = Config::xdp(mode, vec![Service::tcp(family, 7, 7, &[1])]);
+            config.interfaces = vec!["eth0"];
+            config.more = "[nat]\nmasquerade = \"always\"\n";
+            let lbd = rig.lbd(&config);
+            let mut talk = Conversation::open("client", &family.vip(7));
+            talk.say("the service is there");
+            config.services.clear();
+            lbd.reload(&config.to_string()).ok();
+            talk.say("the service is gone");
+            // lbd looks every two seconds for what no flow needs any more.
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            talk.say("and still I am served");
+            lbd.terminate();
+        }
+    });
+}
+
 /// What s1 sees of its echo client: lb's address, and a port of those that are lbd's by default.
 #[track_caller]
 fn assert_masqueraded(rig: &Rig, family: Family) {

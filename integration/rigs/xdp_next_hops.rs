@@ -1,7 +1,9 @@
 //! lbd on AF_XDP sends by the kernel's routes and neighbours, and follows them when they change.
 use std::time::Duration;
 
-use crate::rig::{Config, DIR, Family, Load, Mode, Rig, Running, Service, isolated_xdp, matrix, wait_until};
+use crate::rig::{
+    Config, Conversation, DIR, Family, Load, Mode, Rig, Running, Service, isolated_xdp, matrix, tcp_echo, wait_until,
+};
 
 /// s1 with another link to lb, which carries nothing at first.
 const SECOND_LINK: &str = "
@@ -50,6 +52,31 @@ fn a_server_that_goes_away_and_comes_back_with_another_mac_is_served_on() {
             assert!(download.runs(), "the download ended before the change");
             assert_served_soon(&rig, family);
             assert_eq!(download.wait().ok(), expected, "the established flow goes on");
+            lbd.terminate();
+        }
+    });
+}
+
+/// Frames to an address that lbd does not know for its own go to the kernel, whose clients reset what they do not know.
+#[test]
+fn a_link_of_lbd_with_another_mac_is_served_on() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        Family::BOTH
+            .iter()
+            .for_each(|family| tcp_echo("s1", &family.server(1, 7)));
+        for (number, (mode, family)) in matrix().enumerate() {
+            let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 7, 7, &[1])]));
+            let mut talk = Conversation::open("client", &family.vip(7));
+            talk.say("before");
+            let mac = format!("02:00:00:00:03:0{number}");
+            rig.sh("lb", &format!("ip link set s1 address {mac}")).ok();
+            let learn = format!(
+                "ip neigh replace 10.2.0.1 lladdr {mac} dev eth0 && ip neigh replace fd00:2::1 lladdr {mac} dev eth0"
+            );
+            rig.sh("s1", &learn).ok();
+            std::thread::sleep(Duration::from_millis(100));
+            talk.say("after");
             lbd.terminate();
         }
     });

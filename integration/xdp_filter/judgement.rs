@@ -243,7 +243,7 @@ fn an_icmp_error_about_a_flow_of_the_host_is_left_to_the_kernel() {
 fn the_later_fragments_follow_the_first_one() {
     let name = "judgement::the_later_fragments_follow_the_first_one";
     lab(name, &every_kind(), |lab| {
-        let whole = tcp("10.2.0.11:8080", "10.1.0.2:40000", packets::ACK, 1, 1, &[0; 64]);
+        let whole = tcp("10.1.0.2:40000", "192.0.2.1:30080", packets::ACK, 1, 1, &[0; 64]);
         let (first, later) = (fragment_v4(&whole, 7, 0, true), fragment_v4(&whole, 7, 100, false));
         assert!(!lab.takes(&later), "nothing is known of it yet");
         assert!(lab.takes(&first));
@@ -263,11 +263,23 @@ fn fragments_of_other_datagrams_are_left_to_the_kernel() {
     });
 }
 
+/// A big answer to somebody who asked the backend itself, as DNS has them.
+#[test]
+fn fragments_of_a_backend_are_left_to_the_kernel() {
+    let name = "judgement::fragments_of_a_backend_are_left_to_the_kernel";
+    lab(name, &every_kind(), |lab| {
+        let whole = tcp("10.2.0.11:8080", "10.1.0.2:40000", packets::ACK, 1, 1, &[0; 64]);
+        assert!(lab.takes(&whole));
+        assert!(!lab.takes(&fragment_v4(&whole, 7, 0, true)));
+        assert!(!lab.takes(&fragment_v4(&whole, 7, 100, false)));
+    });
+}
+
 #[test]
 fn ipv6_fragments_follow_the_first_one_too() {
     let name = "judgement::ipv6_fragments_follow_the_first_one_too";
-    lab(name, &every_kind(), |lab| {
-        let whole = ack("[fd00:2::11]:8080", "[fd00:1::2]:40000");
+    lab(name, &every_kind().local_port(Tcp, "[fd00::1]:30080"), |lab| {
+        let whole = ack("[fd00:1::2]:40000", "[fd00::1]:30080");
         let part = |id, offset, more| with_extensions(&whole, &[hop_by_hop(), fragment_v6(id, offset, more)]);
         assert!(!lab.takes(&part(7, 100, false)));
         assert!(lab.takes(&part(7, 0, true)));

@@ -8,6 +8,7 @@ use lbd::flow::{Endpoint, Protocol};
 use lbd::io::xdp::filter::interest::Interest;
 use lbd::io::xdp::filter::program::{Attach, Filter, FilterError, Interface, Judgement};
 use lbd::plumbing::{Cover, Plan};
+use lbd::policy::OwnSources;
 use socket2::{Domain, Socket, Type};
 
 use crate::packets::{self, DESTINATION_MAC};
@@ -98,7 +99,6 @@ pub(crate) fn xdp_socket() -> Socket {
 #[derive(Clone, Default)]
 pub(crate) struct Wish {
     plan: Plan,
-    own: Vec<(IpAddr, std::ops::RangeInclusive<u16>)>,
     announced: Vec<IpAddr>,
 }
 
@@ -127,7 +127,11 @@ impl Wish {
     }
 
     pub(crate) fn masquerade(mut self, address: &str, ports: std::ops::RangeInclusive<u16>) -> Self {
-        self.own.push((address.parse().unwrap(), ports));
+        let own = OwnSources {
+            ports,
+            towards: [("10.2.0.11".parse().unwrap(), address.parse().unwrap())].into(),
+        };
+        self.plan.serve(&[], Some(&own));
         self
     }
 
@@ -137,7 +141,7 @@ impl Wish {
     }
 
     pub(crate) fn interest(&self) -> Interest {
-        Interest::new(&self.plan, &self.own, self.announced.iter().copied())
+        Interest::new(&self.plan, self.announced.iter().copied())
     }
 }
 

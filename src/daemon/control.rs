@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::drains::{self, Drains};
 use super::leads::Leads;
-use super::{Error, effective_policy, kept};
+use super::{Error, effective_policy, kept, own_sources};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::validate::load;
@@ -87,7 +87,7 @@ impl Datapath {
 fn plan(config: &Config, policy: &Policy) -> Result<Plan, Error> {
     let mut plan = Plan::new(policy, &policy.local_addresses)?;
     if config.datapath.backend == Backend::AfXdp {
-        plan.served = config.af_xdp.interfaces.iter().cloned().collect();
+        plan.serve(&config.af_xdp.interfaces, policy.nat.own.as_ref());
     }
     Ok(plan)
 }
@@ -259,8 +259,17 @@ impl Control {
         Ok(changes.to_string())
     }
 
-    /// This node got or lost an address.
+    /// Something about a link changed.
+    pub(super) fn links_changed(&self) {
+        let mut state = self.state.lock();
+        if let Some(Err(error)) = state.leads.as_mut().map(Leads::follow_links) {
+            tracing::error!("a link changed, and lbd cannot follow: {error}");
+        }
+    }
+
+    /// This node got or lost an address, or a link changed, a moment ago.
     pub(super) fn addresses_changed(&self) {
+        self.links_changed();
         let mut state = self.state.lock();
         let config = state.config.clone();
         if let Err(error) = self.put(&mut state, config) {
@@ -278,6 +287,9 @@ impl Control {
         }
         drop(ruleset);
         self.follow_routes(&mut state);
+        if let Some(leads) = &mut state.leads {
+            leads.watch_queues();
+        }
         if let Err(error) = self.prune(&mut state) {
             tracing::error!("cannot take out what no flow needs any more: {error}");
         }
@@ -287,14 +299,30 @@ impl Control {
     fn follow_routes(&self, state: &mut State) {
         let Some(hops) = &self.datapath.hops else { return };
         let generation = hops.generation();
-        if std::mem::replace(&mut state.generation, generation) == generation {
+        if state.generation == generation {
             return;
         }
-        let config = state.config.clone();
         let followed = state.leads.as_mut().map_or(Ok(()), Leads::follow_links);
-        if let Err(error) = followed.and_then(|()| self.put(state, config)) {
-            tracing::error!("routes changed, and lbd cannot follow: {error}");
+        match followed.and_then(|()| self.follow_sources(state, hops)) {
+            Ok(()) => state.generation = generation,
+            // And tries again, in two seconds.
+            Err(error) => tracing::error!("routes changed, and lbd cannot follow: {error}"),
         }
+    }
+
+    /// Neighbours change all the time, and nothing else depends on routes: a large configuration is left alone.
+    fn follow_sources(&self, state: &mut State, hops: &NextHops) -> Result<(), Error> {
+        let own = own_sources(&state.config, Some(hops));
+        if self.datapath.engine.ruleset().policy.nat.own == own {
+            return Ok(());
+        }
+        let config = state.config.clone();
+        self.put(state, config)
+    }
+
+    /// Whether routes and neighbours are followed no longer.
+    pub(super) fn is_blind(&self) -> bool {
+        self.with_interfaces(Interfaces::is_blind).unwrap_or(false)
     }
 
     /// What of the interfaces that are served by AF_XDP is to be told.

@@ -15,6 +15,7 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
         local_ports: before.local_ports.difference(&after.local_ports).copied().collect(),
         replies: before.replies.difference(&after.replies).copied().collect(),
         served: BTreeSet::new(),
+        masqueraded: before.masqueraded.difference(&after.masqueraded).copied().collect(),
         diverted: before.diverted.difference(&after.diverted).copied().collect(),
         diverted_locally: before
             .diverted_locally
@@ -36,6 +37,8 @@ pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
     kept.diverted.extend(plan.diverted.iter().filter(leads_here));
     kept.diverted_locally
         .extend(plan.diverted_locally.iter().filter(leads_here));
+    let stands_for = |cover: &&Cover| cover.contains(flow.protocol, flow.source);
+    kept.masqueraded.extend(plan.masqueraded.iter().filter(stands_for));
     for address in [flow.virtual_address.address, flow.source.address] {
         kept.routes.extend(covering(plan, address));
     }

@@ -1,7 +1,6 @@
 //! Everything that leads packets to lbd: the kernel's routing, and the XDP program where there is one.
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
@@ -14,6 +13,8 @@ use super::Error;
 pub(super) struct Leads {
     plumbing: Plumbing,
     interfaces: Option<Interfaces>,
+    /// Service addresses that no interface of this host has, as long as anything is led to lbd for them.
+    foreign: BTreeSet<IpAddr>,
 }
 
 impl Leads {
@@ -25,37 +26,49 @@ impl Leads {
         policy: &Policy,
         journal: &Path,
     ) -> Result<Self, Error> {
-        let plumbing = Plumbing::install(device, plan, journal)?;
-        if interfaces.is_some() {
+        let plumbing = Plumbing::install(device, plan.answers(), journal)?;
+        let mut leads = Self {
+            plumbing,
+            interfaces,
+            foreign: BTreeSet::new(),
+        };
+        if leads.interfaces.is_some() {
             // Flows are masqueraded with this host's own addresses, and come out of the device with them.
-            plumbing.accept_own_addresses()?;
+            leads.plumbing.accept_own_addresses()?;
+            // Before the kernel leads requests to lbd: answers come at once, and reset their connections if nobody takes them.
+            leads.lead(&plan, policy)?;
         }
-        let mut leads = Self { plumbing, interfaces };
-        leads.lead(policy)?;
+        leads.plumbing.update(plan)?;
         Ok(leads)
     }
 
     /// Leads what `plan` and `policy` need from now on; all or nothing.
     pub(super) fn update(&mut self, plan: Plan, policy: &Policy) -> Result<(), Error> {
         let before = self.plumbing.plan().clone();
-        self.plumbing.update(plan)?;
-        let led = self.lead(policy);
+        self.plumbing.update(plan.clone())?;
+        let led = self.lead(&plan, policy);
         if led.is_err() {
             self.plumbing.update(before)?;
         }
         led
     }
 
-    fn lead(&mut self, policy: &Policy) -> Result<(), Error> {
+    fn lead(&mut self, plan: &Plan, policy: &Policy) -> Result<(), Error> {
         let Some(interfaces) = &mut self.interfaces else {
             return Ok(());
         };
-        let plan = self.plumbing.plan();
+        let mut foreign = foreign_addresses(plan, policy);
+        // Flows of services that are gone need theirs still.
+        let kept = self
+            .foreign
+            .iter()
+            .filter(|&&address| plan.routes.contains(&address.into()));
+        foreign.extend(kept);
         interfaces.lead(Wanted {
             plan,
-            masquerade: &own_sources(policy),
-            addresses: &foreign_addresses(plan, policy),
+            addresses: &foreign,
         })?;
+        self.foreign = foreign;
         Ok(())
     }
 
@@ -77,22 +90,20 @@ impl Leads {
         }
     }
 
+    /// See [`Interfaces::watch_queues`].
+    pub(super) fn watch_queues(&mut self) {
+        if let Some(interfaces) = &mut self.interfaces {
+            interfaces.watch_queues();
+        }
+    }
+
     /// Leads nothing here any more.
     pub(super) fn remove(self) -> Result<(), Error> {
+        // Requests first: an answer that is not translated resets its connection.
+        let removed = self.plumbing.remove();
         drop(self.interfaces);
-        Ok(self.plumbing.remove()?)
+        Ok(removed?)
     }
-}
-
-fn own_sources(policy: &Policy) -> Vec<(IpAddr, RangeInclusive<u16>)> {
-    let Some(own) = &policy.nat.own else {
-        return Vec::new();
-    };
-    let addresses: BTreeSet<IpAddr> = own.towards.values().copied().collect();
-    addresses
-        .into_iter()
-        .map(|address| (address, own.ports.clone()))
-        .collect()
 }
 
 /// Service addresses that no interface of this host has.

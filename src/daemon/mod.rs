@@ -5,6 +5,7 @@ mod crew;
 mod drains;
 mod kept;
 mod leads;
+mod ports;
 mod views;
 
 use std::io;
@@ -80,6 +81,11 @@ pub enum Error {
         /// Which one.
         index: usize,
     },
+    /// A bug in lbd. It ends rather than send to where neighbours were.
+    #[error(
+        "the thread that follows routes and neighbours panicked; this is a bug in lbd, and the lines above say where"
+    )]
+    Blind,
     /// Threads, signals or epoll.
     #[error("the system refuses {what}: {error}")]
     System {
@@ -156,6 +162,11 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
     let journal = plumbing::journal_directory(&socket, std::env::var_os("RUNTIME_DIRECTORY"));
     if let Some(cleared) = plumbing::clear_leftovers(&journal)? {
         tracing::warn!("a former lbd did not exit cleanly; cleared what it left: {cleared}");
+    }
+    if config.masquerades_as_itself()
+        && let Some(warning) = ports::warning(&config.af_xdp.masquerade_ports)
+    {
+        tracing::warn!("{warning}");
     }
     let (datapath, interfaces, mut crew) = start_datapath(&config, clock, &watch.waker)?;
     let control = Arc::new(Control::new(file, config, datapath));
@@ -275,24 +286,22 @@ fn effective_policy(config: &Config, hops: Option<&NextHops>) -> Result<Policy, 
     };
     policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
     policy.local_addresses.sort_unstable();
-    policy.nat.own = match hops {
-        Some(hops) if config.masquerades_as_itself() => Some(own_sources(config, hops)),
-        Some(_) | None => None,
-    };
+    policy.nat.own = own_sources(config, hops);
     Ok(policy)
 }
 
-/// Which of the host's addresses stands for clients towards each backend.
-fn own_sources(config: &Config, hops: &NextHops) -> OwnSources {
+/// Which of the host's addresses stands for clients towards each backend, if any is to.
+fn own_sources(config: &Config, hops: Option<&NextHops>) -> Option<OwnSources> {
+    let hops = hops.filter(|_| config.masquerades_as_itself())?;
     let backends = config.policy.services.iter().flat_map(|service| &service.backends);
     let towards = backends.filter_map(|backend| {
         let address = backend.address.address;
         Some((address, hops.masquerade_source(address)?))
     });
-    OwnSources {
+    Some(OwnSources {
         ports: config.af_xdp.masquerade_ports.clone(),
         towards: towards.collect(),
-    }
+    })
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -335,6 +344,8 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
             }
         }
         if monitor.drain() {
+            // At once, since frames to a new hardware address go past lbd until then; and once more when all is quiet.
+            control.links_changed();
             look_at_addresses.get_or_insert_with(|| clock.now() + SETTLING);
         }
         if look_at_addresses.is_some_and(|time| time <= clock.now()) {
@@ -344,6 +355,9 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
         while next_tick <= clock.now() {
             next_tick = next_tick + estimator::INTERVAL;
             control.tick();
+        }
+        if control.is_blind() {
+            return Err(Error::Blind);
         }
     }
 }

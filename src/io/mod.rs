@@ -7,6 +7,8 @@ pub mod steering;
 pub mod tun;
 pub mod xdp;
 
+mod bpf;
+
 use std::io;
 use std::os::fd::RawFd;
 

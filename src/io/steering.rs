@@ -8,22 +8,16 @@
 //! Left alone, the kernel moves a flow to the queue that last wrote a packet of its other direction
 //! (`tun_automq_select_queue`, drivers/net/tun.c), while packets of it may still wait in the queue before. Hashing
 //! without the bitmap cost half as much CPU again whenever the two directions met different workers.
-#![expect(unsafe_code, reason = "bpf(2) and ioctl have no safe wrapper in std")]
+#![expect(unsafe_code, reason = "ioctl has no safe wrapper in std")]
 
-use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
+use super::bpf::{self, Instruction, Map};
 use crate::flow::Endpoint;
 
-/// `BPF_MAP_CREATE` and the other constants here: include/uapi/linux/bpf.h.
-const MAP_CREATE: libc::c_int = 0;
-const MAP_UPDATE_ELEM: libc::c_int = 2;
-const PROG_LOAD: libc::c_int = 5;
-/// `BPF_MAP_TYPE_ARRAY`
-const ARRAY: u32 = 2;
 /// `BPF_FUNC_map_lookup_elem`
 const MAP_LOOKUP_ELEM: i32 = 1;
 /// `BPF_PSEUDO_MAP_FD`
@@ -33,34 +27,6 @@ const BITS: usize = 1 << 16;
 /// 2^32 divided by the golden ratio, odd, so that no bit is lost; sign-extended to 64 bits by the kernel.
 const FACTOR: i32 = 0x9E37_79B1_u32 as i32;
 
-/// `BPF_PROG_TYPE_SOCKET_FILTER`, which TUNSETSTEERINGEBPF asks for.
-const SOCKET_FILTER: u32 = 1;
-
-/// `struct bpf_insn`
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Instruction {
-    code: u8,
-    /// Destination in the low four bits, source in the high ones.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-/// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
-#[repr(C)]
-struct LoadProgram {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buffer: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
 const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
     Instruction {
         code,
@@ -68,26 +34,6 @@ const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) ->
         offset,
         immediate,
     }
-}
-
-/// The head of `union bpf_attr` for `BPF_MAP_CREATE`.
-#[repr(C)]
-struct CreateMap {
-    kind: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    flags: u32,
-}
-
-/// The head of `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
-#[repr(C)]
-struct MapElement {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
 }
 
 /// `to = value`
@@ -258,7 +204,7 @@ fn program(bitmap: i32) -> Vec<Instruction> {
 /// Steers the packets of a device as long as the device lives.
 #[derive(Debug)]
 pub struct Steering {
-    bitmap: OwnedFd,
+    bitmap: Map,
 }
 
 impl Steering {
@@ -267,8 +213,9 @@ impl Steering {
     /// # Errors
     /// Where the process may not load programs, as in a user namespace.
     pub(super) fn attach(device: &File) -> io::Result<Self> {
-        let bitmap = new_bitmap()?;
-        let program = load(&program(bitmap.as_raw_fd()))?;
+        let bitmap = bpf::create_single("bitmap", BITS / 8)?;
+        // TUNSETSTEERINGEBPF asks for a program of this type.
+        let program = bpf::load_socket_filter(&program(bitmap.descriptor.as_raw_fd()))?;
         let fd = program.as_raw_fd();
         // SAFETY: both descriptors are open, and the call reads one int. The device holds the program from here on.
         let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const fd) };
@@ -287,67 +234,21 @@ impl Steering {
         for bit in endpoints.into_iter().map(|endpoint| bit_of(&endpoint)) {
             bits[bit / 8] |= 1 << (bit % 8);
         }
-        let index = 0_u32;
-        let mut attributes = MapElement {
-            map: self.bitmap.as_raw_fd() as u32,
-            padding: 0,
-            key: &raw const index as u64,
-            value: bits.as_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: key and value are as long as the map was made for, and outlive the call.
-        unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.map(|_zero| ())
-    }
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let mut attributes = LoadProgram {
-        kind: SOCKET_FILTER,
-        count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: c"Dual MIT/GPL".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buffer: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    // SAFETY: what the attributes point to lives until the call returns; it yields a descriptor that nobody else has.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(PROG_LOAD, &mut attributes)?)) }
-}
-
-fn new_bitmap() -> io::Result<OwnedFd> {
-    let mut attributes = CreateMap {
-        kind: ARRAY,
-        key_size: 4,
-        value_size: BITS as u32 / 8,
-        max_entries: 1,
-        flags: 0,
-    };
-    // SAFETY: the attributes hold no pointer; the call yields a descriptor that nobody else has.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(MAP_CREATE, &mut attributes)?)) }
-}
-
-/// # Safety
-/// `attributes` must be the head of `union bpf_attr` for `command`, and its pointers valid during the call.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
-    let pointer: *mut c_void = (&raw mut *attributes).cast();
-    // SAFETY: the pointer is valid for as many bytes as are passed; the kernel takes the rest as zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size_of::<T>() as libc::c_uint) };
-    match result {
-        0.. => Ok(result as libc::c_int),
-        _ => Err(io::Error::last_os_error()),
+        self.bitmap.put(&0_u32.to_ne_bytes(), &bits)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
     use crate::replay::packets;
 
     #[test]
     fn the_kernel_takes_the_steering_program() {
-        let loaded = new_bitmap().and_then(|bitmap| load(&program(bitmap.as_raw_fd())));
+        let loaded = bpf::create_single("bitmap", BITS / 8)
+            .and_then(|bitmap| bpf::load_socket_filter(&program(bitmap.descriptor.as_raw_fd())));
         match loaded {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
@@ -357,22 +258,8 @@ mod tests {
         }
     }
 
-    /// The head of `union bpf_attr` for `BPF_PROG_TEST_RUN`.
-    #[repr(C)]
-    struct TestRun {
-        program: u32,
-        result: u32,
-        input_size: u32,
-        output_size: u32,
-        input: u64,
-        output: u64,
-        repeat: u32,
-        duration: u32,
-    }
-
     /// The number that the kernel's own run of the program gives to a packet.
     fn run(program: &OwnedFd, packet: &[u8]) -> u32 {
-        const PROG_TEST_RUN: libc::c_int = 10;
         // The kernel takes an Ethernet header away first.
         let ethertype = if packet[0] >> 4 == 4 {
             [0x08, 0x00]
@@ -380,28 +267,16 @@ mod tests {
             [0x86, 0xdd]
         };
         let input = [&[0; 12][..], &ethertype, packet].concat();
-        let mut attributes = TestRun {
-            program: program.as_raw_fd() as u32,
-            result: 0,
-            input_size: input.len() as u32,
-            output_size: 0,
-            input: input.as_ptr() as u64,
-            output: 0,
-            repeat: 1,
-            duration: 0,
-        };
-        // SAFETY: the input lives until the call returns, which writes its results to the attributes.
-        unsafe { bpf(PROG_TEST_RUN, &mut attributes).unwrap() };
-        attributes.result
+        bpf::run_socket_filter(program, &input).unwrap()
     }
 
     #[test]
     fn a_request_and_its_reply_go_to_one_worker_and_clients_are_spread() {
-        let Ok(bitmap) = new_bitmap() else {
+        let Ok(bitmap) = bpf::create_single("bitmap", BITS / 8) else {
             println!("skipped: bpf(2) is not permitted here");
             return;
         };
-        let program = load(&program(bitmap.as_raw_fd())).unwrap();
+        let program = bpf::load_socket_filter(&program(bitmap.descriptor.as_raw_fd())).unwrap();
         let steering = Steering { bitmap };
         for (service, backend, client) in [
             ("10.96.0.10:80", "10.2.0.11:8080", "10.1.0.2"),

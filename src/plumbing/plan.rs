@@ -8,7 +8,10 @@ use super::cover::Cover;
 use super::object::Family;
 use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::{Action, Condition, Rule};
-use crate::policy::{Masquerade, Mode, Policy, ServiceSpec};
+use crate::policy::{Masquerade, Mode, OwnSources, Policy, ServiceSpec};
+
+/// Protocols of flows that may be masqueraded.
+const MASQUERADED: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// What is to be led into the TUN device. Equal plans need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Plan {
     pub replies: BTreeSet<(Protocol, Endpoint)>,
     /// Interfaces whose packets an XDP program has judged already: what it left to the kernel is no reply of lbd's.
     pub served: BTreeSet<String>,
+    /// This host's own addresses and ports that flows are masqueraded with: only an XDP program leads these to lbd.
+    pub masqueraded: BTreeSet<Cover>,
     /// Destinations of rules that lead to a service, in iptables mode.
     pub diverted: BTreeSet<Cover>,
     /// The same, as far as they are this host's own addresses.
@@ -85,6 +90,33 @@ impl Plan {
         Ok(plan)
     }
 
+    /// XDP programs on `interfaces` judge what comes in there; flows may be masqueraded with `own` addresses.
+    pub fn serve(&mut self, interfaces: &[String], own: Option<&OwnSources>) {
+        self.served.extend(interfaces.iter().cloned());
+        if let Some(own) = own {
+            let ports = (*own.ports.start(), *own.ports.end());
+            let covers = own.towards.values().flat_map(|&address| {
+                MASQUERADED.map(|protocol| Cover {
+                    protocol,
+                    net: address.into(),
+                    ports,
+                })
+            });
+            self.masqueraded.extend(covers);
+        }
+    }
+
+    /// The part that leads answers: to be in place before requests come.
+    #[must_use]
+    pub fn answers(&self) -> Self {
+        Self {
+            replies: self.replies.clone(),
+            served: self.served.clone(),
+            masqueraded: self.masqueraded.clone(),
+            ..Self::default()
+        }
+    }
+
     /// This plan and `other` together: flows of services and backends that are gone need the old one as long as they
     /// live (`on_backend_removed = "preserve"`).
     #[must_use]
@@ -93,6 +125,7 @@ impl Plan {
         self.local_ports.extend(&other.local_ports);
         self.replies.extend(&other.replies);
         self.served.extend(other.served.iter().cloned());
+        self.masqueraded.extend(&other.masqueraded);
         self.diverted.extend(&other.diverted);
         self.diverted_locally.extend(&other.diverted_locally);
         self

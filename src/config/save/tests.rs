@@ -179,7 +179,7 @@ prop_compose! {
         name in "[a-z0-9_.-]{1,14}",
         mtu in 1280..=u16::MAX,
         (offload, busy_poll, announce) in any::<(bool, bool, bool)>(),
-        masquerade_ports in port_range(),
+        masquerade_ports in port_range().prop_map(|range| *range.start().max(&1024)..=*range.end().max(&1024)),
         attach in select(vec![Attach::Auto, Attach::Native, Attach::Generic]),
         zero_copy in any::<Option<bool>>(),
         socket in "/[ -~]{1,100}",

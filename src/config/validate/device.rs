@@ -16,6 +16,8 @@ const MOST_WORKERS: i128 = 256;
 const MTU: RangeInclusive<i128> = 576..=65535;
 /// The least link MTU of IPv6 (RFC 8200 section 5).
 const IPV6_MTU: u16 = 1280;
+/// Privileged ports are no client's (ip(7), `ip_unprivileged_port_start`), and servers of the host have them.
+const FIRST_CLIENT_PORT: u16 = 1024;
 /// `sun_path` (unix(7)) without its final zero byte.
 const LONGEST_SOCKET: usize = 107;
 
@@ -79,6 +81,12 @@ fn masquerade_ports(written: &Key<Scalar<'_>>, report: &mut Report) -> RangeIncl
         Scalar::Text(text) => ports("masquerade_ports", at, text, report),
         Scalar::Integer(port) => ports("masquerade_ports", at, &port.to_string(), report),
     });
+    if let (Some(at), Some(range)) = (written.given(), &read)
+        && *range.start() < FIRST_CLIENT_PORT
+    {
+        let problem = "ports below 1024 are those of servers: write e.g. \"61000-65535\"";
+        report.bad(offset(at), "masquerade_ports", at.get_ref(), problem);
+    }
     read.unwrap_or(defaults::MASQUERADE_PORTS)
 }
 

@@ -2,7 +2,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::announced::Announced;
@@ -14,6 +13,7 @@ use super::filter::error::FilterError;
 use super::filter::interest::Interest;
 use super::filter::program::{Attach, Attached, Filter, Interface, Mode};
 use super::forwarding::Forwarding;
+use super::groups::Groups;
 use super::kernel::{Kernel, Tally};
 use super::meter::Meter;
 use super::next_hop::{Follower, NextHops};
@@ -77,6 +77,8 @@ pub struct Served {
     pub mode: Mode,
     address: [u8; 6],
     channels: Channels,
+    /// How many it had when they were last looked at.
+    receive_queues: u32,
     mtu: u32,
 }
 
@@ -86,8 +88,9 @@ pub struct Interfaces {
     filter: Filter,
     served: Vec<Served>,
     hops: Arc<NextHops>,
-    _follower: Follower,
+    follower: Follower,
     announced: Option<Arc<Announced>>,
+    groups: Groups,
     /// Of each worker.
     gauges: Vec<(Arc<Meter>, Arc<Tally>)>,
 }
@@ -134,8 +137,9 @@ pub fn open(
         filter,
         served,
         hops,
-        _follower: follower,
+        follower,
         announced: settings.announce.then_some(announced),
+        groups: Groups::default(),
         gauges,
     };
     Ok((interfaces, queues))
@@ -173,6 +177,7 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
         index,
         mode,
         address,
+        receive_queues: channels.receive,
         channels,
         mtu: hops.mtu(index).ok_or_else(gone)?,
     })
@@ -271,8 +276,6 @@ impl Opening<'_> {
 pub struct Wanted<'a> {
     /// What is led into the TUN device as well.
     pub plan: &'a Plan,
-    /// This host's own addresses that flows are masqueraded with, and the ports.
-    pub masquerade: &'a [(IpAddr, RangeInclusive<u16>)],
     /// Service addresses that no interface has.
     pub addresses: &'a BTreeSet<IpAddr>,
 }
@@ -288,9 +291,11 @@ impl Interfaces {
             Some(_) => wanted.addresses,
             None => &none,
         };
-        let interest = Interest::new(wanted.plan, wanted.masquerade, announced.iter().copied());
+        let interest = Interest::new(wanted.plan, announced.iter().copied());
         self.filter.set_interest(interest)?;
         if let Some(announced) = &self.announced {
+            let interfaces: Vec<u32> = self.served.iter().map(|served| served.index).collect();
+            self.groups.set(&interfaces, wanted.addresses);
             announced.set(wanted.addresses);
         }
         Ok(())
@@ -311,6 +316,27 @@ impl Interfaces {
             }
         }
         Ok(())
+    }
+
+    /// Warns of receive queues that came after the start: they have no socket, so what comes by them goes to the kernel,
+    /// answers untranslated.
+    pub fn watch_queues(&mut self) {
+        for served in &mut self.served {
+            let now = channels(&served.name).receive;
+            if std::mem::replace(&mut served.receive_queues, now) < now {
+                let (name, known) = (&served.name, served.channels.receive);
+                tracing::warn!(
+                    "{name} has {now} receive queues by now, and lbd serves the {known} that it had at the start, so \
+                     connections fail: restart lbd, or `ethtool -L {name}` to {known} again"
+                );
+            }
+        }
+    }
+
+    /// Whether routes and neighbours are followed no longer, because of a defect of lbd.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        !self.follower.is_running()
     }
 
     /// Routes and neighbours.

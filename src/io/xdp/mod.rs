@@ -32,6 +32,7 @@ pub mod queue;
 mod arrival;
 mod error;
 mod forwarding;
+mod groups;
 mod ring;
 mod socket;
 mod sys;

@@ -1,7 +1,7 @@
 //! What the filter did with the frames that came.
 use std::io;
 
-use super::bpf::Map;
+use crate::io::bpf::Map;
 
 /// Frames since the program was loaded, of all interfaces and CPUs. Each one is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

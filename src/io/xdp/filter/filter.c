@@ -377,8 +377,13 @@ inline enum kind judge(struct xdp_md *context, const struct settings *now, struc
 	if (!packet->has_ports)
 		return judge_icmp(context, now, protocol, offset, to_group);
 	kind = to_group ? PASSED : judge_ports(now, packet);
-	if (packet->shape == FIRST_FRAGMENT && kind != PASSED && kind != PASSED_FLOW)
-		note_first_fragment(packet);
+	if (packet->shape == WHOLE || kind == PASSED || kind == PASSED_FLOW)
+		return kind;
+	// lbd cannot tell the flow of a fragment, and a backend also talks to those who are none of lbd's clients. As over
+	// TUN, where no rule with a port matches a fragment.
+	if (kind == REPLY)
+		return PASSED;
+	note_first_fragment(packet);
 	return kind;
 }
 

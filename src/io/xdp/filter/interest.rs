@@ -1,16 +1,12 @@
 //! What the filter is to take off the interfaces: a plan of the plumbing, lbd's own ports, and announced addresses.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
 use super::tables::Entry;
 use crate::flow::{Endpoint, Protocol};
 use crate::plumbing::{Cover, Plan};
-
-/// Protocols that lbd masquerades.
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// All that is lbd's; the default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,23 +38,15 @@ pub(super) struct Put {
 }
 
 impl Interest {
-    /// What `plan` leads to lbd; the ports of `masquerade`, lbd's own on addresses of this host, in every balanced
-    /// protocol; and ARP requests and neighbour solicitations for `announced`.
+    /// What `plan` leads to lbd, and ARP requests and neighbour solicitations for `announced`.
     #[must_use]
-    pub fn new(
-        plan: &Plan,
-        masquerade: &[(IpAddr, RangeInclusive<u16>)],
-        announced: impl IntoIterator<Item = IpAddr>,
-    ) -> Self {
-        let own = masquerade
-            .iter()
-            .flat_map(|(address, ports)| own_ports(*address, ports));
-        let diverted = plan.diverted.iter().chain(&plan.diverted_locally).copied();
+    pub fn new(plan: &Plan, announced: impl IntoIterator<Item = IpAddr>) -> Self {
+        let diverted = plan.diverted.iter().chain(&plan.diverted_locally);
         Self {
             routes: plan.routes.iter().map(IpNet::trunc).collect(),
             local_ports: plan.local_ports.clone(),
             replies: plan.replies.clone(),
-            covers: widened(diverted.chain(own)),
+            covers: widened(diverted.chain(&plan.masqueraded).copied()),
             announced: announced.into_iter().collect(),
         }
     }
@@ -119,15 +107,6 @@ impl Interest {
     }
 }
 
-fn own_ports(address: IpAddr, ports: &RangeInclusive<u16>) -> impl Iterator<Item = Cover> + use<> {
-    let ports = (*ports.start(), *ports.end());
-    PROTOCOLS.into_iter().map(move |protocol| Cover {
-        protocol,
-        net: address.into(),
-        ports,
-    })
-}
-
 fn widened(covers: impl Iterator<Item = Cover>) -> Covers {
     let mut exact = Covers::new();
     for Cover { protocol, net, ports } in covers {
@@ -172,6 +151,7 @@ fn cover_entry((&(protocol, net), &ports): (&(Protocol, IpNet), &(u16, u16))) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::OwnSources;
 
     fn cover(protocol: Protocol, net: &str, ports: (u16, u16)) -> Cover {
         let net = net.parse().unwrap();
@@ -189,7 +169,7 @@ mod tests {
     }
 
     fn interest(plan: &Plan) -> Interest {
-        Interest::new(plan, &[], [])
+        Interest::new(plan, [])
     }
 
     fn reply(text: &str) -> Entry {
@@ -256,8 +236,14 @@ mod tests {
 
     #[test]
     fn masqueraded_ports_of_an_own_address_are_taken_in_every_protocol() {
-        let own = ("192.0.2.1".parse().unwrap(), 32_768..=60_999);
-        let interest = Interest::new(&Plan::default(), &[own], []);
+        let (backend, own) = ("10.2.0.11".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let own = OwnSources {
+            ports: 32_768..=60_999,
+            towards: [(backend, own)].into(),
+        };
+        let mut plan = Plan::default();
+        plan.serve(&[], Some(&own));
+        let interest = interest(&plan);
         let ports: Vec<_> = interest.covers.values().collect();
         assert_eq!(ports, [&(32_768, 60_999); 3]);
     }
@@ -273,7 +259,7 @@ mod tests {
             interest(&plan(&["10.0.0.0/8"], &["10.2.0.11:0"], &[])).tables(),
             1 << 1 | 1 << 5
         );
-        let announced = Interest::new(&Plan::default(), &[], ["10.96.0.10".parse().unwrap()]);
+        let announced = Interest::new(&Plan::default(), ["10.96.0.10".parse().unwrap()]);
         assert_eq!(announced.tables(), 1 << 7);
     }
 }

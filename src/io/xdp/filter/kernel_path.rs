@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::bpf::{self, Map};
 use super::tables;
 use crate::flow::Tuple;
+use crate::io::bpf::{self, Map};
 
 /// How long the filter passes a flow that turned out not to be lbd's.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(1);

@@ -5,7 +5,6 @@ pub mod interest;
 pub mod kernel_path;
 pub mod program;
 
-mod bpf;
 mod tables;
 
 #[cfg(test)]

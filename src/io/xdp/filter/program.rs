@@ -13,12 +13,12 @@ use aya::maps::MapData;
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 
-use super::bpf::{self, Map};
 use super::counters::Counters;
 pub use super::error::FilterError;
 use super::interest::{Changes, Interest, Put};
 use super::kernel_path::{KernelPath, REMEMBERED, nanoseconds};
 use super::tables::{self, Entry, Place, Table};
+use crate::io::bpf::{self, Map};
 
 /// Compiled by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
@@ -230,7 +230,7 @@ impl Filter {
     ///
     /// # Errors
     /// When a map is full or the kernel refuses; what was added is taken out again then. An old entry that cannot be
-    /// removed is an error too, but the new interest holds.
+    /// removed is only logged: its packets make a detour by lbd.
     pub fn set_interest(&mut self, wanted: Interest) -> Result<(), FilterError> {
         let Changes {
             put: added,
@@ -247,8 +247,10 @@ impl Filter {
             return Err(error);
         }
         self.interest = wanted;
-        let removed: Vec<_> = gone.iter().map(|entry| self.maps.remove(entry)).collect();
-        removed.into_iter().collect()
+        for error in gone.iter().filter_map(|entry| self.maps.remove(entry).err()) {
+            tracing::warn!("the XDP program takes more than it should: {error}");
+        }
+        Ok(())
     }
 
     /// What the filter did so far.

@@ -1,4 +1,4 @@
-//! bpf(2) on descriptors that are open already: maps, links, test runs. Making maps and programs is the loader's business.
+//! bpf(2): maps, links, test runs, and what little is made without the XDP program's loader.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper in std")]
 
 use std::ffi::c_void;
@@ -6,11 +6,17 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Commands and constants: include/uapi/linux/bpf.h.
+const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
+const PROG_LOAD: libc::c_int = 5;
 const PROG_TEST_RUN: libc::c_int = 10;
 const LINK_CREATE: libc::c_int = 28;
+/// `BPF_MAP_TYPE_ARRAY`
+const ARRAY: u32 = 2;
+/// `BPF_PROG_TYPE_SOCKET_FILTER`
+const SOCKET_FILTER: u32 = 1;
 /// `enum bpf_attach_type`
 const BPF_XDP: u32 = 37;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18.
@@ -18,16 +24,16 @@ const LIVE_FRAMES: u32 = 1 << 1;
 
 /// A map whose keys and values are of fixed lengths.
 #[derive(Debug)]
-pub(super) struct Map {
-    pub(super) descriptor: OwnedFd,
-    /// As in filter_maps.h.
-    pub(super) name: &'static str,
-    pub(super) key_size: usize,
+pub(in crate::io) struct Map {
+    pub(in crate::io) descriptor: OwnedFd,
+    /// As in filter_maps.h, for messages.
+    pub(in crate::io) name: &'static str,
+    pub(in crate::io) key_size: usize,
     /// Of one value; a per-CPU map has as many as `values`.
-    pub(super) value_size: usize,
+    pub(in crate::io) value_size: usize,
     /// 1, or the number of possible CPUs.
-    pub(super) values: usize,
-    pub(super) max_entries: u32,
+    pub(in crate::io) values: usize,
+    pub(in crate::io) max_entries: u32,
 }
 
 /// The head of `union bpf_attr` for `BPF_MAP_*_ELEM`.
@@ -42,7 +48,7 @@ struct Element {
 
 impl Map {
     /// Puts or replaces an entry.
-    pub(super) fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+    pub(in crate::io) fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         assert!(key.len() == self.key_size && value.len() == self.value_size * self.values);
         let mut element = self.element(key, value.as_ptr() as u64);
         // SAFETY: key and value are as long as the map's, and outlive the call.
@@ -50,7 +56,7 @@ impl Map {
     }
 
     /// Removes an entry; it is no error if there is none.
-    pub(super) fn remove(&self, key: &[u8]) -> io::Result<()> {
+    pub(in crate::io) fn remove(&self, key: &[u8]) -> io::Result<()> {
         assert!(key.len() == self.key_size);
         let mut element = self.element(key, 0);
         // SAFETY: the key is as long as the map's, and outlives the call.
@@ -61,7 +67,7 @@ impl Map {
     }
 
     /// The value, or the values of all CPUs one after the other.
-    pub(super) fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+    pub(in crate::io) fn get(&self, key: &[u8]) -> io::Result<Vec<u8>> {
         assert!(key.len() == self.key_size);
         let mut value = vec![0; self.value_size * self.values];
         let mut element = self.element(key, value.as_mut_ptr() as u64);
@@ -80,6 +86,79 @@ impl Map {
     }
 }
 
+/// The head of `union bpf_attr` for `BPF_MAP_CREATE`.
+#[repr(C)]
+struct CreateMap {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// An array with one value, zeroed.
+pub(in crate::io) fn create_single(name: &'static str, value_size: usize) -> io::Result<Map> {
+    let mut attributes = CreateMap {
+        kind: ARRAY,
+        key_size: 4,
+        value_size: value_size as u32,
+        max_entries: 1,
+        flags: 0,
+    };
+    // SAFETY: the attributes hold no pointer; the call yields a descriptor that nobody else has.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(bpf(MAP_CREATE, &mut attributes)?) };
+    Ok(Map {
+        descriptor,
+        name,
+        key_size: 4,
+        value_size,
+        values: 1,
+        max_entries: 1,
+    })
+}
+
+/// `struct bpf_insn`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(in crate::io) struct Instruction {
+    pub(in crate::io) code: u8,
+    /// Destination in the low four bits, source in the high ones.
+    pub(in crate::io) registers: u8,
+    pub(in crate::io) offset: i16,
+    pub(in crate::io) immediate: i32,
+}
+
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// Loads a program that looks at socket buffers.
+pub(in crate::io) fn load_socket_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
+    let mut attributes = LoadProgram {
+        kind: SOCKET_FILTER,
+        count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: what the attributes point to lives until the call returns; it yields a descriptor that nobody else has.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(PROG_LOAD, &mut attributes)?)) }
+}
+
 /// The head of `union bpf_attr` for `BPF_LINK_CREATE`.
 #[repr(C)]
 struct CreateLink {
@@ -90,7 +169,7 @@ struct CreateLink {
 }
 
 /// Attaches an XDP program for as long as the returned descriptor is open. `flags`: `XDP_FLAGS_*_MODE`.
-pub(super) fn attach(program: &OwnedFd, interface: u32, flags: u32) -> io::Result<OwnedFd> {
+pub(in crate::io) fn attach(program: &OwnedFd, interface: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = CreateLink {
         program: program.as_raw_fd() as u32,
         interface,
@@ -135,12 +214,12 @@ struct TestRun {
 }
 
 /// What the program returns for a frame that came by queue 0 of `interface`.
-pub(super) fn try_frame(program: &OwnedFd, interface: u32, frame: &[u8]) -> io::Result<u32> {
+pub(in crate::io) fn try_frame(program: &OwnedFd, interface: u32, frame: &[u8]) -> io::Result<u32> {
     test_run(program, interface, frame, TestRun::default())
 }
 
 /// Lets a frame come by queue 0 of `interface` once more, with only this program before it.
-pub(super) fn run_live(program: &OwnedFd, interface: u32, frame: &[u8]) -> io::Result<()> {
+pub(in crate::io) fn run_live(program: &OwnedFd, interface: u32, frame: &[u8]) -> io::Result<()> {
     let live = TestRun {
         flags: LIVE_FRAMES,
         // A batch is allocated before the frame runs, 64 by default.
@@ -148,6 +227,20 @@ pub(super) fn run_live(program: &OwnedFd, interface: u32, frame: &[u8]) -> io::R
         ..TestRun::default()
     };
     test_run(program, interface, frame, live).map(|_zero| ())
+}
+
+/// What a program of [`load_socket_filter`] returns for a packet behind this Ethernet header.
+#[cfg(test)]
+pub(in crate::io) fn run_socket_filter(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        program: program.as_raw_fd() as u32,
+        input_size: frame.len() as u32,
+        input: frame.as_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    // SAFETY: the frame is only read, and outlives the call, which writes its results to the attributes.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.map(|_zero| attributes.result)
 }
 
 fn test_run(program: &OwnedFd, interface: u32, frame: &[u8], options: TestRun) -> io::Result<u32> {
@@ -173,7 +266,7 @@ fn test_run(program: &OwnedFd, interface: u32, frame: &[u8], options: TestRun) -
 }
 
 /// The clock of `bpf_ktime_get_ns`, in nanoseconds.
-pub(super) fn clock() -> io::Result<u64> {
+pub(in crate::io) fn clock() -> io::Result<u64> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one timespec.
     match unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } {
@@ -183,7 +276,7 @@ pub(super) fn clock() -> io::Result<u64> {
 }
 
 /// The descriptor as a value of an XSKMAP.
-pub(super) fn socket_value(socket: BorrowedFd<'_>) -> [u8; 4] {
+pub(in crate::io) fn socket_value(socket: BorrowedFd<'_>) -> [u8; 4] {
     socket.as_raw_fd().to_ne_bytes()
 }
 
