@@ -279,7 +279,7 @@ impl Processor<'_> {
             Known::No => self.open(&headers, &segment, now)?,
         };
         // 5. Where lbd is the router: does it fit, and may it go on?
-        self.may_go_on(frame.bytes(), &headers, leaving.destination.address, now)?;
+        self.may_go_on(frame.bytes(), &headers, leaving.destination.address)?;
         // 6. Translate it.
         rewrite::apply(frame, &headers, &leaving);
         Ok(())

@@ -31,7 +31,7 @@ impl Processor<'_> {
         let Some((quoted, Translation { source, quoted: inner })) = related else {
             return Err(self.without_flow(headers));
         };
-        self.may_go_on(frame.bytes(), headers, inner.source.address, now)?;
+        self.may_go_on(frame.bytes(), headers, inner.source.address)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
         Ok(())
     }
@@ -70,7 +70,6 @@ impl Processor<'_> {
         packet: &[u8],
         headers: &Headers,
         destination: IpAddr,
-        now: Instant,
     ) -> Result<(), Stop> {
         let Some(router) = &mut self.router else {
             return Ok(());
@@ -78,7 +77,7 @@ impl Processor<'_> {
         if headers.hop_limit(packet) <= 1 {
             return Err(Stop::Complain(Complaint::TimeExceeded));
         }
-        match router.mtu(destination, now) {
+        match router.mtu(destination) {
             Some(mtu) if headers.length > mtu && headers.is_unfragmentable(packet) => {
                 Err(Stop::Complain(Complaint::TooBig { mtu }))
             }
