@@ -17,7 +17,7 @@ use super::meter::Meter;
 use super::next_hop::{Hop, Way};
 use crate::io::{Decide, Exchanged, PacketIo};
 use crate::packet::frame::{Checksum, Fate, Frame};
-use crate::packet::{Headers, Version, ethernet};
+use crate::packet::{Headers, Version, ethernet, ip};
 
 /// Packets a batch: as many as the kernel sends at one call, twice.
 const BATCH: usize = 64;
@@ -108,7 +108,7 @@ impl Queue {
     }
 
     /// Keeps IP packets for the engine.
-    fn admit(&mut self, arrival: Arrival) -> Option<Packet> {
+    fn admit(&mut self, mut arrival: Arrival) -> Option<Packet> {
         let found = ethernet::network(arrival.bytes());
         let asked = found.and_then(|(ethertype, at)| {
             let question = announce::question(arrival.bytes(), ethertype, at)?;
@@ -119,7 +119,13 @@ impl Queue {
             return None;
         }
         match found {
-            Some((ethernet::IPV4 | ethernet::IPV6, at)) => Some(Packet::new(arrival, at)),
+            Some((ethernet::IPV4 | ethernet::IPV6, at)) => {
+                // Padding counts neither for the way's MTU nor for a checksum that is still to be finished.
+                if let Some(length) = ip::length(&arrival.bytes()[at..]) {
+                    self.bundle.cut(&mut arrival, at + length);
+                }
+                Some(Packet::new(arrival, at))
+            }
             Some(_) | None => {
                 self.kernel.reinject(self.interfaces[arrival.port()], arrival.bytes());
                 self.bundle.release(arrival);
