@@ -235,3 +235,40 @@ fn the_mode_does_not_matter_to_masquerading() {
     world.up(&flow, ACK);
     world.down(&flow, ACK);
 }
+
+#[test]
+fn where_one_client_finds_no_place_others_still_do_while_there_are_any() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    // Two workers: the table is shared out, and each client may have the ports of one share only.
+    let mut world = World::build(&case.setup().weights(&[1]).tables(pool).toml(), 2, 1);
+    let backend = world.backend(case.backend(1));
+    let client: Endpoint = case.client(2, 1).into();
+    let address = "198.18.0.1".parse().unwrap();
+    let (first, stride) = world.engine.conntrack().ports_beside(&client, &address, 1_024);
+    assert!(stride > 1);
+    for port in (first..=65_535).step_by(stride) {
+        let connection = Connection {
+            protocol: Protocol::Udp,
+            client,
+            virtual_address: Endpoint {
+                port: port as u16,
+                ..case.service().into()
+            },
+            source: Endpoint::new(address, port as u16),
+            backend: Arc::clone(&backend),
+            template: None,
+            state: State::Udp,
+            answered: true,
+            opened: world.now,
+            expires: world.now + Duration::from_secs(300),
+        };
+        world.engine.conntrack().insert(connection, world.now).unwrap();
+    }
+    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
+    let flow = world.open(Protocol::Udp, case.client(2, 2), case.service());
+    assert_of_pool(flow.source);
+    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "as before");
+}
