@@ -70,7 +70,7 @@ impl PacketIo for Queue {
         Ok(Exchanged {
             received,
             unsent: flushed.unsent + self.kernel.take_unsent(),
-            waiting: flushed.waiting > 0,
+            waiting: flushed.waiting > 0 || self.has_news(),
         })
     }
 
@@ -157,8 +157,11 @@ impl Queue {
             count(&self.kernel.tally().finished_checksums);
         }
         match way {
-            Some((Way::Direct(hop), leaving)) if leaving.length <= hop.mtu as usize => {
-                self.send(packet, decision, &hop, leaving.version);
+            Some((Way::Direct(hop), leaving))
+                if leaving.length <= hop.mtu as usize
+                    && let Some(port) = self.port(hop.interface) =>
+            {
+                self.send(packet, decision, &hop, port, leaving.version);
             }
             // A packet that is too long may be fragmented, or the engine would have refused it; the kernel does that.
             Some((Way::Direct(_) | Way::Kernel, _)) | None => {
@@ -168,10 +171,11 @@ impl Queue {
         }
     }
 
-    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, version: Version) {
-        let Some(port) = self.interfaces.iter().position(|&index| index == hop.interface) else {
-            return self.bundle.release(packet.arrival);
-        };
+    fn port(&self, interface: u32) -> Option<usize> {
+        self.interfaces.iter().position(|&index| index == interface)
+    }
+
+    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, port: usize, version: Version) {
         let unfinished = unfinished(packet.bytes(&decision.range), decision.checksum);
         let (mut arrival, range) = self.put_back(packet, decision);
         let storage = arrival.storage();
@@ -219,6 +223,10 @@ impl Queue {
                 self.announce_at(port, address);
             }
         }
+    }
+
+    fn has_news(&self) -> bool {
+        self.announcements.as_ref().is_some_and(|queue| !queue.is_empty())
     }
 
     fn announce_at(&mut self, port: usize, address: IpAddr) {
