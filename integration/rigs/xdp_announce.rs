@@ -35,7 +35,10 @@ fn announced_addresses_are_told_to_the_network_at_start() {
         let lbd = rig.lbd(&config);
         let mac = rig.sh("lb", "ip -j link show client | jq -r '.[].address'").ok();
         wire.sees(&[mac.trim(), "10.1.0.100", "neighbor advertisement", "tgt is fd00:1::100"]);
+        let groups = || rig.sh("lb", "ip -6 maddr show dev client").ok();
+        assert!(groups().contains("ff02::1:ff00:100"), "who asks is heard: {}", groups());
         lbd.terminate();
+        assert!(!groups().contains("ff02::1:ff00:100"), "{}", groups());
     });
 }
 

@@ -271,7 +271,10 @@ mod tests {
                     let client = Endpoint::new([192, 0, 2, 1].into(), port);
                     let (from, distance) = table.ports_beside(&client, &[10, 0, 0, 1].into(), first);
                     let ports = (from..=last.into()).step_by(distance).count();
-                    assert!(ports >= usize::from(count).min(LEAST_SHARE), "{workers} workers: {ports} of {count}");
+                    assert!(
+                        ports >= usize::from(count).min(LEAST_SHARE),
+                        "{workers} workers: {ports} of {count}"
+                    );
                 }
             }
         }

@@ -65,12 +65,7 @@ impl Processor<'_> {
     }
 
     /// Where lbd is the router, a packet must fit the way on, and have a hop left (RFC 1812 sections 4.2.3.3 and 5.3.1).
-    pub(super) fn may_go_on(
-        &mut self,
-        packet: &[u8],
-        headers: &Headers,
-        destination: IpAddr,
-    ) -> Result<(), Stop> {
+    pub(super) fn may_go_on(&mut self, packet: &[u8], headers: &Headers, destination: IpAddr) -> Result<(), Stop> {
         let Some(router) = &mut self.router else {
             return Ok(());
         };

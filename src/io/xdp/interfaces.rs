@@ -14,6 +14,7 @@ use super::filter::error::FilterError;
 use super::filter::interest::Interest;
 use super::filter::program::{Attach, Attached, Filter, Interface, Mode};
 use super::forwarding::Forwarding;
+use super::groups::Groups;
 use super::kernel::{Kernel, Tally};
 use super::meter::Meter;
 use super::next_hop::{Follower, NextHops};
@@ -88,6 +89,7 @@ pub struct Interfaces {
     hops: Arc<NextHops>,
     _follower: Follower,
     announced: Option<Arc<Announced>>,
+    groups: Groups,
     /// Of each worker.
     gauges: Vec<(Arc<Meter>, Arc<Tally>)>,
 }
@@ -136,6 +138,7 @@ pub fn open(
         hops,
         _follower: follower,
         announced: settings.announce.then_some(announced),
+        groups: Groups::default(),
         gauges,
     };
     Ok((interfaces, queues))
@@ -291,6 +294,8 @@ impl Interfaces {
         let interest = Interest::new(wanted.plan, wanted.masquerade, announced.iter().copied());
         self.filter.set_interest(interest)?;
         if let Some(announced) = &self.announced {
+            let interfaces: Vec<u32> = self.served.iter().map(|served| served.index).collect();
+            self.groups.follow(&interfaces, wanted.addresses);
             announced.set(wanted.addresses);
         }
         Ok(())

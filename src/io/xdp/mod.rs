@@ -13,6 +13,7 @@ pub mod queue;
 mod arrival;
 mod error;
 mod forwarding;
+mod groups;
 mod ring;
 mod socket;
 mod sys;
