@@ -92,7 +92,8 @@ impl Engine {
         let mut rng = Rng::with_seed(seeds.choices);
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
-        let conntrack = Conntrack::new(workers, policy.conntrack.max_flows, seeds.hashing, now);
+        let ports = nat::ports(&policy.nat).len();
+        let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
             index,
             rng: rng.fork(),
@@ -279,7 +280,7 @@ impl Processor<'_> {
             Known::No => self.open(&headers, &segment, now)?,
         };
         // 5. Where lbd is the router: does it fit, and may it go on?
-        self.may_go_on(frame.bytes(), &headers, leaving.destination.address, now)?;
+        self.may_go_on(frame.bytes(), &headers, leaving.destination.address)?;
         // 6. Translate it.
         rewrite::apply(frame, &headers, &leaving);
         Ok(())

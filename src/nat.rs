@@ -29,10 +29,32 @@ pub enum NoSource {
     PoolExhausted,
 }
 
-/// The backend towards which the pool was exhausted, and when: to look for a place again at every packet of the same tick
-/// would cost the other flows dearly.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Exhausted(Option<(u64, Tick)>);
+/// Where no place was found, towards which backend, and when: to look again at every packet of the same tick would cost the
+/// other flows dearly.
+#[derive(Clone, Debug, Default)]
+pub struct Exhausted {
+    last: Option<(u64, Tick)>,
+    /// The shares of the connection table whose places are all taken.
+    shares: Vec<usize>,
+    /// Places tried in vain so far. After [`MAX_TRIES`] nobody tries any more.
+    tries: usize,
+}
+
+impl Exhausted {
+    fn holds(&self, here_and_now: (u64, Tick), share: usize) -> bool {
+        self.last == Some(here_and_now) && (self.tries >= MAX_TRIES || self.shares.contains(&share))
+    }
+
+    fn note(&mut self, here_and_now: (u64, Tick), share: usize, tries: usize) {
+        if self.last != Some(here_and_now) {
+            self.last = Some(here_and_now);
+            self.shares.clear();
+            self.tries = 0;
+        }
+        self.shares.push(share);
+        self.tries += tries;
+    }
+}
 
 /// Chooses the sender for a new flow from `tuple.source` to `backend`.
 ///
@@ -69,8 +91,8 @@ pub fn source(
         // The same client port to the same backend, directly or through another service address: the replies could not
         // be told apart (kubernetes#90042), so this flow comes from the pool.
     }
-    let here_and_now = Some((backend.id, Tick::at(now)));
-    if exhausted.0 == here_and_now {
+    let (here_and_now, share) = ((backend.id, Tick::at(now)), conntrack.share(&client));
+    if exhausted.holds(here_and_now, share) {
         return Err(NoSource::PoolExhausted);
     }
     let own = own_address(&ruleset.policy.nat, backend);
@@ -78,12 +100,20 @@ pub fn source(
         Some((range, ports)) => (std::slice::from_ref(range), *ports),
         None => (ruleset.pool.of(client.address), &POOL_PORTS),
     };
-    let mut places = places(ranges, ports, client, conntrack, rng);
+    let mut tries = 0;
+    let mut places = places(ranges, ports, client, conntrack, rng).inspect(|_| tries += 1);
     let free = places.find(|&place| conntrack.is_free(&reply(place), now));
+    drop(places);
     free.ok_or_else(|| {
-        exhausted.0 = here_and_now;
+        exhausted.note(here_and_now, share, tries);
         NoSource::PoolExhausted
     })
+}
+
+/// Ports that an address which stands for clients has.
+#[must_use]
+pub fn ports(nat: &Nat) -> &RangeInclusive<u16> {
+    nat.own.as_ref().map_or(&POOL_PORTS, |own| &own.ports)
 }
 
 /// The masquerade pool, by IP version.

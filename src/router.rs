@@ -6,8 +6,11 @@ use crate::time::Instant;
 
 /// Knows the way to the next hop.
 pub trait Router: Debug {
+    /// A batch begins: what follows is asked at `now`.
+    fn begin(&mut self, now: Instant);
+
     /// The longest packet that can go on to `destination`, in bytes from its IP header on; None where the kernel takes it.
-    fn mtu(&mut self, destination: IpAddr, now: Instant) -> Option<usize>;
+    fn mtu(&mut self, destination: IpAddr) -> Option<usize>;
 
     /// This router's own address towards `destination`, which its ICMP errors come from.
     fn own_address(&mut self, destination: IpAddr) -> Option<IpAddr>;

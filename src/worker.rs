@@ -155,7 +155,10 @@ impl<I: PacketIo> Worker<I> {
 }
 
 fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], router: Option<&mut dyn Router>, now: Instant) {
-    let router = router.map(|router| -> &mut dyn Router { router });
+    let router = router.map(|router| -> &mut dyn Router {
+        router.begin(now);
+        router
+    });
     let mut processor = engine.enter(lane, now).routed_by(router);
     for frame in frames {
         frame.fate = match processor.process(frame, now) {
@@ -163,5 +166,46 @@ fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], router: Op
             Verdict::Pass(_) => Fate::Pass,
             Verdict::Drop(_) => Fate::Discard,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::engine::Seeds;
+
+    #[derive(Debug, Default)]
+    struct Listener(Vec<Instant>);
+
+    impl Router for Listener {
+        fn begin(&mut self, now: Instant) {
+            self.0.push(now);
+        }
+
+        fn mtu(&mut self, _: IpAddr) -> Option<usize> {
+            None
+        }
+
+        fn own_address(&mut self, _: IpAddr) -> Option<IpAddr> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_router_learns_the_time_of_batches_that_are_only_answered_too_so_that_neighbours_are_looked_after() {
+        let loaded = crate::config::parse("test.toml", "").unwrap();
+        let seeds = Seeds {
+            choices: 1,
+            hashing: ahash::RandomState::new(),
+        };
+        let (engine, mut lanes) = Engine::new(Arc::new(loaded.config.policy), 1, seeds, Instant::ZERO);
+        let mut router = Listener::default();
+        let times = [1, 2].map(|seconds| Instant::ZERO + Duration::from_secs(seconds));
+        for now in times {
+            decide(&engine, &mut lanes[0], &mut [], Some(&mut router), now);
+        }
+        assert_eq!(router.0, times);
     }
 }

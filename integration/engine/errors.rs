@@ -178,7 +178,9 @@ struct Way {
 }
 
 impl Router for Way {
-    fn mtu(&mut self, _: IpAddr, _: Instant) -> Option<usize> {
+    fn begin(&mut self, _: Instant) {}
+
+    fn mtu(&mut self, _: IpAddr) -> Option<usize> {
         self.mtu
     }
 

@@ -1,7 +1,6 @@
 //! Who the backend sees: the client, or an address and port of the pool.
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use lbd::conntrack::connection::{Connection, State};
@@ -153,27 +152,35 @@ fn the_source_of_a_flow_that_is_over_is_free_at_once() {
     assert_eq!(world.load(second.backend), (1, 0));
 }
 
+/// Has a client's flow to backend 1 come from this place.
+fn take(world: &World, client: SocketAddr, place: Endpoint) {
+    let connection = Connection {
+        protocol: Protocol::Udp,
+        client: client.into(),
+        virtual_address: Endpoint {
+            port: place.port,
+            ..Case::UDP.service().into()
+        },
+        source: place,
+        backend: world.backend(Case::UDP.backend(1)),
+        template: None,
+        state: State::Udp,
+        answered: true,
+        opened: world.now,
+        expires: world.now + Duration::from_secs(300),
+    };
+    world.engine.conntrack().insert(connection, world.now).unwrap();
+}
+
+/// Of the pool's only address.
+fn place(port: u16) -> Endpoint {
+    Endpoint::new([198, 18, 0, 1].into(), port)
+}
+
 /// Fills all places of the pool's only address but those of `free`, towards backend 1.
 fn fill_pool(world: &World, free: &[u16]) {
-    let case = Case::UDP;
-    let backend = world.backend(case.backend(1));
     for port in (1_024..=65_535).filter(|port| !free.contains(port)) {
-        let connection = Connection {
-            protocol: Protocol::Udp,
-            client: case.client(3, port).into(),
-            virtual_address: case.service().into(),
-            source: "198.18.0.1:0"
-                .parse::<Endpoint>()
-                .map(|place| Endpoint { port, ..place })
-                .unwrap(),
-            backend: Arc::clone(&backend),
-            template: None,
-            state: State::Udp,
-            answered: true,
-            opened: world.now,
-            expires: world.now + Duration::from_secs(300),
-        };
-        world.engine.conntrack().insert(connection, world.now).unwrap();
+        take(world, Case::UDP.client(3, port), place(port));
     }
 }
 
@@ -234,4 +241,25 @@ fn the_mode_does_not_matter_to_masquerading() {
     world.reload(&toml(Mode::Iptables));
     world.up(&flow, ACK);
     world.down(&flow, ACK);
+}
+
+#[test]
+fn where_one_client_finds_no_place_others_still_do_while_there_are_any() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    // Two workers: the table is shared out, and each client may have the ports of one share only.
+    let mut world = World::build(&case.setup().weights(&[1]).tables(pool).toml(), 2, 1);
+    let client = case.client(2, 1);
+    let table = world.engine.conntrack();
+    let (first, stride) = table.ports_beside(&client.into(), &place(0).address, 1_024);
+    assert!(stride > 1);
+    for port in (first..=65_535).step_by(stride) {
+        take(&world, client, place(port as u16));
+    }
+    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
+    let flow = world.open(Protocol::Udp, case.client(2, 2), case.service());
+    assert_of_pool(flow.source);
+    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "as before");
 }

@@ -35,14 +35,7 @@ fn announced_addresses_are_told_to_the_network_at_start() {
         let lbd = rig.lbd(&config);
         let mac = rig.sh("lb", "ip -j link show client | jq -r '.[].address'").ok();
         wire.sees(&[mac.trim(), "10.1.0.100", "neighbor advertisement", "tgt is fd00:1::100"]);
-        let groups = || rig.sh("lb", "ip -6 maddr show dev client").ok();
-        let asked_in = "ff02::1:ff00:100";
-        assert!(
-            groups().contains(asked_in),
-            "questions reach this host through switches and network cards"
-        );
         lbd.terminate();
-        assert!(!groups().contains(asked_in));
     });
 }
 

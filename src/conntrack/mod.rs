@@ -32,6 +32,10 @@ use shard::Shard;
 /// Flows that room is made for at the start; the kernel gives the memory when it is used.
 const MOST_ROOM: usize = 1 << 20;
 
+/// A shard has at least as many ports of each address that stands for clients, where there are so many. Clients come to
+/// shards by chance, so of small shares one would be used up long before the others.
+const LEAST_SHARE: usize = 32;
+
 /// Every flow.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -52,13 +56,10 @@ pub enum Refused {
 
 impl Conntrack {
     /// An empty table for `workers` threads. A single worker gets a single shard, so that eviction is exactly by age.
+    /// Masqueraded flows share `ports` ports of an address, see [`Self::ports_beside`].
     #[must_use]
-    pub fn new(workers: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
-        let count = match workers {
-            0 | 1 => 1,
-            // Enough that two workers rarely meet at one lock.
-            workers => (workers * 32).next_power_of_two(),
-        };
+    pub fn new(workers: usize, ports: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
+        let count = shards(workers, ports);
         // Room from the start: growing moves everything at once, 0.2 s at a million flows in one shard.
         let room = max_flows.min(MOST_ROOM) / count;
         let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
@@ -143,6 +144,12 @@ impl Conntrack {
         (usize::from(from) + distance, count)
     }
 
+    /// Which share of an address's ports may stand for `client`: that of its shard.
+    #[must_use]
+    pub fn share(&self, client: &Endpoint) -> usize {
+        self.shard_index(client)
+    }
+
     /// Whether no flow has packets of this tuple, which must be a reply's.
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
@@ -225,6 +232,17 @@ impl Conntrack {
     }
 }
 
+/// A power of two.
+fn shards(workers: usize, ports: usize) -> usize {
+    let wanted = match workers {
+        0 | 1 => 1,
+        // Enough that two workers rarely meet at one lock.
+        workers => (workers * 32).next_power_of_two(),
+    };
+    let most = (ports / LEAST_SHARE).checked_ilog2().map_or(1, |bits| 1 << bits);
+    wanted.min(most)
+}
+
 const fn opposite(direction: Direction) -> Direction {
     match direction {
         Direction::Original => Direction::Reply,
@@ -237,5 +255,29 @@ const fn near_endpoint(tuple: &Tuple, direction: Direction) -> Endpoint {
     match direction {
         Direction::Original => tuple.source,
         Direction::Reply => tuple.destination,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_client_has_ports_to_be_masqueraded_with_however_many_workers_and_few_ports_there_are() {
+        for workers in [1, 2, 3, 16, 200] {
+            for count in [1_u16, 31, 100, 4_536, 64_512] {
+                let (first, last) = (1_000, 1_000 + count - 1);
+                let table = Conntrack::new(workers, count.into(), 1, RandomState::new(), Instant::ZERO);
+                for port in 0..1_000 {
+                    let client = Endpoint::new([192, 0, 2, 1].into(), port);
+                    let (from, distance) = table.ports_beside(&client, &[10, 0, 0, 1].into(), first);
+                    let ports = (from..=last.into()).step_by(distance).count();
+                    assert!(
+                        ports >= usize::from(count).min(LEAST_SHARE),
+                        "{workers} workers: {ports} of {count}"
+                    );
+                }
+            }
+        }
     }
 }

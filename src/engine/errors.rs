@@ -31,7 +31,7 @@ impl Processor<'_> {
         let Some((quoted, Translation { source, quoted: inner })) = related else {
             return Err(self.without_flow(headers));
         };
-        self.may_go_on(frame.bytes(), headers, inner.source.address, now)?;
+        self.may_go_on(frame.bytes(), headers, inner.source.address)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
         Ok(())
     }
@@ -65,20 +65,14 @@ impl Processor<'_> {
     }
 
     /// Where lbd is the router, a packet must fit the way on, and have a hop left (RFC 1812 sections 4.2.3.3 and 5.3.1).
-    pub(super) fn may_go_on(
-        &mut self,
-        packet: &[u8],
-        headers: &Headers,
-        destination: IpAddr,
-        now: Instant,
-    ) -> Result<(), Stop> {
+    pub(super) fn may_go_on(&mut self, packet: &[u8], headers: &Headers, destination: IpAddr) -> Result<(), Stop> {
         let Some(router) = &mut self.router else {
             return Ok(());
         };
         if headers.hop_limit(packet) <= 1 {
             return Err(Stop::Complain(Complaint::TimeExceeded));
         }
-        match router.mtu(destination, now) {
+        match router.mtu(destination) {
             Some(mtu) if headers.length > mtu && headers.is_unfragmentable(packet) => {
                 Err(Stop::Complain(Complaint::TooBig { mtu }))
             }

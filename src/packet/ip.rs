@@ -16,6 +16,18 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// Longer chains are refused: RFC 8504 section 5.3 lets a node limit the number of extension headers.
 const MAX_EXTENSION_HEADERS: usize = 8;
 
+/// The length of the packet at the start of `bytes` by its own header, in bytes; None where there is no IP header, or one
+/// that says less than its own length. What follows is padding of the link (RFC 894, RFC 2464 section 3).
+#[must_use]
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    let word = |at: usize| Some(usize::from(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?)));
+    match bytes.first()? >> 4 {
+        4 => word(2).filter(|&length| length >= IPV4_HEADER),
+        6 => Some(IPV6_HEADER + word(4)?),
+        _ => None,
+    }
+}
+
 /// What the network layer says about a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ip {

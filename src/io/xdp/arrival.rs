@@ -1,7 +1,7 @@
 //! A packet in the frames that it came in.
 use std::ops::Range;
 
-use super::umem::Buffer;
+use super::umem::{Buffer, Umem};
 use crate::packet::checksum;
 
 /// A part of a packet: all of it, or, where it is longer than a frame, what one frame holds.
@@ -91,6 +91,17 @@ impl Arrival {
         self.head.buffer.bytes_mut()[range].copy_from_slice(&packet[..length]);
     }
 
+    /// Takes away what is longer than `length`; frames that are empty then are free again.
+    pub(super) fn cut(&mut self, length: usize, umem: &mut Umem) {
+        let mut excess = self.length().saturating_sub(length) as u32;
+        while let Some(last) = self.rest.pop_if(|last| last.length <= excess) {
+            excess -= last.length;
+            umem.give_back(last.buffer);
+        }
+        let last = self.rest.last_mut().unwrap_or(&mut self.head);
+        last.length = last.length.saturating_sub(excess);
+    }
+
     /// Finishes a checksum whose field, at `start + offset` from the start of the packet, holds the pseudo-header's sum.
     pub(super) fn finish_checksum(&mut self, start: usize, offset: usize) {
         let mut sum = checksum::add(0, &self.bytes()[start..]);
@@ -114,7 +125,6 @@ impl Arrival {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::xdp::umem::Umem;
 
     fn segment(umem: &mut Umem, bytes: &[u8]) -> Segment {
         let mut buffer = umem.take().unwrap();
@@ -147,6 +157,21 @@ mod tests {
         whole[..4].copy_from_slice(b"HEAD");
         packet.put_head_back(&whole);
         assert_eq!(packet.bytes(), b"HEAD ");
+    }
+
+    #[test]
+    fn padding_is_taken_off_a_packet_wherever_it_is_cut_into_frames_and_no_frame_is_lost() {
+        for length in 1..=15 {
+            let mut umem = Umem::new(4, 2048).unwrap();
+            let mut packet = arrival(&mut umem, &[b"head ", b"middle ", b"pad"]);
+            packet.cut(length, &mut umem);
+            let mut whole = Vec::new();
+            packet.gather(&mut whole);
+            assert_eq!(whole, b"head middle pad"[..length]);
+            let frames = 1 + packet.rest.len();
+            assert_eq!((umem.held(), umem.free()), (frames, 4 - frames), "{length}");
+            assert!(packet.rest.iter().all(|segment| segment.length > 0));
+        }
     }
 
     #[test]

@@ -361,6 +361,11 @@ impl Bundle {
         }
     }
 
+    /// Takes away what of a packet is longer than `length`, in bytes from its Ethernet header on.
+    pub fn cut(&mut self, arrival: &mut Arrival, length: usize) {
+        arrival.cut(length, &mut self.umem);
+    }
+
     /// Has what was queued sent, takes back the frames of what was sent, and lends the kernel frames for packets to come.
     /// To be called once a batch, and also when nothing was queued.
     ///

@@ -13,7 +13,7 @@ use crate::time::Instant;
 pub(super) struct Forwarding {
     hops: Arc<NextHops>,
     cache: Cache,
-    /// When the engine last asked.
+    /// When the batch under way began.
     now: Instant,
 }
 
@@ -43,9 +43,12 @@ impl Forwarding {
 }
 
 impl Router for Forwarding {
-    fn mtu(&mut self, destination: IpAddr, now: Instant) -> Option<usize> {
+    fn begin(&mut self, now: Instant) {
         self.now = now;
-        match self.cache.find(&self.hops, destination, 0, now) {
+    }
+
+    fn mtu(&mut self, destination: IpAddr) -> Option<usize> {
+        match self.cache.find(&self.hops, destination, 0, self.now) {
             Way::Direct(hop) => Some(hop.mtu as usize),
             Way::Kernel => None,
         }

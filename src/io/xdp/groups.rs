@@ -1,78 +1,140 @@
-//! The multicast groups in which neighbours ask for announced IPv6 addresses. A card, or a switch that listens to MLD,
-//! leaves away the groups that nobody has joined, so who answers must be a member (RFC 4861 section 7.2.1).
-use std::collections::BTreeSet;
+//! Who asks for the link address of an IPv6 address asks its solicited-node group (RFC 4291 section 2.7.1), whose frames an
+//! interface ignores, and a switch keeps away (MLD snooping), unless the host has joined it. The kernel joins those of its
+//! own addresses; lbd joins those of the addresses that it answers for.
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
-use socket2::{Domain, Socket, Type};
+/// An interface's number, and a group there.
+type Place = (u32, Ipv6Addr);
 
-/// Memberships, which end with it.
+/// The groups that lbd has joined; dropped, it leaves them.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    /// None as long as there is no IPv6 address to announce; it never receives anything.
-    socket: Option<Socket>,
-    joined: BTreeSet<(u32, Ipv6Addr)>,
+    /// Nothing is sent or received by them. One has room for some hundred groups (`optmem_max`).
+    sockets: Vec<UdpSocket>,
+    /// By which socket.
+    joined: BTreeMap<Place, usize>,
 }
 
 impl Groups {
-    /// From now on it is a member, on these interfaces, of the groups of these addresses. What cannot be joined is said:
-    /// the addresses are answered for nevertheless, where the questions come.
-    pub(super) fn set(&mut self, interfaces: &[u32], addresses: &BTreeSet<IpAddr>) {
-        let groups: BTreeSet<Ipv6Addr> = addresses.iter().filter_map(group).collect();
-        let on = |&index| groups.iter().map(move |&group| (index, group));
-        let wanted: BTreeSet<(u32, Ipv6Addr)> = interfaces.iter().flat_map(on).collect();
-        if let Err(error) = self.follow(wanted) {
+    /// Joins the groups of these addresses on these interfaces, and leaves all others. What fails is logged: the other
+    /// addresses can still be asked for.
+    pub(super) fn follow(&mut self, interfaces: &[u32], addresses: &BTreeSet<IpAddr>) {
+        let wanted = places(interfaces, addresses);
+        let left: Vec<Place> = self
+            .joined
+            .keys()
+            .filter(|place| !wanted.contains(place))
+            .copied()
+            .collect();
+        for place in left {
+            self.leave(place);
+        }
+        let missing: Vec<Place> = wanted
+            .into_iter()
+            .filter(|place| !self.joined.contains_key(place))
+            .collect();
+        let failures = missing
+            .into_iter()
+            .filter_map(|place| Some((place, self.join(place).err()?)));
+        let failures: Vec<(Place, io::Error)> = failures.collect();
+        if let Some(((interface, group), error)) = failures.first() {
             tracing::warn!(
-                "cannot join the multicast group of an announced IPv6 address ({error}), so questions for it may not come \
-                 here; many addresses need more room: sysctl -w net.core.optmem_max=1048576"
+                "cannot join {group} on interface {interface}, and {} more groups, so neighbours may not find addresses there: \
+                 {error}; is IPv6 on there (`sysctl net.ipv6.conf`)?",
+                failures.len() - 1
             );
         }
     }
 
-    fn follow(&mut self, wanted: BTreeSet<(u32, Ipv6Addr)>) -> io::Result<()> {
-        if wanted == self.joined {
-            return Ok(());
-        }
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => Socket::new(Domain::IPV6, Type::DGRAM, None)?,
-        };
-        let socket = self.socket.insert(socket);
-        for &(index, group) in self.joined.difference(&wanted) {
-            // It may have ended with its interface.
-            let _left = socket.leave_multicast_v6(&group, index);
-        }
-        self.joined.retain(|member| wanted.contains(member));
-        for (index, group) in wanted {
-            if !self.joined.contains(&(index, group)) {
-                socket.join_multicast_v6(&group, index)?;
-                self.joined.insert((index, group));
+    fn join(&mut self, place: Place) -> io::Result<()> {
+        let (interface, group) = place;
+        let full = match self
+            .sockets
+            .last()
+            .map(|socket| socket.join_multicast_v6(&group, interface))
+        {
+            Some(Err(error)) if is_full(&error) => true,
+            Some(result) => {
+                result?;
+                false
             }
+            None => true,
+        };
+        if full {
+            let socket = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))?;
+            socket.join_multicast_v6(&group, interface)?;
+            self.sockets.push(socket);
         }
+        self.joined.insert(place, self.sockets.len() - 1);
         Ok(())
+    }
+
+    fn leave(&mut self, place: Place) {
+        let (interface, group) = place;
+        let socket = self.joined.remove(&place).and_then(|number| self.sockets.get(number));
+        if let Some(Err(error)) = socket.map(|socket| socket.leave_multicast_v6(&group, interface)) {
+            tracing::debug!("cannot leave {group} on interface {interface}: {error}");
+        }
     }
 }
 
-/// The solicited-node address: `ff02::1:ff00:0/104` with the last 24 bits of the address (RFC 4291 section 2.7.1).
-fn group(address: &IpAddr) -> Option<Ipv6Addr> {
-    match address {
+/// `sock_kmalloc` of net/core/sock.c
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn places(interfaces: &[u32], addresses: &BTreeSet<IpAddr>) -> BTreeSet<Place> {
+    let groups = addresses.iter().filter_map(|address| match address {
+        IpAddr::V6(address) => Some(group(*address)),
         IpAddr::V4(_) => None,
-        IpAddr::V6(v6) => {
-            let [.., a, b, c, d] = v6.octets();
-            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-            Some(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | high & 0xff, low))
-        }
-    }
+    });
+    groups
+        .flat_map(|group| interfaces.iter().map(move |&interface| (interface, group)))
+        .collect()
+}
+
+/// `ff02::1:ff` and the last 24 bits of the address.
+const fn group(address: Ipv6Addr) -> Ipv6Addr {
+    const SOLICITED_NODE: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
+    Ipv6Addr::from_bits(SOLICITED_NODE | address.to_bits() & 0xff_ffff)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The loopback interface.
+    const LO: [u32; 1] = [1];
+
+    fn groups() -> String {
+        std::fs::read_to_string("/proc/net/igmp6").unwrap_or_default()
+    }
+
     #[test]
-    fn the_group_has_the_last_24_bits_of_the_address() {
-        let group = |text: &str| group(&text.parse().unwrap()).map(|group| group.to_string());
-        assert_eq!(group("4037::1:800:200e:8c6c").as_deref(), Some("ff02::1:ff0e:8c6c"));
-        assert_eq!(group("10.1.0.1"), None);
+    fn the_group_of_an_address_is_that_of_rfc_4291() {
+        let address: Ipv6Addr = "4037::01:800:200e:8c6c".parse().unwrap();
+        assert_eq!(group(address).to_string(), "ff02::1:ff0e:8c6c");
+    }
+
+    #[test]
+    fn a_host_is_in_the_groups_of_announced_addresses_as_long_as_they_are() {
+        if groups().is_empty() {
+            return println!("skipped: there is no IPv6 here");
+        }
+        let addresses: BTreeSet<IpAddr> = (0..2_000)
+            .map(|number| Ipv6Addr::from_bits(0xfd00 << 112 | 0xab_0000 | number).into())
+            .collect();
+        let count = || groups().matches("ff0200000000000000000001ffab").count();
+        let mut joined = Groups::default();
+        joined.follow(&LO, &addresses);
+        joined.follow(&LO, &addresses);
+        assert_eq!(count(), 2_000);
+        let kept = addresses.iter().copied().take(7).collect();
+        joined.follow(&LO, &kept);
+        assert_eq!(count(), 7);
+        drop(joined);
+        assert_eq!(count(), 0);
     }
 }

@@ -124,7 +124,7 @@ pub fn open(
         tun,
         gauges: Vec::new(),
     };
-    let (announced, heard) = Announced::new(&indices);
+    let (announced, heard) = Announced::new();
     let announced = Arc::new(announced);
     let queues = (0..workers).map(|worker| opening.queue(worker, &announced));
     let mut queues: Vec<Queue> = queues.collect::<Result<_, _>>()?;
@@ -295,7 +295,7 @@ impl Interfaces {
         self.filter.set_interest(interest)?;
         if let Some(announced) = &self.announced {
             let interfaces: Vec<u32> = self.served.iter().map(|served| served.index).collect();
-            self.groups.set(&interfaces, wanted.addresses);
+            self.groups.follow(&interfaces, wanted.addresses);
             announced.set(wanted.addresses);
         }
         Ok(())

@@ -17,7 +17,7 @@ use super::meter::Meter;
 use super::next_hop::{Hop, Way};
 use crate::io::{Decide, Exchanged, PacketIo};
 use crate::packet::frame::{Checksum, Fate, Frame};
-use crate::packet::{Headers, Version, ethernet};
+use crate::packet::{Headers, Version, ethernet, ip};
 
 /// Packets a batch: as many as the kernel sends at one call, twice.
 const BATCH: usize = 64;
@@ -70,7 +70,7 @@ impl PacketIo for Queue {
         Ok(Exchanged {
             received,
             unsent: flushed.unsent + self.kernel.take_unsent(),
-            waiting: flushed.waiting > 0,
+            waiting: flushed.waiting > 0 || self.has_news(),
         })
     }
 
@@ -109,7 +109,7 @@ impl Queue {
     }
 
     /// Keeps IP packets for the engine.
-    fn admit(&mut self, arrival: Arrival) -> Option<Packet> {
+    fn admit(&mut self, mut arrival: Arrival) -> Option<Packet> {
         let found = ethernet::network(arrival.bytes());
         let asked = found.and_then(|(ethertype, at)| {
             let question = announce::question(arrival.bytes(), ethertype, at)?;
@@ -120,7 +120,13 @@ impl Queue {
             return None;
         }
         match found {
-            Some((ethernet::IPV4 | ethernet::IPV6, at)) => Some(Packet::new(arrival, at)),
+            Some((ethernet::IPV4 | ethernet::IPV6, at)) => {
+                // Padding counts neither for the way's MTU nor for a checksum that is still to be finished.
+                if let Some(length) = ip::length(&arrival.bytes()[at..]) {
+                    self.bundle.cut(&mut arrival, at + length);
+                }
+                Some(Packet::new(arrival, at))
+            }
             Some(_) | None => {
                 self.kernel.reinject(self.interfaces[arrival.port()], arrival.bytes());
                 self.bundle.release(arrival);
@@ -152,8 +158,11 @@ impl Queue {
             count(&self.kernel.tally().finished_checksums);
         }
         match way {
-            Some((Way::Direct(hop), leaving)) if leaving.length <= hop.mtu as usize => {
-                self.send(packet, decision, &hop, leaving.version);
+            Some((Way::Direct(hop), leaving))
+                if leaving.length <= hop.mtu as usize
+                    && let Some(port) = self.port(hop.interface) =>
+            {
+                self.send(packet, decision, &hop, port, leaving.version);
             }
             // A packet that is too long may be fragmented, or the engine would have refused it; the kernel does that.
             Some((Way::Direct(_) | Way::Kernel, _)) | None => {
@@ -163,10 +172,11 @@ impl Queue {
         }
     }
 
-    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, version: Version) {
-        let Some(port) = self.interfaces.iter().position(|&index| index == hop.interface) else {
-            return self.bundle.release(packet.arrival);
-        };
+    fn port(&self, interface: u32) -> Option<usize> {
+        self.interfaces.iter().position(|&index| index == interface)
+    }
+
+    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, port: usize, version: Version) {
         let unfinished = unfinished(packet.bytes(&decision.range), decision.checksum);
         let (mut arrival, range) = self.put_back(packet, decision);
         let storage = arrival.storage();
@@ -214,6 +224,10 @@ impl Queue {
                 self.announce_at(port, address);
             }
         }
+    }
+
+    fn has_news(&self) -> bool {
+        self.announcements.as_ref().is_some_and(|queue| !queue.is_empty())
     }
 
     fn announce_at(&mut self, port: usize, address: IpAddr) {

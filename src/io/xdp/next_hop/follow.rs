@@ -256,14 +256,7 @@ impl Following {
         for family in Family::BOTH {
             let routing = self.dump_routes(family, &rules)?;
             self.report(family, routing.detour.as_deref());
-            let mut old = None;
-            self.hops.change(|tables| {
-                let (change, before) = tables.set_routing(family, routing);
-                old = Some(before);
-                change
-            });
-            // Freed here, where no worker waits for it.
-            drop(old);
+            self.hops.set_routing(family, routing);
         }
         if self.failure.take().is_some() {
             tracing::info!("the kernel's routes are followed again");

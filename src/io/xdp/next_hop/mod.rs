@@ -24,7 +24,7 @@ use parking_lot::RwLock;
 
 pub use cache::Cache;
 pub use follow::Follower;
-use tables::{Change, Found, Tables};
+use tables::{Change, Found, Routing, Tables};
 use upkeep::Requests;
 
 /// An IP version.
@@ -153,6 +153,19 @@ impl NextHops {
             self.requests.ask(neighbour);
         }
         found
+    }
+
+    /// Puts new routes in, of which there may be a million: workers wait only while they are swapped. Called by one thread.
+    fn set_routing(&self, family: Family, routing: Routing) {
+        if *self.tables.read().routing(family) == routing {
+            return;
+        }
+        let mut old = None;
+        self.change(|tables| {
+            old = Some(tables.set_routing(family, routing));
+            Change::ANSWERS
+        });
+        drop(old);
     }
 
     /// Changes the tables. The generation grows afterwards, so who has read the new one finds the new tables.

@@ -146,17 +146,12 @@ impl Tables {
     }
 
     /// Puts new routes in; yields the old ones.
-    pub(super) fn set_routing(&mut self, family: Family, routing: Routing) -> (Change, Routing) {
+    pub(super) const fn set_routing(&mut self, family: Family, routing: Routing) -> Routing {
         let place = match family {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         };
-        let change = if *place == routing {
-            Change::NOTHING
-        } else {
-            Change::ANSWERS
-        };
-        (change, mem::replace(place, routing))
+        mem::replace(place, routing)
     }
 
     /// All of `family` goes through the kernel from now on, because of `reason`.
@@ -259,7 +254,7 @@ impl Tables {
         }
     }
 
-    const fn routing(&self, family: Family) -> &Routing {
+    pub(super) const fn routing(&self, family: Family) -> &Routing {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
