@@ -16,6 +16,9 @@ const MOST_WORKERS: i128 = 256;
 const MTU: RangeInclusive<i128> = 576..=65535;
 /// The least link MTU of IPv6 (RFC 8200 section 5).
 const IPV6_MTU: u16 = 1280;
+/// A client's flow may have only those of the ports that lead to its part of the connection table (`ports_beside` in
+/// src/conntrack), so few ports would refuse flows long before they are used up.
+const LEAST_MASQUERADE_PORTS: usize = 1024;
 /// `sun_path` (unix(7)) without its final zero byte.
 const LONGEST_SOCKET: usize = 107;
 
@@ -75,11 +78,37 @@ pub(super) fn af_xdp(raw: &raw::AfXdp<'_>, report: &mut Report) -> AfXdp {
 }
 
 fn masquerade_ports(written: &Key<Scalar<'_>>, report: &mut Report) -> RangeInclusive<u16> {
-    let read = written.given().and_then(|at| match at.get_ref() {
-        Scalar::Text(text) => ports("masquerade_ports", at, text, report),
-        Scalar::Integer(port) => ports("masquerade_ports", at, &port.to_string(), report),
-    });
-    read.unwrap_or(defaults::MASQUERADE_PORTS)
+    let key = "masquerade_ports";
+    let Some(at) = written.given() else {
+        return defaults::MASQUERADE_PORTS;
+    };
+    let read = match at.get_ref() {
+        Scalar::Text(text) => ports(key, at, text, report),
+        Scalar::Integer(port) => ports(key, at, &port.to_string(), report),
+    };
+    let range = read.unwrap_or(defaults::MASQUERADE_PORTS);
+    if *range.start() == 0 {
+        report.bad(
+            offset(at),
+            key,
+            at.get_ref(),
+            "no packet can come from port 0: begin above it",
+        );
+    } else if range.len() < LEAST_MASQUERADE_PORTS {
+        let problem = format!("too few ports: give at least {LEAST_MASQUERADE_PORTS}, e.g. \"61000-65535\"");
+        report.bad(offset(at), key, at.get_ref(), problem);
+    }
+    range
+}
+
+/// What comes by lbd's own device comes to lbd already.
+pub(super) fn check_own_device(raw: &raw::AfXdp<'_>, tun: &Tun, report: &mut Report) {
+    let own = raw.interfaces.items().iter().filter(|text| *text.get_ref() == tun.name);
+    for text in own {
+        let value = format!("{:?}", text.get_ref());
+        let problem = "lbd's own device (tun.name): name the interfaces that clients and backends are reached by";
+        report.bad(offset(text), "interfaces", value, problem);
+    }
 }
 
 /// AF_XDP has no device of its own: it must be told which.

@@ -52,6 +52,14 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
+    /// It carries no Ethernet frames.
+    #[error(
+        "af_xdp.interfaces: {name:?}: no Ethernet interface; leave it out: what comes by it, and from this host itself, reaches lbd by its own device"
+    )]
+    NotEthernet {
+        /// As it is configured.
+        name: String,
+    },
     /// The XDP program.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -75,9 +83,31 @@ pub struct Served {
     pub index: u32,
     /// Where the XDP program runs.
     pub mode: Mode,
+    /// Whether it was removed since; one that comes back under its name is another one.
+    pub gone: bool,
     address: [u8; 6],
     channels: Channels,
     mtu: u32,
+}
+
+impl Served {
+    fn follow_name(&mut self) {
+        match channels::interface_name(self.index) {
+            Some(name) if name != self.name => {
+                tracing::info!("{} is called {name} now", self.name);
+                self.name = name;
+            }
+            Some(_) => {}
+            None if self.gone => {}
+            None => {
+                tracing::error!(
+                    "{}: the interface was removed; should it come back, its packets reach lbd through the kernel until lbd is restarted",
+                    self.name
+                );
+                self.gone = true;
+            }
+        }
+    }
 }
 
 /// See the module. Dropped, they are as they were.
@@ -142,10 +172,15 @@ pub fn open(
 }
 
 fn index_of(name: &str) -> Result<u32, OpenError> {
-    channels::interface_index(name).map_err(|error| OpenError::Missing {
+    let missing = |error| OpenError::Missing {
         name: name.to_owned(),
         error,
-    })
+    };
+    let index = channels::interface_index(name).map_err(missing)?;
+    match channels::is_ethernet(name).map_err(missing)? {
+        true => Ok(index),
+        false => Err(OpenError::NotEthernet { name: name.to_owned() }),
+    }
 }
 
 fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &NextHops) -> Result<Served, OpenError> {
@@ -172,6 +207,7 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
         name: name.to_owned(),
         index,
         mode,
+        gone: false,
         address,
         channels,
         mtu: hops.mtu(index).ok_or_else(gone)?,
@@ -296,12 +332,20 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Follows changed hardware addresses: the filter leaves frames to others alone.
+    /// What the interfaces are called now, but for those that were removed.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let names = self.served.iter().map(|served| channels::interface_name(served.index));
+        names.flatten().collect()
+    }
+
+    /// Follows changed hardware addresses: the filter leaves frames to others alone. Tells of interfaces that were removed.
     ///
     /// # Errors
     /// When the program's map cannot be changed.
     pub fn follow_links(&mut self) -> Result<(), FilterError> {
         for served in &mut self.served {
+            served.follow_name();
             match self.hops.hardware_address(served.index) {
                 Some(address) if address != served.address => {
                     self.filter.set_hardware_address(served.index, address)?;
