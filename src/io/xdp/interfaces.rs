@@ -18,6 +18,7 @@ use super::kernel::{Kernel, Tally};
 use super::meter::Meter;
 use super::next_hop::{Follower, NextHops};
 use super::queue::Queue;
+use super::umem::{fits, frame_size};
 use crate::io::tun;
 use crate::plumbing::{self, Plan};
 use crate::worker::Clock;
@@ -87,10 +88,22 @@ pub struct Served {
     pub gone: bool,
     address: [u8; 6],
     channels: Channels,
+    /// When its sockets were opened, and when it was last looked at; in bytes.
     mtu: u32,
+    mtu_now: u32,
 }
 
 impl Served {
+    /// Where packets come in one frame each, of `frame` bytes, longer ones are lost.
+    fn follow_mtu(&mut self, mtu: u32, frame: u32) {
+        let Self { name, mtu: before, .. } = self;
+        if std::mem::replace(&mut self.mtu_now, mtu) != mtu && !fits(mtu, frame) {
+            tracing::error!(
+                "{name}: its MTU is {mtu} now, and was {before} when lbd was started: longer packets are lost until lbd is restarted"
+            );
+        }
+    }
+
     fn follow_name(&mut self) {
         match channels::interface_name(self.index) {
             Some(name) if name != self.name => {
@@ -203,6 +216,7 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
              packets that were merged there are too long for it: ethtool -K {name} gro off"
         );
     }
+    let mtu = hops.mtu(index).ok_or_else(gone)?;
     Ok(Served {
         name: name.to_owned(),
         index,
@@ -210,7 +224,8 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
         gone: false,
         address,
         channels,
-        mtu: hops.mtu(index).ok_or_else(gone)?,
+        mtu,
+        mtu_now: mtu,
     })
 }
 
@@ -339,13 +354,19 @@ impl Interfaces {
         names.flatten().collect()
     }
 
-    /// Follows changed hardware addresses: the filter leaves frames to others alone. Tells of interfaces that were removed.
+    /// Follows changed hardware addresses: the filter leaves frames to others alone. Tells of what only a restart can
+    /// follow: an interface that was removed, or takes longer packets now.
     ///
     /// # Errors
     /// When the program's map cannot be changed.
     pub fn follow_links(&mut self) -> Result<(), FilterError> {
+        let frame = frame_size(self.served.iter().map(|served| served.mtu));
+        let in_one_frame = self.served.iter().all(|served| fits(served.mtu, frame));
         for served in &mut self.served {
             served.follow_name();
+            if let (true, Some(mtu)) = (in_one_frame, self.hops.mtu(served.index)) {
+                served.follow_mtu(mtu, frame);
+            }
             match self.hops.hardware_address(served.index) {
                 Some(address) if address != served.address => {
                     self.filter.set_hardware_address(served.index, address)?;
