@@ -1,8 +1,9 @@
 //! lbd on AF_XDP in networks of other shapes: in and out of one interface, and over VLANs.
 use crate::rig::{
     Config, Conversation, Family, Load, ONE_ARMED, Rig, SERVERS, Service, VLAN, isolated_xdp, isolated_xdp_with_vlans,
-    matrix, tcp_echo,
+    matrix, tcp_echo, wait_until,
 };
+use std::time::Duration;
 
 /// Client and servers share a segment, so that a server's answer comes back by lbd only where lbd has put its own address
 /// into the request.
@@ -55,7 +56,7 @@ fn a_masqueraded_connection_outlives_its_service() {
             lbd.reload(&config.to_string()).ok();
             talk.say("the service is gone");
             // lbd looks every two seconds for what no flow needs any more.
-            std::thread::sleep(std::time::Duration::from_secs(3));
+            std::thread::sleep(Duration::from_secs(3));
             talk.say("and still I am served");
             lbd.terminate();
         }
@@ -104,10 +105,43 @@ fn client_and_servers_in_two_vlans_of_one_trunk_are_served() {
     });
 }
 
+/// What is plugged out and in again is another interface, which no XDP program is on.
+#[test]
+fn a_server_whose_interface_was_removed_and_came_back_is_served_through_the_kernel() {
+    isolated_xdp(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::xdp(mode, vec![Service::web(family)]));
+            assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2]);
+            rig.sh("lb", REPLUG).ok();
+            let told = || lbd.log().contains("s3: the interface was removed");
+            wait_until("lbd to tell", Duration::from_secs(5), told);
+            assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2]);
+            assert!(lbd.lbctl("status").ok().contains("s3: gone"));
+            lbd.terminate();
+        }
+    });
+}
+
+const REPLUG: &str = "ip link del s3
+    ip link add s3 type veth peer name eth0 netns /run/netns/s3
+    ip link set s3 up
+    ip -n s3 link set eth0 up
+    ip addr add 10.2.0.1/32 dev s3
+    ip addr add fd00:2::1/128 dev s3 nodad
+    ip route add 10.2.0.13 dev s3
+    ip -6 route add fd00:2::13 dev s3
+    ip -n s3 addr add 10.2.0.13/32 dev eth0
+    ip -n s3 addr add fd00:2::13/128 dev eth0 nodad
+    ip -n s3 route add 10.2.0.1 dev eth0
+    ip -n s3 -6 route add fd00:2::1 dev eth0
+    ip -n s3 route add default via 10.2.0.1
+    ip -n s3 -6 route add default via fd00:2::1";
+
 #[track_caller]
 fn assert_load_is_served(address: &str) {
     let load = Load::start("client", address);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1));
     let (answered, failures) = load.stop();
     assert!(
         failures.is_empty() && answered > 50,

@@ -110,6 +110,7 @@ fn config(file: &raw::File<'_>, report: &mut Report) -> Config {
     let tun = device::tun(table!(file.tun), report);
     let af_xdp = device::af_xdp(table!(file.af_xdp), report);
     device::check_interfaces(file, datapath.backend, report);
+    device::check_own_device(table!(file.af_xdp), &tun, report);
     let node_addresses = device::node(table!(file.node), report);
     let policy = policy(file, node_addresses.as_deref().unwrap_or(&[]), report);
     let has_ipv6 = policy.services.iter().any(|service| service.address.address.is_ipv6());

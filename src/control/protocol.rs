@@ -214,7 +214,7 @@ pub struct AfXdpView {
 pub struct InterfaceView {
     /// Its name.
     pub name: String,
-    /// Where the XDP program runs: `native` or `generic`.
+    /// Where the XDP program runs: `native` or `generic`; `gone`: the interface was removed.
     pub attach: String,
     /// Its receive queues.
     pub queues: Vec<QueueView>,

@@ -31,7 +31,10 @@ fn interface_views(interfaces: &Interfaces) -> Vec<InterfaceView> {
     let mut views: Vec<InterfaceView> = served
         .map(|served| InterfaceView {
             name: served.name.clone(),
-            attach: served.mode.to_string(),
+            attach: match served.gone {
+                true => "gone".to_owned(),
+                false => served.mode.to_string(),
+            },
             queues: Vec::new(),
         })
         .collect();

@@ -12,7 +12,7 @@ use super::{Error, effective_policy, kept, own_sources};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::validate::load;
-use crate::config::{Backend, Config, save};
+use crate::config::{Config, save};
 use crate::control::protocol::{DrainView, LastReload};
 use crate::control::views::Rates;
 use crate::engine::Engine;
@@ -83,11 +83,11 @@ impl Datapath {
     }
 }
 
-/// What `policy`, made from `config`, needs of the kernel.
-fn plan(config: &Config, policy: &Policy) -> Result<Plan, Error> {
+/// What `policy` needs of the kernel, where an XDP program judges the packets of `interfaces`.
+fn plan(policy: &Policy, interfaces: Option<&Interfaces>) -> Result<Plan, Error> {
     let mut plan = Plan::new(policy, &policy.local_addresses)?;
-    if config.datapath.backend == Backend::AfXdp {
-        plan.serve(&config.af_xdp.interfaces, policy.nat.own.as_ref());
+    if let Some(interfaces) = interfaces {
+        plan.serve(interfaces.names(), policy.nat.own.as_ref());
     }
     Ok(plan)
 }
@@ -116,7 +116,7 @@ impl Control {
     pub(super) fn install(&self, device: Device, interfaces: Option<Interfaces>, journal: &Path) -> Result<(), Error> {
         let mut state = self.state.lock();
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
-        state.plan = plan(&state.config, &policy)?;
+        state.plan = plan(&policy, interfaces.as_ref())?;
         let leads = Leads::install(device, interfaces, state.plan.clone(), &policy, journal)?;
         state.leads = Some(leads);
         Ok(())
@@ -375,17 +375,20 @@ impl Control {
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
         let policy = effective_policy(&config, self.datapath.hops.as_deref())?;
-        if *self.datapath.engine.ruleset().policy == policy {
+        let plan = plan(&policy, state.leads.as_ref().and_then(Leads::interfaces))?;
+        let is_same = *self.datapath.engine.ruleset().policy == policy;
+        if is_same && plan.served == state.plan.served {
             state.config = config;
             return Ok(());
         }
-        let plan = plan(&config, &policy)?;
         if let Some(leads) = &mut state.leads {
             let both = plan.clone().union(leads.plan());
             leads.update(both, &policy)?;
         }
-        self.datapath.engine.apply(Arc::new(policy));
-        self.datapath.follow(state);
+        if !is_same {
+            self.datapath.engine.apply(Arc::new(policy));
+            self.datapath.follow(state);
+        }
         state.config = config;
         state.drains.follow(&state.config.policy);
         state.plan = plan;

@@ -1,5 +1,4 @@
 //! What of an old plan must stay in the kernel because flows still need it.
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -14,7 +13,7 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
         routes: before.routes.difference(&after.routes).copied().collect(),
         local_ports: before.local_ports.difference(&after.local_ports).copied().collect(),
         replies: before.replies.difference(&after.replies).copied().collect(),
-        served: BTreeSet::new(),
+        served: before.served.difference(&after.served).cloned().collect(),
         masqueraded: before.masqueraded.difference(&after.masqueraded).copied().collect(),
         diverted: before.diverted.difference(&after.diverted).copied().collect(),
         diverted_locally: before

@@ -91,8 +91,8 @@ impl Plan {
     }
 
     /// XDP programs on `interfaces` judge what comes in there; flows may be masqueraded with `own` addresses.
-    pub fn serve(&mut self, interfaces: &[String], own: Option<&OwnSources>) {
-        self.served.extend(interfaces.iter().cloned());
+    pub fn serve(&mut self, interfaces: BTreeSet<String>, own: Option<&OwnSources>) {
+        self.served.extend(interfaces);
         if let Some(own) = own {
             let ports = (*own.ports.start(), *own.ports.end());
             let covers = own.towards.values().flat_map(|&address| {

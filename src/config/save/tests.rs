@@ -122,6 +122,10 @@ fn port_range() -> impl Strategy<Value = RangeInclusive<u16>> {
     any::<(u16, u16)>().prop_map(|(a, b)| a.min(b)..=a.max(b))
 }
 
+fn masquerade_ports() -> impl Strategy<Value = RangeInclusive<u16>> {
+    (1024..=u16::MAX - 1023).prop_flat_map(|first| (first + 1023..=u16::MAX).prop_map(move |last| first..=last))
+}
+
 prop_compose! {
     fn rule()(
         name in of(name()),
@@ -179,7 +183,7 @@ prop_compose! {
         name in "[a-z0-9_.-]{1,14}",
         mtu in 1280..=u16::MAX,
         (offload, busy_poll, announce) in any::<(bool, bool, bool)>(),
-        masquerade_ports in port_range().prop_map(|range| *range.start().max(&1024)..=*range.end().max(&1024)),
+        masquerade_ports in masquerade_ports(),
         attach in select(vec![Attach::Auto, Attach::Native, Attach::Generic]),
         zero_copy in any::<Option<bool>>(),
         socket in "/[ -~]{1,100}",

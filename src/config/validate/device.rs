@@ -18,6 +18,9 @@ const MTU: RangeInclusive<i128> = 576..=65535;
 const IPV6_MTU: u16 = 1280;
 /// Privileged ports are no client's (ip(7), `ip_unprivileged_port_start`), and servers of the host have them.
 const FIRST_CLIENT_PORT: u16 = 1024;
+/// A client's flow may have only those of the ports that lead to its part of the connection table (`ports_beside` in
+/// src/conntrack), so few ports would refuse flows long before they are used up.
+const LEAST_MASQUERADE_PORTS: usize = 1024;
 /// `sun_path` (unix(7)) without its final zero byte.
 const LONGEST_SOCKET: usize = 107;
 
@@ -77,17 +80,33 @@ pub(super) fn af_xdp(raw: &raw::AfXdp<'_>, report: &mut Report) -> AfXdp {
 }
 
 fn masquerade_ports(written: &Key<Scalar<'_>>, report: &mut Report) -> RangeInclusive<u16> {
-    let read = written.given().and_then(|at| match at.get_ref() {
-        Scalar::Text(text) => ports("masquerade_ports", at, text, report),
-        Scalar::Integer(port) => ports("masquerade_ports", at, &port.to_string(), report),
-    });
-    if let (Some(at), Some(range)) = (written.given(), &read)
-        && *range.start() < FIRST_CLIENT_PORT
-    {
+    let key = "masquerade_ports";
+    let Some(at) = written.given() else {
+        return defaults::MASQUERADE_PORTS;
+    };
+    let read = match at.get_ref() {
+        Scalar::Text(text) => ports(key, at, text, report),
+        Scalar::Integer(port) => ports(key, at, &port.to_string(), report),
+    };
+    let range = read.unwrap_or(defaults::MASQUERADE_PORTS);
+    if *range.start() < FIRST_CLIENT_PORT {
         let problem = "ports below 1024 are those of servers: write e.g. \"61000-65535\"";
-        report.bad(offset(at), "masquerade_ports", at.get_ref(), problem);
+        report.bad(offset(at), key, at.get_ref(), problem);
+    } else if range.len() < LEAST_MASQUERADE_PORTS {
+        let problem = format!("too few ports: give at least {LEAST_MASQUERADE_PORTS}, e.g. \"61000-65535\"");
+        report.bad(offset(at), key, at.get_ref(), problem);
     }
-    read.unwrap_or(defaults::MASQUERADE_PORTS)
+    range
+}
+
+/// What comes by lbd's own device comes to lbd already.
+pub(super) fn check_own_device(raw: &raw::AfXdp<'_>, tun: &Tun, report: &mut Report) {
+    let own = raw.interfaces.items().iter().filter(|text| *text.get_ref() == tun.name);
+    for text in own {
+        let value = format!("{:?}", text.get_ref());
+        let problem = "lbd's own device (tun.name): name the interfaces that clients and backends are reached by";
+        report.bad(offset(text), "interfaces", value, problem);
+    }
 }
 
 /// AF_XDP has no device of its own: it must be told which.

@@ -1,7 +1,7 @@
 //! The number of an interface, and how many queues it really has.
 #![expect(unsafe_code, reason = "ioctl and if_nametoindex have no safe wrapper in std")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -59,19 +59,42 @@ pub fn interface_index(interface: &str) -> io::Result<u32> {
     }
 }
 
+/// The name that the interface with this number has now; None: there is no such interface in this network namespace.
+#[must_use]
+pub fn interface_name(index: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer is as long as if_indextoname wants it, and outlives the call.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: if_indextoname has written a string that ends with a zero byte within the buffer.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// Whether frames of the interface begin with an Ethernet header.
+///
+/// # Errors
+/// When there is no interface of this name.
+pub fn is_ethernet(interface: &str) -> io::Result<bool> {
+    let mut request = request_about(interface)?;
+    let socket = UnixDatagram::unbound()?;
+    // SAFETY: the request is a valid ifreq, which the command writes to; it outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    match result {
+        // SAFETY: after SIOCGIFHWADDR this is what the union holds.
+        0 => Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family } == libc::ARPHRD_ETHER),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn ask_driver(interface: &str) -> io::Result<Channels> {
     let mut answer = Request {
         command: GET_CHANNELS,
         ..Request::default()
     };
-    // SAFETY: all zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if interface.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
+    let mut request = request_about(interface)?;
     request.ifr_ifru.ifru_data = (&raw mut answer).cast();
     // Any socket will do: it stands for its network namespace.
     let socket = UnixDatagram::unbound()?;
@@ -84,6 +107,18 @@ fn ask_driver(interface: &str) -> io::Result<Channels> {
         }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+fn request_about(interface: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
 }
 
 /// What sysfs shows; it may show another network namespace's interfaces.
@@ -119,5 +154,14 @@ mod tests {
         };
         assert_eq!(channels("lo"), one);
         assert_eq!(channels("there-is-no-such-thing"), one);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_a_name_and_no_ethernet() {
+        let index = interface_index("lo").unwrap();
+        assert_eq!(interface_name(index).as_deref(), Some("lo"));
+        assert_eq!(interface_name(u32::MAX), None);
+        assert!(!is_ethernet("lo").unwrap());
+        assert!(is_ethernet("no-such-thing").is_err());
     }
 }

@@ -18,6 +18,7 @@ use super::kernel::{Kernel, Tally};
 use super::meter::Meter;
 use super::next_hop::{Follower, NextHops};
 use super::queue::Queue;
+use super::umem::{fits, frame_size};
 use crate::io::tun;
 use crate::plumbing::{self, Plan};
 use crate::worker::Clock;
@@ -52,6 +53,14 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
+    /// It carries no Ethernet frames.
+    #[error(
+        "af_xdp.interfaces: {name:?}: no Ethernet interface; leave it out: what comes by it, and from this host itself, reaches lbd by its own device"
+    )]
+    NotEthernet {
+        /// As it is configured.
+        name: String,
+    },
     /// The XDP program.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -75,11 +84,45 @@ pub struct Served {
     pub index: u32,
     /// Where the XDP program runs.
     pub mode: Mode,
+    /// Whether it was removed since; one that comes back under its name is another one.
+    pub gone: bool,
     address: [u8; 6],
     channels: Channels,
     /// How many it had when they were last looked at.
     receive_queues: u32,
+    /// When its sockets were opened, and when it was last looked at; in bytes.
     mtu: u32,
+    mtu_now: u32,
+}
+
+impl Served {
+    /// Where packets come in one frame each, of `frame` bytes, longer ones are lost.
+    fn follow_mtu(&mut self, mtu: u32, frame: u32) {
+        let Self { name, mtu: before, .. } = self;
+        if std::mem::replace(&mut self.mtu_now, mtu) != mtu && !fits(mtu, frame) {
+            tracing::error!(
+                "{name}: its MTU is {mtu} now, and was {before} when lbd was started: longer packets are lost until lbd is restarted"
+            );
+        }
+    }
+
+    fn follow_name(&mut self) {
+        match channels::interface_name(self.index) {
+            Some(name) if name != self.name => {
+                tracing::info!("{} is called {name} now", self.name);
+                self.name = name;
+            }
+            Some(_) => {}
+            None if self.gone => {}
+            None => {
+                tracing::error!(
+                    "{}: the interface was removed; should it come back, its packets reach lbd through the kernel until lbd is restarted",
+                    self.name
+                );
+                self.gone = true;
+            }
+        }
+    }
 }
 
 /// See the module. Dropped, they are as they were.
@@ -146,10 +189,15 @@ pub fn open(
 }
 
 fn index_of(name: &str) -> Result<u32, OpenError> {
-    channels::interface_index(name).map_err(|error| OpenError::Missing {
+    let missing = |error| OpenError::Missing {
         name: name.to_owned(),
         error,
-    })
+    };
+    let index = channels::interface_index(name).map_err(missing)?;
+    match channels::is_ethernet(name).map_err(missing)? {
+        true => Ok(index),
+        false => Err(OpenError::NotEthernet { name: name.to_owned() }),
+    }
 }
 
 fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &NextHops) -> Result<Served, OpenError> {
@@ -172,14 +220,17 @@ fn attach(filter: &mut Filter, name: &str, index: u32, wanted: Attach, hops: &Ne
              packets that were merged there are too long for it: ethtool -K {name} gro off"
         );
     }
+    let mtu = hops.mtu(index).ok_or_else(gone)?;
     Ok(Served {
         name: name.to_owned(),
         index,
         mode,
+        gone: false,
         address,
         receive_queues: channels.receive,
         channels,
-        mtu: hops.mtu(index).ok_or_else(gone)?,
+        mtu,
+        mtu_now: mtu,
     })
 }
 
@@ -301,12 +352,26 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Follows changed hardware addresses: the filter leaves frames to others alone.
+    /// What the interfaces are called now, but for those that were removed.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let names = self.served.iter().map(|served| channels::interface_name(served.index));
+        names.flatten().collect()
+    }
+
+    /// Follows changed hardware addresses: the filter leaves frames to others alone. Tells of what only a restart can
+    /// follow: an interface that was removed, or takes longer packets now.
     ///
     /// # Errors
     /// When the program's map cannot be changed.
     pub fn follow_links(&mut self) -> Result<(), FilterError> {
+        let frame = frame_size(self.served.iter().map(|served| served.mtu));
+        let in_one_frame = self.served.iter().all(|served| fits(served.mtu, frame));
         for served in &mut self.served {
+            served.follow_name();
+            if let (true, Some(mtu)) = (in_one_frame, self.hops.mtu(served.index)) {
+                served.follow_mtu(mtu, frame);
+            }
             match self.hops.hardware_address(served.index) {
                 Some(address) if address != served.address => {
                     self.filter.set_hardware_address(served.index, address)?;

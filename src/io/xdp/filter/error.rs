@@ -102,7 +102,7 @@ fn attach_remedy(interface: &str, wanted: Attach, error: &io::Error) -> String {
     match (error.raw_os_error(), wanted) {
         (Some(libc::EPERM | libc::EACCES), _) => CAPABILITIES.into(),
         (Some(libc::EBUSY | libc::EEXIST), _) => format!(
-            "another XDP program is on {interface} (`ip link show dev {interface}` shows it): stop what has put it there, or `ip link set dev {interface} xdp off`"
+            "another XDP program is on {interface} (`ip link show dev {interface}` shows it): stop what has put it there, or `ip link set dev {interface} xdp off` (`xdpgeneric off` for one shown as xdpgeneric)"
         ),
         (Some(libc::ENODEV), _) => "the interface is gone; `ip link show` lists those that there are".into(),
         (_, Attach::Native) => "its driver cannot run XDP programs natively, or not with its present settings (MTU, queues, LRO; see `dmesg`): set attach = \"auto\" or \"generic\"".into(),

@@ -242,7 +242,7 @@ mod tests {
             towards: [(backend, own)].into(),
         };
         let mut plan = Plan::default();
-        plan.serve(&[], Some(&own));
+        plan.serve(BTreeSet::new(), Some(&own));
         let interest = interest(&plan);
         let ports: Vec<_> = interest.covers.values().collect();
         assert_eq!(ports, [&(32_768, 60_999); 3]);
