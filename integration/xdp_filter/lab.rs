@@ -131,7 +131,7 @@ impl Wish {
             ports,
             towards: [("10.2.0.11".parse().unwrap(), address.parse().unwrap())].into(),
         };
-        self.plan.serve(&[], Some(&own));
+        self.plan.serve(std::collections::BTreeSet::new(), Some(&own));
         self
     }
 
