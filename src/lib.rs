@@ -53,6 +53,7 @@ pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod flow;
+pub mod import;
 pub mod io;
 pub mod matcher;
 pub mod nat;
