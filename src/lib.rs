@@ -52,6 +52,7 @@ pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod export;
 pub mod flow;
 pub mod import;
 pub mod io;

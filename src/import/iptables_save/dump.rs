@@ -99,8 +99,11 @@ impl Dump {
     fn end_section(&mut self, section: &Section) {
         let rules = self.rules.get_mut(section.start..).unwrap_or_default();
         let has = |v4| rules.iter().any(|placed| placed.rule.v4 == Some(v4));
+        let marked = rules.iter().any(|placed| placed.rule.marked);
         let family = match (has(true), has(false)) {
             (true, true) => None,
+            // Where `-4` and `-6` tell the families apart, rules without are for both.
+            _ if marked => None,
             (true, false) => Some(true),
             (false, true) => Some(false),
             (false, false) => section.family,

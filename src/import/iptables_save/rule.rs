@@ -44,6 +44,8 @@ pub(super) struct Rule {
     pub(super) chain: String,
     /// Whether it is for IPv4 (`-4`) or for IPv6 (`-6`), or has addresses of it.
     pub(super) v4: Option<bool>,
+    /// It has `-4` or `-6`.
+    pub(super) marked: bool,
     pub(super) source: Option<Condition<IpNet>>,
     pub(super) destination: Option<Condition<IpNet>>,
     pub(super) protocol: Option<Condition<String>>,
@@ -92,6 +94,7 @@ impl Rule {
         if rule.chain.is_empty() {
             return Err("not a rule: it does not begin with -A and a chain".to_owned());
         }
+        rule.marked = rule.v4.is_some();
         rule.v4 = rule.v4.or_else(|| rule.family());
         Ok(rule)
     }

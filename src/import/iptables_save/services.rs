@@ -1,6 +1,7 @@
 //! From places and chains to services: one for each list of backends.
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::endpoints::{Context, Endpoints};
 use super::fences;
@@ -10,7 +11,7 @@ use super::weights::are_equal;
 use crate::flow::{Endpoint, Protocol};
 use crate::import::kube_proxy::{LOCAL_ONLY, LOCAL_SERVICE};
 use crate::matcher::rules::Rule;
-use crate::policy::{BackendSpec, ServiceSpec};
+use crate::policy::{BackendSpec, Persistence, ServiceSpec};
 use crate::scheduler::{Flags, Kind};
 
 /// A service, and the lines that it is made of.
@@ -153,6 +154,12 @@ impl Making {
             let note = "its backends have unequal shares, and random gives equal ones: it has scheduler = \"wrr\"";
             self.notes.push(format!("service {:?}: {note}", group.name));
         }
+        let mut persistence = group.endpoints.persistence;
+        if address.port == 0 && persistence.is_none() {
+            let note = "it is for all ports, so its clients stay with one backend: it has persistence of 3h";
+            self.notes.push(format!("service {:?}: {note}", group.name));
+            persistence = Some(all_ports_affinity(first.v4));
+        }
         self.services.push(Made {
             places: places.collect(),
             backends: group.endpoints.lines.clone(),
@@ -165,7 +172,7 @@ impl Making {
                 node_port: node_port.map(|member| member.place.port()),
                 scheduler: uneven.then_some(Kind::Wrr),
                 flags: Flags::default(),
-                persistence: group.endpoints.persistence,
+                persistence,
                 one_packet: false,
                 backends: group.endpoints.backends.iter().map(backend).collect(),
             },
@@ -268,6 +275,14 @@ fn shelter(groups: Vec<Group>, context: &mut Context<'_>) -> Vec<Group> {
 fn is_local(way: &Way) -> bool {
     let list = way.list.as_deref().unwrap_or("");
     list.starts_with(LOCAL_SERVICE) || list.starts_with(LOCAL_ONLY)
+}
+
+/// kube-proxy's own timeout of client affinity.
+const fn all_ports_affinity(v4: bool) -> Persistence {
+    Persistence {
+        timeout: Duration::from_secs(3 * 60 * 60),
+        prefix_length: if v4 { 32 } else { 128 },
+    }
 }
 
 fn backend(&(address, weight): &(Endpoint, u32)) -> BackendSpec {
