@@ -6,8 +6,20 @@ use super::frontends::{Entrances, Frontend, Place, Way};
 use super::refusals::{Refusal, Refusals};
 use crate::flow::Protocol;
 
-/// A service without endpoints: its name, whether it is IPv4, and where it answers.
-pub(super) type Empty = (String, bool, Vec<Frontend>);
+/// A service without endpoints.
+#[derive(Debug)]
+pub(super) struct Empty {
+    pub(super) name: String,
+    pub(super) v4: bool,
+    /// Where it answers.
+    pub(super) members: Vec<Frontend>,
+    /// Those of its places that drop, and do not refuse.
+    pub(super) dropping: Vec<Place>,
+}
+
+/// Of node ports without a backend on the node.
+pub(super) const NOT_DROPPED: &str =
+    "there is no backend for it on this node, and packets to it are dropped: lbd leaves them to the kernel";
 
 /// The services without endpoints. A place that is dropped joins its service, where that has endpoints elsewhere.
 pub(super) fn sort_out(refusals: &Refusals, entrances: &mut Entrances, context: &mut Context<'_>) -> Vec<Empty> {
@@ -24,6 +36,9 @@ pub(super) fn sort_out(refusals: &Refusals, entrances: &mut Entrances, context: 
     for refusal in &refusals.all {
         context.ledger.used(refusal.line);
         if known.contains(&(refusal.v4, refusal.protocol, refusal.place)) {
+            if refusal.drops && matches!(refusal.place, Place::NodePort(_)) {
+                context.ledger.lost(refusal.line, NOT_DROPPED);
+            }
             continue;
         }
         let name = refusal.name.clone().unwrap_or_else(|| default_name(refusal));
@@ -32,10 +47,16 @@ pub(super) fn sort_out(refusals: &Refusals, entrances: &mut Entrances, context: 
             Some(chain) => entrances.frontends.push(frontend(refusal, chain)),
             None => {
                 let at = *index.entry(key.clone()).or_insert_with(|| {
-                    empty.push((key.2, refusal.v4, Vec::new()));
+                    empty.push(Empty {
+                        name: key.2,
+                        v4: refusal.v4,
+                        members: Vec::new(),
+                        dropping: Vec::new(),
+                    });
                     empty.len() - 1
                 });
-                empty[at].2.push(frontend(refusal, ""));
+                empty[at].members.push(frontend(refusal, ""));
+                empty[at].dropping.extend(refusal.drops.then_some(refusal.place));
             }
         }
     }
@@ -63,13 +84,14 @@ fn frontend(refusal: &Refusal, chain: &str) -> Frontend {
 }
 
 /// All addresses of a service have the port of the first, and there is one.
-fn on_one_port((name, v4, members): Empty, context: &mut Context<'_>) -> Empty {
-    let port = members.iter().find_map(|member| Some(member.address()?.port));
+fn on_one_port(mut empty: Empty, context: &mut Context<'_>) -> Empty {
+    let port = empty.members.iter().find_map(|member| Some(member.address()?.port));
     let fits = |member: &Frontend| port.is_some() && member.address().is_none_or(|at| Some(at.port) == port);
-    let (members, others): (Vec<Frontend>, Vec<Frontend>) = members.into_iter().partition(fits);
+    let (members, others): (Vec<Frontend>, Vec<Frontend>) = empty.members.into_iter().partition(fits);
     for other in others {
         let why = "a service has an address, and the same port at all of its addresses";
         context.ledger.lost(other.line, why);
     }
-    (name, v4, members)
+    empty.members = members;
+    empty
 }

@@ -77,6 +77,14 @@ fn at_place(
     }
 }
 
+/// The rule of a place that drops for want of a backend on this node, where there is none to send anyone to.
+pub(super) fn dropping(member: &Frontend, service: &str) -> MadeRule {
+    MadeRule {
+        rule: at(member, format!("{service} no backend here"), None, Action::Drop),
+        line: member.line,
+    }
+}
+
 /// A rule for packets to a place.
 fn at(member: &Frontend, name: String, source: Option<IpNet>, action: Action) -> Rule {
     let address = member.address();

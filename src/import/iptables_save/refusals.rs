@@ -116,7 +116,14 @@ fn placed_at(Placed { rule, .. }: &Placed) -> Option<(Protocol, Place)> {
 /// What kube-proxy and the kubelet do for every forwarded packet; until 1.20 with the cluster's addresses.
 fn forwarding(placed: &Placed, ledger: &mut Ledger) {
     let rule = &placed.rule;
-    let kinds = [Kind::Mark, Kind::State, Kind::Source, Kind::Destination, Kind::Protocol];
+    let kinds = [
+        Kind::Mark,
+        Kind::State,
+        Kind::Source,
+        Kind::Destination,
+        Kind::Protocol,
+        Kind::Accounting,
+    ];
     let marked_or_tracked = rule.kinds().iter().any(|kind| matches!(kind, Kind::Mark | Kind::State));
     if marked_or_tracked && rule.has_only(&kinds) && matches!(rule.target(), "DROP" | "ACCEPT" | "REJECT") {
         ledger.needless(placed.line, Plumbing::Forwarding);

@@ -3,6 +3,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::empty::{self, Empty, NOT_DROPPED};
 use super::endpoints::{Context, Endpoints};
 use super::fences;
 use super::frontends::{Entrances, Frontend, Place, Way};
@@ -61,17 +62,35 @@ impl Making {
     /// Makes services of all places.
     pub(super) fn make(&mut self, entrances: &mut Entrances, refusals: &Refusals, context: &mut Context<'_>) {
         self.nodes.clone_from(&entrances.nodes);
-        let empty = super::empty::sort_out(refusals, entrances, context);
+        let empty = empty::sort_out(refusals, entrances, context);
         for members in by_service(&entrances.frontends) {
             self.service(&members, refusals, context);
         }
-        for (name, v4, members) in empty {
-            let name = self.unique(name, v4);
-            let mut group = Group::of(members, Endpoints::default());
-            group.name = name;
-            self.group(&group, context);
+        for empty in empty {
+            self.empty_service(empty, context);
         }
         fences::check(refusals, entrances, context.ledger);
+    }
+
+    fn empty_service(&mut self, empty: Empty, context: &mut Context<'_>) {
+        let Empty {
+            name,
+            v4,
+            members,
+            dropping,
+        } = empty;
+        let mut group = Group::of(members, Endpoints::default());
+        group.name = self.unique(name, v4);
+        for member in group.members.iter().filter(|member| dropping.contains(&member.place)) {
+            match member.address() {
+                Some(_) => self.rules.push(fences::dropping(member, &group.name)),
+                None => context.ledger.lost(member.line, NOT_DROPPED),
+            }
+        }
+        group
+            .members
+            .retain(|member| member.address().is_some() || !dropping.contains(&member.place));
+        self.group(&group, context);
     }
 
     fn resolve(&mut self, frontend: &Frontend, context: &mut Context<'_>) -> Option<Endpoints> {
@@ -242,9 +261,7 @@ fn default_name(frontend: &Frontend) -> String {
 /// An address whose packets are dropped is an address of the service all the same, with a rule that drops them.
 fn drop_at(groups: &mut Vec<Group>, frontend: Frontend, context: &mut Context<'_>) {
     if frontend.address().is_none() {
-        let why =
-            "there is no backend for it on this node, and packets to it are dropped: lbd leaves them to the kernel";
-        context.ledger.lost(frontend.line, why);
+        context.ledger.lost(frontend.line, NOT_DROPPED);
         return;
     }
     match groups.iter_mut().find(|group| group.has_room_for(&frontend)) {

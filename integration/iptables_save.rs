@@ -1,0 +1,563 @@
+//! Dumps of nodes, of every era of kube-proxy's chains, imported and printed again.
+//!
+//! The dumps under `integration/dumps` are written by hand in the form of each version, but for `kind-1.23.5.txt`, which is
+//! a real node's (its first line says whose).
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says on stdout why it was skipped"
+)]
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lbd::config::{Config, parse};
+use lbd::export::iptables_save::export;
+use lbd::import::Imported;
+use lbd::import::iptables_save::import;
+use lbd::matcher::rules::Action;
+use lbd::policy::{Masquerade, Mode, ServiceSpec};
+use lbd::scheduler::Kind;
+use proptest::prelude::*;
+
+fn dump(name: &str) -> String {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("integration/dumps")
+        .join(name);
+    std::fs::read_to_string(file).unwrap()
+}
+
+const DUMPS: [&str; 6] = [
+    "kind-1.23.5.txt",
+    "kube-1.10.txt",
+    "kube-1.24.txt",
+    "kube-1.30.txt",
+    "kube-1.30-ip6.txt",
+    "masquerade-all-without-comments.txt",
+];
+
+fn imported(text: &str) -> (Config, Vec<String>) {
+    let Imported { toml, remarks } = import("dump", text).unwrap();
+    (parse("imported", &toml).unwrap().config, remarks)
+}
+
+fn service<'c>(config: &'c Config, name: &str) -> &'c ServiceSpec {
+    let found = config.policy.services.iter().find(|service| service.name == name);
+    found.unwrap_or_else(|| panic!("no {name} in {:#?}", config.policy.services))
+}
+
+fn backends(service: &ServiceSpec) -> Vec<String> {
+    let shown = service
+        .backends
+        .iter()
+        .map(|backend| format!("{}*{}", backend.address, backend.weight));
+    shown.collect()
+}
+
+/// `source destination -> action`
+fn rules(config: &Config) -> Vec<String> {
+    let shown = config.policy.rules.iter().map(|rule| {
+        let source = rule
+            .source
+            .as_ref()
+            .map_or("any".to_owned(), |source| source.value.to_string());
+        let destination = rule.destination.as_ref().unwrap().value.addr();
+        let port = rule.destination_port.as_ref().unwrap().value.start();
+        let action = match &rule.action {
+            Action::Drop => "drop",
+            Action::Reject => "reject",
+            Action::Pass => "pass",
+            Action::Service(name) => name,
+        };
+        format!("{source} {destination}:{port} -> {action}")
+    });
+    shown.collect()
+}
+
+fn lost(remarks: &[String]) -> Vec<&String> {
+    remarks
+        .iter()
+        .filter(|remark| remark.contains(": not carried over: "))
+        .collect()
+}
+
+#[test]
+fn a_real_node_of_kind_keeps_its_services_and_only_dockers_rules_are_left_out() {
+    let (config, remarks) = imported(&dump("kind-1.23.5.txt"));
+    assert_eq!(config.policy.mode, Mode::Iptables);
+    assert_eq!(config.policy.services.len(), 6);
+    let dns = service(&config, "kube-system/kube-dns:dns");
+    assert_eq!(backends(dns), ["10.244.0.3:53*1", "10.244.0.4:53*1"]);
+    assert_eq!(config.policy.scheduler_of(dns), Kind::Random);
+    assert_eq!(config.policy.nat.masquerade, Masquerade::Auto);
+    let lost = lost(&remarks);
+    assert_eq!(lost.len(), 10, "{lost:#?}");
+    let foreign = |line: &&&String| line.contains("DOCKER") || line.contains("KIND-MASQ-AGENT");
+    assert_eq!(lost.iter().filter(foreign).count(), 10, "{lost:#?}");
+    assert!(lost[0].starts_with("# dump:74: not carried over: -A PREROUTING -d 192.168.31.191/32 -j DOCKER_OUTPUT: "));
+}
+
+#[test]
+fn a_node_of_1_10_keeps_affinity_ranges_external_addresses_and_local_policy() {
+    let (config, remarks) = imported(&dump("kube-1.10.txt"));
+    let nginx = service(&config, "default/nginx");
+    assert_eq!(
+        backends(nginx),
+        ["10.244.1.2:80*1", "10.244.2.4:80*1", "10.244.3.4:80*1"]
+    );
+    let external: Vec<String> = nginx.external_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(external, ["192.0.2.80", "12.12.12.12"]);
+    assert_eq!(nginx.node_port, Some(30938));
+    let echo = service(&config, "default/echo:http");
+    assert_eq!(backends(echo), ["10.244.1.5:8080*1", "10.244.2.5:8080*1"]);
+    assert_eq!(echo.persistence.unwrap().timeout, Duration::from_secs(10_800));
+    let local = service(&config, "default/echo:http local");
+    assert_eq!(
+        (local.address.to_string().as_str(), local.node_port),
+        ("12.12.12.13:8080", Some(31080))
+    );
+    assert_eq!(backends(local), ["10.244.1.5:8080*1"]);
+    assert_eq!(
+        rules(&config),
+        [
+            "203.0.113.0/24 12.12.12.12:80 -> default/nginx",
+            "198.51.100.7/32 12.12.12.12:80 -> default/nginx",
+            "any 12.12.12.12:80 -> drop",
+            "10.244.0.0/16 12.12.12.13:8080 -> default/echo:http",
+        ]
+    );
+    assert_eq!(lost(&remarks).len(), 1, "only the policy of FORWARD: {remarks:#?}");
+}
+
+#[test]
+fn a_service_without_endpoints_is_one_without_backends() {
+    let (config, _) = imported(&dump("kube-1.10.txt"));
+    let logs = service(&config, "default/logs:syslog");
+    assert_eq!(
+        (logs.address.to_string().as_str(), logs.node_port),
+        ("10.98.0.9:514", Some(30514))
+    );
+    assert_eq!(backends(logs), Vec::<String>::new());
+}
+
+#[test]
+fn unequal_shares_are_weights_and_a_scheduler_that_looks_at_them() {
+    let (config, remarks) = imported(&dump("kube-1.24.txt"));
+    let canary = service(&config, "ns/canary:http");
+    assert_eq!(backends(canary), ["10.180.0.2:80*9", "10.180.1.2:80*1"]);
+    assert_eq!(canary.scheduler, Some(Kind::Wrr));
+    assert!(
+        remarks
+            .iter()
+            .any(|remark| remark.contains("ns/canary:http") && remark.contains("wrr"))
+    );
+}
+
+#[test]
+fn a_node_of_1_24_sends_packets_from_outside_to_its_own_backends_only() {
+    let (config, _) = imported(&dump("kube-1.24.txt"));
+    let local = service(&config, "ns2/svc2:p80 local");
+    assert_eq!(backends(local), ["10.180.0.2:80*1"]);
+    assert_eq!(local.node_port, Some(3001));
+    assert_eq!(
+        rules(&config),
+        [
+            "10.0.0.0/8 192.168.99.22:80 -> ns2/svc2:p80",
+            "203.0.113.0/25 1.2.3.4:80 -> ns2/svc2:p80 local",
+            "any 1.2.3.4:80 -> drop",
+        ]
+    );
+}
+
+#[test]
+fn a_node_of_1_30_without_a_local_backend_drops_what_comes_from_outside() {
+    let (config, remarks) = imported(&dump("kube-1.30.txt"));
+    assert_eq!(
+        rules(&config),
+        [
+            "10.0.0.0/8 192.168.99.22:80 -> ns2/svc2:p80",
+            "any 192.168.99.22:80 -> drop",
+            "203.0.113.0/25 5.6.7.8:80 -> ns5/svc5:p80",
+            "any 5.6.7.8:80 -> drop",
+            "any 172.30.0.47:9000 -> drop",
+        ]
+    );
+    assert_eq!(service(&config, "ns3/svc3:p80").node_port, Some(3003));
+    assert_eq!(service(&config, "ns2/svc2:p80").node_port, None);
+    assert_eq!(backends(service(&config, "ns6/svc6:p80")), Vec::<String>::new());
+    let lost = lost(&remarks);
+    for part in [
+        "health check node port",
+        "route LOCAL traffic",
+        "--dport 3001 -j KUBE-EXT",
+        "--dport 3001 -j DROP",
+        "127.0.0.0/8",
+    ] {
+        assert_eq!(
+            lost.iter().filter(|line| line.contains(part)).count(),
+            1,
+            "{part}: {lost:#?}"
+        );
+    }
+    assert_eq!(lost.len(), 5, "{lost:#?}");
+}
+
+#[test]
+fn both_families_may_be_in_one_file_and_no_name_is_given_twice() {
+    let both = dump("kube-1.30.txt") + &dump("kube-1.30-ip6.txt");
+    let (config, _) = imported(&both);
+    assert_eq!(backends(service(&config, "ns3/svc3:p80")), ["10.180.0.3:80*1"]);
+    let six = service(&config, "ns3/svc3:p80 ipv6");
+    assert_eq!(six.address.to_string(), "[fd00:172:30::43]:80");
+    assert_eq!(backends(six), ["[fd00:10:180::3]:80*1"]);
+    assert_eq!(six.external_addresses[0].to_string(), "2001:db8::80");
+}
+
+#[test]
+fn masquerading_of_all_is_carried_over_and_services_without_comments_have_names() {
+    let (config, remarks) = imported(&dump("masquerade-all-without-comments.txt"));
+    assert_eq!(config.policy.nat.masquerade, Masquerade::Always);
+    assert_eq!(service(&config, "tcp 10.96.0.1:80").node_port, Some(30080));
+    assert_eq!(backends(service(&config, "udp 10.96.0.2:53")), ["10.244.0.1:53*1"]);
+    let nodes: Vec<String> = config.node_addresses.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(nodes, ["192.168.0.2", "192.168.0.3"]);
+    assert_eq!(lost(&remarks), Vec::<&String>::new());
+}
+
+#[test]
+fn masquerading_of_one_service_among_others_is_told() {
+    let mark = "-A KUBE-SVC-BIGCLUSTERBIGCL2 -d 10.96.0.2/32 -p udp -m udp --dport 53 -j KUBE-MARK-MASQ\n";
+    let partly = dump("masquerade-all-without-comments.txt").replace(mark, "");
+    let (config, remarks) = imported(&partly);
+    assert_eq!(config.policy.nat.masquerade, Masquerade::Auto);
+    let [told] = lost(&remarks)[..] else {
+        panic!("{remarks:#?}")
+    };
+    assert!(
+        told.contains("-d 10.96.0.1/32 ") && told.contains("nat.masquerade = \"always\""),
+        "{told}"
+    );
+}
+
+#[test]
+fn every_line_of_every_dump_is_used_or_counted_or_told() {
+    for name in DUMPS {
+        let text = dump(name);
+        let (config, remarks) = imported(&text);
+        let told = |line: &str| remarks.iter().any(|remark| remark.contains(line.trim()));
+        let removed = |n: usize| {
+            let others = text
+                .lines()
+                .enumerate()
+                .filter(|(other, _)| *other != n)
+                .map(|(_, line)| line);
+            others.collect::<Vec<_>>().join("\n")
+        };
+        for (n, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("-A")) {
+            if told(line) {
+                continue;
+            }
+            // Without it something is different, if only a count.
+            let other = import("dump", &removed(n));
+            let same = other.is_ok_and(|other| {
+                let counts = |remarks: &[String]| -> Vec<String> {
+                    remarks
+                        .iter()
+                        .filter(|remark| remark.contains("not needed"))
+                        .cloned()
+                        .collect()
+                };
+                parse("", &other.toml).unwrap().config == config && counts(&other.remarks) == counts(&remarks)
+            });
+            let repeated = line.contains("--dst-type LOCAL -j KUBE-SVC-")
+                || line.contains("! --physdev-is-in")
+                || line.contains("--rcheck")
+                || line.contains("-m recent --set")
+                || line.contains("has no local endpoints")
+                || line.contains("route LOCAL traffic")
+                || line.contains("-j KUBE-MARK-DROP")
+                || line.contains("traffic not accepted by")
+                || line.contains("-j LBD-RULES");
+            assert!(!same || repeated, "{name}:{}: {line}", n + 1);
+        }
+    }
+}
+
+#[test]
+fn dumps_are_printed_again_as_rules_that_are_imported_as_the_same_configuration() {
+    for name in DUMPS {
+        let (config, _) = imported(&dump(name));
+        let printed = export(&config);
+        let (again, remarks) = imported(&printed.text);
+        assert_eq!(lost(&remarks), Vec::<&String>::new(), "{name}");
+        if printed.remarks.is_empty() {
+            let sorted = |mut config: Config| {
+                config.policy.services.sort_by(|a, b| a.name.cmp(&b.name));
+                config
+            };
+            assert_eq!(sorted(again), sorted(config), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_lbd_cannot_serve_is_told_with_the_reason_and_the_rest_is_carried_over() {
+    let text = dump("kube-1.30.txt")
+        .replace("--to-destination 10.180.0.4:53", "--to-destination 127.0.0.1:53")
+        .replace("172.30.0.45/32", "198.18.0.1/32");
+    let (config, remarks) = imported(&text);
+    assert_eq!(
+        backends(service(&config, "kube-system/kube-dns:dns")),
+        Vec::<String>::new()
+    );
+    assert!(
+        config
+            .policy
+            .services
+            .iter()
+            .all(|service| service.name != "ns5/svc5:p80")
+    );
+    let lost = lost(&remarks);
+    assert!(
+        lost.iter()
+            .any(|line| line.contains("KUBE-SVC-DNS") && line.contains("loopback")),
+        "{lost:#?}"
+    );
+    assert!(
+        lost.iter()
+            .any(|line| line.contains("-d 198.18.0.1/32") && line.contains("nat.pool")),
+        "{lost:#?}"
+    );
+}
+
+#[test]
+fn a_file_of_something_else_is_refused() {
+    let error = import("saved", "-A -t 10.9.9.9:80 -s rr\nhello\n").unwrap_err();
+    assert!(
+        error.starts_with("saved: no line of it is a rule of kube-proxy"),
+        "{error}"
+    );
+    assert!(error.contains("# saved:2: not carried over: hello: "), "{error}");
+    let ipvs = "*nat\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n";
+    assert!(import("saved", ipvs).unwrap_err().contains("ipvsadm -Sn"));
+}
+
+#[test]
+fn ten_thousand_services_are_imported_and_printed_in_seconds() {
+    let mut text = "mode = \"iptables\"\n".to_owned();
+    for n in 0..10_000 {
+        let (high, low) = (n / 250, n % 250 + 1);
+        text += &format!(
+            "[[services]]\nname = \"ns/svc{n}:http\"\nprotocol = \"tcp\"\naddress = \"10.96.{high}.{low}:80\"\nbackends = ["
+        );
+        for backend in 1..4 {
+            text += &format!("{{ address = \"10.{backend}.{high}.{low}:8080\" }},");
+        }
+        text += "]\n";
+    }
+    let config = parse("", &text).unwrap().config;
+    let started = Instant::now();
+    let (again, _) = imported(&export(&config).text);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(again.policy.services, config.policy.services);
+}
+
+/// Whether the program takes the text in a network namespace of its own; None where it cannot be tried.
+fn restored(program: &str, text: &str) -> Option<Result<(), String>> {
+    let usable = Command::new("unshare")
+        .args(["-rn", program, "--version"])
+        .output()
+        .ok()?;
+    if !usable.status.success() {
+        return None;
+    }
+    let mut child = Command::new("unshare")
+        .args(["-rn", program, "--test"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    child.stdin.take()?.write_all(text.as_bytes()).ok()?;
+    let output = child.wait_with_output().ok()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    if told.contains("Permission denied") || told.contains("does not exist") {
+        return None;
+    }
+    Some(if output.status.success() { Ok(()) } else { Err(told) })
+}
+
+#[test]
+fn iptables_restore_and_ip6tables_restore_take_what_is_printed() {
+    let quotes = "mode = \"iptables\"\n[[rules]]\nname = \"it's \\\"so\\\" \\\\\"\nsource_port = \"1-1023\"\nprobability = 0.3\n\
+                  action = \"reject\"\n[[services]]\nname = \"o'clock \\\\ cluster IP\"\nprotocol = \"udp\"\naddress = \"10.96.0.1:53\"\n\
+                  persistence = { timeout = \"1h\", netmask = 24 }\nbackends = [{ address = \"10.2.0.1:53\" }]\n";
+    let mut texts = vec![parse("", quotes).unwrap().config];
+    texts.push(imported(&(dump("kube-1.30.txt") + &dump("kube-1.30-ip6.txt"))).0);
+    texts.extend(DUMPS.map(|name| imported(&dump(name)).0));
+    for text in texts.iter().map(|config| export(config).text) {
+        for program in ["iptables-restore", "ip6tables-restore"] {
+            // A dump of one family alone has no marks for the other's program.
+            if program == "ip6tables-restore" && !text.contains("\n-6 ") {
+                continue;
+            }
+            match restored(program, &text) {
+                None => println!("skipped: {program} cannot be run in a network namespace here"),
+                Some(taken) => assert_eq!(taken, Ok(()), "{program}\n{text}"),
+            }
+        }
+    }
+}
+
+/// Lines made of the words of real rules, and of others.
+fn line() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        prop::sample::select(vec![
+            "-A",
+            "-j",
+            "!",
+            "-s",
+            "-d",
+            "-p",
+            "-m",
+            "tcp",
+            "udp",
+            "--dport",
+            "--comment",
+            "\"a cluster IP\"",
+            "KUBE-SERVICES",
+            "KUBE-NODEPORTS",
+            "KUBE-SVC-A",
+            "KUBE-SVC-B",
+            "KUBE-SEP-A",
+            "KUBE-EXT-A",
+            "KUBE-FW-A",
+            "KUBE-XLB-A",
+            "KUBE-SVL-A",
+            "KUBE-MARK-MASQ",
+            "KUBE-MARK-DROP",
+            "LBD-RULES",
+            "LBD-DROP",
+            "DNAT",
+            "--to-destination",
+            "10.0.0.1:80",
+            "[fd00::1]:80",
+            "10.0.0.1",
+            "10.0.0.0/8",
+            "fd00::1",
+            "80",
+            "0",
+            "65536",
+            "--probability",
+            "0.5",
+            "1",
+            "statistic",
+            "recent",
+            "--rcheck",
+            "--seconds",
+            "99999999999999",
+            "--mask",
+            "255.0.255.0",
+            "*nat",
+            "*filter",
+            "COMMIT",
+            ":KUBE-SVC-A",
+            "-",
+            "REJECT",
+            "DROP",
+            "--dst-type",
+            "LOCAL",
+            "-6",
+            "-4",
+            "KUBE-EXTERNAL-SERVICES",
+            "KUBE-PROXY-FIREWALL",
+            "\"",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,6}",
+    ];
+    prop::collection::vec(word, 0..14).prop_map(|words| words.join(" "))
+}
+
+/// A rule of the right form, between any two chains.
+fn rule() -> impl Strategy<Value = String> {
+    let chains = vec![
+        "KUBE-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-SVC-A",
+        "KUBE-SVC-B",
+        "KUBE-SEP-A",
+        "KUBE-SEP-B",
+        "KUBE-EXT-A",
+        "KUBE-FW-A",
+        "KUBE-XLB-A",
+        "KUBE-SVL-A",
+        "KUBE-MARK-MASQ",
+        "KUBE-MARK-DROP",
+        "LBD-RULES",
+        "REJECT",
+        "DROP",
+        "KUBE-EXTERNAL-SERVICES",
+        "DNAT --to-destination 10.2.0.1:8080",
+        "DNAT --to-destination 10.2.0.2:8080",
+        "DNAT --to-destination 10.96.0.1:80",
+    ];
+    let conditions = vec![
+        "",
+        "-s 10.1.0.0/16",
+        "! -s 10.1.0.0/16",
+        "-d 10.96.0.1/32 -p tcp --dport 80",
+        "-d 10.96.0.2/32 -p tcp --dport 80",
+        "-d 203.0.113.1/32 -p tcp --dport 80",
+        "-p tcp --dport 30080",
+        "-p tcp",
+        "-m addrtype --src-type LOCAL",
+        "-m statistic --mode random --probability 0.5",
+        "-m statistic --mode random --probability 0.1",
+        "-m recent --rcheck --seconds 60 --reap",
+        "-d 10.96.0.9/32 -p tcp",
+        "-p tcp -m addrtype --dst-type LOCAL --dport 30081",
+    ];
+    let name = vec![
+        "",
+        "-m comment --comment \"a:b cluster IP\"",
+        "-m comment --comment \"c: external IP\"",
+    ];
+    let parts = (
+        prop::sample::select(chains.clone()),
+        prop::sample::select(conditions),
+        prop::sample::select(name),
+        prop::sample::select(chains),
+    );
+    parts.prop_map(|(chain, condition, name, target)| {
+        let chain = chain.split(' ').next().unwrap_or(chain);
+        format!("-A {chain} {condition} {name} -j {target}")
+    })
+}
+
+fn is_taken_or_refused(text: &str) -> Result<(), TestCaseError> {
+    match import("any", text) {
+        Ok(imported) => prop_assert!(parse("", &imported.toml).is_ok(), "{}", imported.toml),
+        Err(error) => prop_assert!(error.starts_with("any: "), "{error}"),
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_imported_or_refused(text in "\\PC{0,200}") {
+        is_taken_or_refused(&text)?;
+    }
+
+    #[test]
+    fn any_words_of_iptables_are_imported_or_refused(lines in prop::collection::vec(line(), 0..30)) {
+        is_taken_or_refused(&lines.join("\n"))?;
+    }
+
+    #[test]
+    fn any_tangle_of_chains_gives_a_configuration(lines in prop::collection::vec(rule(), 0..60)) {
+        is_taken_or_refused(&lines.join("\n"))?;
+    }
+}
