@@ -61,7 +61,7 @@ fn rules(config: &Config) -> Vec<String> {
         let source = rule
             .source
             .as_ref()
-            .map_or("any".to_owned(), |source| source.value.to_string());
+            .map_or_else(|| "any".to_owned(), |source| source.value.to_string());
         let destination = rule.destination.as_ref().unwrap().value.addr();
         let port = rule.destination_port.as_ref().unwrap().value.start();
         let action = match &rule.action {
@@ -344,6 +344,7 @@ fn a_file_of_something_else_is_refused() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a time that a user would wait")]
 fn ten_thousand_services_are_imported_and_printed_in_seconds() {
     let mut text = "mode = \"iptables\"\n".to_owned();
     for n in 0..10_000 {

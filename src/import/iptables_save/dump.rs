@@ -74,7 +74,7 @@ impl Dump {
             section.family = Some(family);
         }
         if text.is_empty() || text.starts_with('#') {
-            ledger.used(line);
+            ledger.blank(line);
         } else if let Some(name) = text.strip_prefix('*') {
             self.end_section(section);
             section.begin(name, self.rules.len());

@@ -45,6 +45,8 @@ impl Plumbing {
 /// What became of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
+    /// It says nothing: a comment, or no word at all.
+    Blank,
     /// It is in the configuration.
     Used,
     /// It need not be.
@@ -72,6 +74,11 @@ impl Ledger {
         self.first(line, Fate::Used);
     }
 
+    /// The line says nothing.
+    pub(super) fn blank(&mut self, line: usize) {
+        self.first(line, Fate::Blank);
+    }
+
     /// The line need not be in the configuration, unless something else was said of it before.
     pub(super) fn needless(&mut self, line: usize, why: Plumbing) {
         self.first(line, Fate::Needless(why));
@@ -96,7 +103,7 @@ impl Ledger {
         let of_use = |fate: &Option<Fate>| match fate {
             Some(Fate::Used) => true,
             Some(Fate::Needless(why)) => !matches!(why, Plumbing::Frame | Plumbing::Empty),
-            Some(Fate::Lost(_)) | None => false,
+            Some(Fate::Blank | Fate::Lost(_)) | None => false,
         };
         self.fates.iter().any(of_use)
     }
@@ -113,7 +120,7 @@ impl Ledger {
         let mut counts: BTreeMap<Plumbing, usize> = BTreeMap::new();
         for ((number, line), fate) in (1..).zip(lines).zip(&self.fates) {
             let why = match fate {
-                Some(Fate::Used) => continue,
+                Some(Fate::Blank | Fate::Used) => continue,
                 Some(Fate::Needless(kind)) => {
                     *counts.entry(*kind).or_default() += 1;
                     continue;

@@ -108,7 +108,7 @@ impl Rule {
             "-s" | "--source" | "--src" => self.source = is(negated, network(&reader.value(word)?)?),
             "-d" | "--destination" | "--dst" => self.destination = is(negated, network(&reader.value(word)?)?),
             "-p" | "--protocol" | "--proto" => {
-                self.protocol = is(negated, reader.value(word)?).filter(|p| p.value != "all")
+                self.protocol = is(negated, reader.value(word)?).filter(|p| p.value != "all");
             }
             "--sport" | "--source-port" => self.source_port = is(negated, ports(&reader.value(word)?)?),
             "--dport" | "--destination-port" => self.destination_port = is(negated, ports(&reader.value(word)?)?),
