@@ -332,6 +332,69 @@ fn what_lbd_cannot_serve_is_told_with_the_reason_and_the_rest_is_carried_over() 
 }
 
 #[test]
+fn a_node_of_1_24_without_a_local_backend_drops_what_comes_from_outside() {
+    let local = "-A KUBE-SVL-GNZBNJ2PO5MGZ6GT -m comment --comment \"ns2/svc2:p80 -> 10.180.0.2:80\" -j KUBE-SEP-RS4RBKLTHTF2IUXJ";
+    let none =
+        "-A KUBE-SVL-GNZBNJ2PO5MGZ6GT -m comment --comment \"ns2/svc2:p80 has no local endpoints\" -j KUBE-MARK-DROP";
+    let (config, remarks) = imported(&dump("kube-1.24.txt").replace(local, none));
+    assert_eq!(
+        rules(&config),
+        [
+            "10.0.0.0/8 192.168.99.22:80 -> ns2/svc2:p80",
+            "any 192.168.99.22:80 -> drop",
+            "any 1.2.3.4:80 -> drop",
+        ]
+    );
+    assert!(
+        lost(&remarks).iter().any(|line| line.contains("--dport 3001")),
+        "{remarks:#?}"
+    );
+}
+
+#[test]
+fn node_ports_on_loopback_are_told_and_other_node_addresses_kept() {
+    let text = dump("masquerade-all-without-comments.txt").replace("192.168.0.2/32", "127.0.0.1/32");
+    let (config, remarks) = imported(&text);
+    assert_eq!(config.node_addresses.unwrap().len(), 1);
+    let [told] = lost(&remarks)[..] else {
+        panic!("{remarks:#?}")
+    };
+    assert!(
+        told.contains("-d 127.0.0.1/32 -j KUBE-NODEPORTS: lbd answers at no loopback address"),
+        "{told}"
+    );
+}
+
+#[test]
+fn sctp_is_carried_over_or_told() {
+    let text = dump("masquerade-all-without-comments.txt").replace("-p udp -m udp", "-p sctp -m sctp");
+    let (config, remarks) = imported(&text);
+    let carried = config
+        .policy
+        .services
+        .iter()
+        .any(|service| service.name == "sctp 10.96.0.2:53");
+    let told = lost(&remarks).iter().any(|line| line.contains("-p sctp"));
+    assert!(carried != told, "{remarks:#?}");
+}
+
+#[test]
+fn a_part_of_a_dump_that_was_cut_out_is_imported() {
+    let text = dump("kube-1.24.txt");
+    let only: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("svc2") && line.starts_with("-A"))
+        .collect();
+    let (config, _) = imported(&only.join("\n"));
+    assert_eq!(
+        backends(service(&config, "ns2/svc2:p80")),
+        ["10.180.0.2:80*1", "10.180.1.2:80*1"]
+    );
+    let counted: Vec<String> = only.iter().map(|line| format!("[3:180] {line}")).collect();
+    assert_eq!(imported(&counted.join("\n")).0, config);
+}
+
+#[test]
 fn a_file_of_something_else_is_refused() {
     let error = import("saved", "-A -t 10.9.9.9:80 -s rr\nhello\n").unwrap_err();
     assert!(

@@ -53,7 +53,8 @@ pub fn import(file: &str, text: &str) -> Result<Imported, String> {
     let own = own_rules::own_rules(&dump, &mut ledger);
     plumbing::note(&dump, &mut ledger);
     let notes: Vec<String> = making.notes.iter().map(|note| format!("# {file}: {note}")).collect();
-    let toml = build::build(making, own, masquerade, &mut ledger)?;
+    let built = build::build(making, own, masquerade, &mut ledger);
+    let toml = built.map_err(|why| format!("{file}: {why}"))?;
     let mut remarks = ledger.remarks(file, &lines);
     if !ledger.understood_any() && !remarks.is_empty() {
         let nothing = format!("{file}: no line of it is a rule of kube-proxy: give the output of `iptables-save`");

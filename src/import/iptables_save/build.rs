@@ -46,7 +46,7 @@ fn config(empty: &Config, making: &Making, masquerade: Masquerade) -> Config {
     config.policy.nat.masquerade = masquerade;
     config.policy.rules = making.rules.iter().map(|made| made.rule.clone()).collect();
     config.policy.services = making.services.iter().map(|made| made.spec.clone()).collect();
-    config.node_addresses = (!making.nodes.is_empty()).then(|| making.nodes.clone());
+    config.node_addresses = (!making.nodes.is_empty()).then(|| making.nodes.iter().map(|&(node, _)| node).collect());
     config
 }
 
@@ -73,11 +73,11 @@ fn name_services(own: Vec<OwnRule>, services: &[Made], ledger: &mut Ledger) -> V
 
 /// Whether anything could be taken out for these errors.
 fn take_out(making: &mut Making, errors: &[Diagnostic], text: &str, ledger: &mut Ledger) -> bool {
-    let blocks = blocks(text);
+    let (blocks, lines): (Vec<Block>, Vec<&str>) = (blocks(text), text.lines().collect());
     let mut services: Vec<(usize, &Diagnostic, &str)> = Vec::new();
     let mut rules: Vec<(usize, &Diagnostic)> = Vec::new();
     for error in errors {
-        let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or("");
+        let line = lines.get(error.line.saturating_sub(1)).copied().unwrap_or("");
         match blocks.get(error.line.saturating_sub(1)) {
             Some(Block::Service(index)) => services.push((*index, error, line)),
             Some(Block::Rule(index)) => rules.push((*index, error)),
@@ -101,7 +101,22 @@ fn take_out(making: &mut Making, errors: &[Diagnostic], text: &str, ledger: &mut
             last = Some(index);
         }
     }
-    !(services.is_empty() && rules.is_empty())
+    let nodes = take_out_nodes(making, errors, ledger);
+    nodes || !(services.is_empty() && rules.is_empty())
+}
+
+/// A node address that cannot be one.
+fn take_out_nodes(making: &mut Making, errors: &[Diagnostic], ledger: &mut Ledger) -> bool {
+    let before = making.nodes.len();
+    making.nodes.retain(|(node, line)| {
+        let written = format!("addresses = \"{node}\": ");
+        let error = errors.iter().find(|error| error.message.starts_with(&written));
+        if let Some(error) = error {
+            ledger.lost(*line, &error.message);
+        }
+        error.is_none()
+    });
+    making.nodes.len() < before
 }
 
 /// Takes the wrong part of a service out, or all of it; whether all.

@@ -1,4 +1,5 @@
 //! Chains of endpoints (KUBE-SVC, KUBE-SVL, KUBE-XLB) and what they lead to: backends, their shares, client affinity.
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(super) struct Endpoints {
     pub(super) persistence: Option<Persistence>,
     /// Where each backend is written, by its place in `backends`.
     pub(super) lines: Vec<usize>,
+    /// Its packets are dropped; it has no backend.
+    pub(super) drops: bool,
 }
 
 impl Endpoints {
@@ -50,7 +53,7 @@ impl Context<'_> {
     pub(super) fn endpoints(&mut self, chain: &str, v4: bool, protocol: Protocol, port: u16) -> Endpoints {
         let dump = self.dump;
         let mut exits: Vec<Exit> = Vec::new();
-        let mut persistence = None;
+        let (mut persistence, mut drops) = (None, false);
         for placed in dump.chain(Table::Nat, chain, v4) {
             let (line, rule) = (placed.line, &placed.rule);
             let target = rule.target();
@@ -60,6 +63,7 @@ impl Context<'_> {
                 }
             } else if target == MARK_DROP && rule.kinds().is_empty() {
                 self.ledger.used(line);
+                drops = true;
             } else if target.is_empty() && rule.kinds().is_empty() {
                 self.ledger.needless(line, Plumbing::Notes);
             } else if !target.starts_with(ENDPOINT) {
@@ -77,7 +81,9 @@ impl Context<'_> {
             let why = "its probability: the last backend of a list gets all that the others leave";
             self.ledger.lost(last.line, why);
         }
-        assemble(exits, persistence)
+        let mut endpoints = assemble(&exits, persistence);
+        endpoints.drops = drops && endpoints.backends.is_empty();
+        endpoints
     }
 
     fn affinity(
@@ -170,14 +176,16 @@ fn shown(target: &str) -> &str {
     if target.is_empty() { "no target" } else { target }
 }
 
-fn assemble(exits: Vec<Exit>, persistence: Option<Persistence>) -> Endpoints {
+fn assemble(exits: &[Exit], persistence: Option<Persistence>) -> Endpoints {
     let shares: Vec<f64> = exits.iter().map(|exit| exit.share).collect();
     let mut all = Endpoints {
         persistence,
         ..Endpoints::default()
     };
+    let mut known: HashMap<Endpoint, usize> = HashMap::new();
     for (exit, weight) in exits.iter().zip(weights(&shares)) {
-        match all.backends.iter_mut().find(|(known, _)| *known == exit.endpoint) {
+        let index = *known.entry(exit.endpoint).or_insert(all.backends.len());
+        match all.backends.get_mut(index) {
             Some((_, known)) => *known = known.saturating_add(weight).min(65_535),
             None => {
                 all.backends.push((exit.endpoint, weight));

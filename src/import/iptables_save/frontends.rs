@@ -82,7 +82,7 @@ impl Place {
 pub(super) struct Entrances {
     pub(super) frontends: Vec<Frontend>,
     /// The node's own addresses, where node ports answer on some only.
-    pub(super) nodes: Vec<IpAddr>,
+    pub(super) nodes: Vec<(IpAddr, usize)>,
     known: HashMap<(bool, Protocol, Place), usize>,
 }
 
@@ -111,8 +111,10 @@ impl Entrances {
     fn node_ports_on(&mut self, placed: &Placed, context: &mut Context<'_>) {
         match placed.rule.host() {
             None => context.ledger.needless(placed.line, Plumbing::Jump),
+            Some(node) if node.is_loopback() => context.ledger.lost(placed.line, "lbd answers at no loopback address"),
             Some(node) => {
-                self.nodes.extend((!self.nodes.contains(&node)).then_some(node));
+                let known = self.nodes.iter().any(|(known, _)| *known == node);
+                self.nodes.extend((!known).then_some((node, placed.line)));
                 context.ledger.used(placed.line);
             }
         }

@@ -25,7 +25,8 @@ pub(super) fn own_rules(dump: &Dump, ledger: &mut Ledger) -> Vec<OwnRule> {
         ledger.used(placed.line);
         let known = |other: &OwnRule| (&other.rule, &other.service) == (&own.rule, &own.service);
         let elsewhere = |other: &OwnRule| dump.family_of(other.line) != dump.family_of(own.line);
-        if !all.iter().any(|other| known(other) && elsewhere(other)) {
+        let of_one_family = dump.family_of(own.line).is_some();
+        if !of_one_family || !all.iter().any(|other| known(other) && elsewhere(other)) {
             all.push(own);
         }
     }

@@ -42,8 +42,10 @@ pub(super) struct Making {
     /// What a user has to know of whole services.
     pub(super) notes: Vec<String>,
     /// The node's own addresses, where they are known.
-    pub(super) nodes: Vec<IpAddr>,
+    pub(super) nodes: Vec<(IpAddr, usize)>,
     names: HashSet<String>,
+    /// How often each name was wanted.
+    wanted: HashMap<String, u32>,
     resolved: HashMap<(String, bool, Protocol, u16), Endpoints>,
 }
 
@@ -133,8 +135,10 @@ impl Making {
         let mut dropped = Vec::new();
         let mut sorted = members.to_vec();
         sorted.sort_by_key(|frontend| (frontend.external, frontend.address().is_none()));
-        for frontend in sorted.into_iter().cloned() {
-            let Some(endpoints) = self.resolve(&frontend, context) else {
+        for mut frontend in sorted.into_iter().cloned() {
+            let endpoints = self.resolve(&frontend, context).filter(|endpoints| !endpoints.drops);
+            let Some(endpoints) = endpoints else {
+                frontend.way.list = None;
                 dropped.push(frontend);
                 continue;
             };
@@ -201,9 +205,16 @@ impl Making {
     /// A name that no service has yet: the same service is in the dumps of both families.
     fn unique(&mut self, wanted: String, v4: bool) -> String {
         let family = if v4 { "ipv4" } else { "ipv6" };
-        let others = std::iter::once(format!("{wanted} {family}")).chain((2_u32..).map(|n| format!("{wanted} {n}")));
-        let mut all = std::iter::once(wanted.clone()).chain(others);
-        let name = all.find(|name| !self.names.contains(name)).unwrap_or_default();
+        let first = self.wanted.entry(wanted.clone()).or_default();
+        let from = *first;
+        let name = |n: u32| match n {
+            0 => wanted.clone(),
+            1 => format!("{wanted} {family}"),
+            n => format!("{wanted} {n}"),
+        };
+        let free = (from..).find(|&n| !self.names.contains(&name(n))).unwrap_or(from);
+        *first = free.saturating_add(1);
+        let name = name(free);
         self.names.insert(name.clone());
         name
     }
