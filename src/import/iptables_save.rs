@@ -1,8 +1,8 @@
 //! A node's `iptables-save` and `ip6tables-save`, with kube-proxy's chains of any version from 1.10, as a configuration.
 //!
-//! The dump is read once into [`dump`] (lines, [`words`], [`rule`]). Then the chains are followed from where packets
-//! come in ([`frontends`]) to [`endpoints`], the filter table says what is refused ([`refusals`]), and [`services`]
-//! puts it together. Every line's fate is written into the [`ledger`]: used, not needed, or lost and why.
+//! The dump is read once into `dump` (lines, `words`, `rule`). Then the chains are followed from where packets
+//! come in (`frontends`) to `endpoints`, the filter table says what is refused (`refusals`), and `services`
+//! puts it together. Every line's fate is written into the `ledger`: used, not needed, or lost and why.
 mod build;
 mod dump;
 mod empty;

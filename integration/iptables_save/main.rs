@@ -7,9 +7,10 @@
     clippy::print_stdout,
     reason = "a test fails by panicking and says on stdout why it was skipped"
 )]
-use std::io::Write;
+mod hostile;
+mod kernel;
+
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lbd::config::{Config, parse};
@@ -19,7 +20,6 @@ use lbd::import::iptables_save::import;
 use lbd::matcher::rules::Action;
 use lbd::policy::{Masquerade, Mode, ServiceSpec};
 use lbd::scheduler::Kind;
-use proptest::prelude::*;
 
 fn dump(name: &str) -> String {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -425,203 +425,4 @@ fn ten_thousand_services_are_imported_and_printed_in_seconds() {
     let (again, _) = imported(&export(&config).text);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(again.policy.services, config.policy.services);
-}
-
-/// Whether the program takes the text in a network namespace of its own; None where it cannot be tried.
-fn restored(program: &str, text: &str) -> Option<Result<(), String>> {
-    let usable = Command::new("unshare")
-        .args(["-rn", program, "--version"])
-        .output()
-        .ok()?;
-    if !usable.status.success() {
-        return None;
-    }
-    let mut child = Command::new("unshare")
-        .args(["-rn", program, "--test"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .ok()?;
-    child.stdin.take()?.write_all(text.as_bytes()).ok()?;
-    let output = child.wait_with_output().ok()?;
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    if told.contains("Permission denied") || told.contains("does not exist") {
-        return None;
-    }
-    Some(if output.status.success() { Ok(()) } else { Err(told) })
-}
-
-#[test]
-fn iptables_restore_and_ip6tables_restore_take_what_is_printed() {
-    let quotes = "mode = \"iptables\"\n[[rules]]\nname = \"it's \\\"so\\\" \\\\\"\nsource_port = \"1-1023\"\nprobability = 0.3\n\
-                  action = \"reject\"\n[[services]]\nname = \"o'clock \\\\ cluster IP\"\nprotocol = \"udp\"\naddress = \"10.96.0.1:53\"\n\
-                  persistence = { timeout = \"1h\", netmask = 24 }\nbackends = [{ address = \"10.2.0.1:53\" }]\n";
-    let mut texts = vec![parse("", quotes).unwrap().config];
-    texts.push(imported(&(dump("kube-1.30.txt") + &dump("kube-1.30-ip6.txt"))).0);
-    texts.extend(DUMPS.map(|name| imported(&dump(name)).0));
-    for text in texts.iter().map(|config| export(config).text) {
-        for program in ["iptables-restore", "ip6tables-restore"] {
-            // A dump of one family alone has no marks for the other's program.
-            if program == "ip6tables-restore" && !text.contains("\n-6 ") {
-                continue;
-            }
-            match restored(program, &text) {
-                None => println!("skipped: {program} cannot be run in a network namespace here"),
-                Some(taken) => assert_eq!(taken, Ok(()), "{program}\n{text}"),
-            }
-        }
-    }
-}
-
-/// Lines made of the words of real rules, and of others.
-fn line() -> impl Strategy<Value = String> {
-    let word = prop_oneof![
-        prop::sample::select(vec![
-            "-A",
-            "-j",
-            "!",
-            "-s",
-            "-d",
-            "-p",
-            "-m",
-            "tcp",
-            "udp",
-            "--dport",
-            "--comment",
-            "\"a cluster IP\"",
-            "KUBE-SERVICES",
-            "KUBE-NODEPORTS",
-            "KUBE-SVC-A",
-            "KUBE-SVC-B",
-            "KUBE-SEP-A",
-            "KUBE-EXT-A",
-            "KUBE-FW-A",
-            "KUBE-XLB-A",
-            "KUBE-SVL-A",
-            "KUBE-MARK-MASQ",
-            "KUBE-MARK-DROP",
-            "LBD-RULES",
-            "LBD-DROP",
-            "DNAT",
-            "--to-destination",
-            "10.0.0.1:80",
-            "[fd00::1]:80",
-            "10.0.0.1",
-            "10.0.0.0/8",
-            "fd00::1",
-            "80",
-            "0",
-            "65536",
-            "--probability",
-            "0.5",
-            "1",
-            "statistic",
-            "recent",
-            "--rcheck",
-            "--seconds",
-            "99999999999999",
-            "--mask",
-            "255.0.255.0",
-            "*nat",
-            "*filter",
-            "COMMIT",
-            ":KUBE-SVC-A",
-            "-",
-            "REJECT",
-            "DROP",
-            "--dst-type",
-            "LOCAL",
-            "-6",
-            "-4",
-            "KUBE-EXTERNAL-SERVICES",
-            "KUBE-PROXY-FIREWALL",
-            "\"",
-        ])
-        .prop_map(str::to_owned),
-        "\\PC{0,6}",
-    ];
-    prop::collection::vec(word, 0..14).prop_map(|words| words.join(" "))
-}
-
-/// A rule of the right form, between any two chains.
-fn rule() -> impl Strategy<Value = String> {
-    let chains = vec![
-        "KUBE-SERVICES",
-        "KUBE-NODEPORTS",
-        "KUBE-SVC-A",
-        "KUBE-SVC-B",
-        "KUBE-SEP-A",
-        "KUBE-SEP-B",
-        "KUBE-EXT-A",
-        "KUBE-FW-A",
-        "KUBE-XLB-A",
-        "KUBE-SVL-A",
-        "KUBE-MARK-MASQ",
-        "KUBE-MARK-DROP",
-        "LBD-RULES",
-        "REJECT",
-        "DROP",
-        "KUBE-EXTERNAL-SERVICES",
-        "DNAT --to-destination 10.2.0.1:8080",
-        "DNAT --to-destination 10.2.0.2:8080",
-        "DNAT --to-destination 10.96.0.1:80",
-    ];
-    let conditions = vec![
-        "",
-        "-s 10.1.0.0/16",
-        "! -s 10.1.0.0/16",
-        "-d 10.96.0.1/32 -p tcp --dport 80",
-        "-d 10.96.0.2/32 -p tcp --dport 80",
-        "-d 203.0.113.1/32 -p tcp --dport 80",
-        "-p tcp --dport 30080",
-        "-p tcp",
-        "-m addrtype --src-type LOCAL",
-        "-m statistic --mode random --probability 0.5",
-        "-m statistic --mode random --probability 0.1",
-        "-m recent --rcheck --seconds 60 --reap",
-        "-d 10.96.0.9/32 -p tcp",
-        "-p tcp -m addrtype --dst-type LOCAL --dport 30081",
-    ];
-    let name = vec![
-        "",
-        "-m comment --comment \"a:b cluster IP\"",
-        "-m comment --comment \"c: external IP\"",
-    ];
-    let parts = (
-        prop::sample::select(chains.clone()),
-        prop::sample::select(conditions),
-        prop::sample::select(name),
-        prop::sample::select(chains),
-    );
-    parts.prop_map(|(chain, condition, name, target)| {
-        let chain = chain.split(' ').next().unwrap_or(chain);
-        format!("-A {chain} {condition} {name} -j {target}")
-    })
-}
-
-fn is_taken_or_refused(text: &str) -> Result<(), TestCaseError> {
-    match import("any", text) {
-        Ok(imported) => prop_assert!(parse("", &imported.toml).is_ok(), "{}", imported.toml),
-        Err(error) => prop_assert!(error.starts_with("any: "), "{error}"),
-    }
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_text_is_imported_or_refused(text in "\\PC{0,200}") {
-        is_taken_or_refused(&text)?;
-    }
-
-    #[test]
-    fn any_words_of_iptables_are_imported_or_refused(lines in prop::collection::vec(line(), 0..30)) {
-        is_taken_or_refused(&lines.join("\n"))?;
-    }
-
-    #[test]
-    fn any_tangle_of_chains_gives_a_configuration(lines in prop::collection::vec(rule(), 0..60)) {
-        is_taken_or_refused(&lines.join("\n"))?;
-    }
 }
