@@ -33,6 +33,7 @@
 //! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
 //! | [`config`] | the TOML file: as written, validated, compared, saved |
 //! | [`control`] | the socket, its protocol, ipvsadm's tables |
+//! | [`import`], [`export`] | kube-proxy's chains in `iptables-save`, read and written |
 //! | [`daemon`] | all of it put together and kept running; [`replay`]: the same engine over a capture |
 //!
 //! # Invariants
@@ -58,7 +59,9 @@ pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod export;
 pub mod flow;
+pub mod import;
 pub mod io;
 pub mod matcher;
 pub mod nat;

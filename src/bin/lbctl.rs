@@ -17,11 +17,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use lbd::config::edit::Which;
+use lbd::config::{self, Diagnostic};
 use lbd::control::names::Names;
 use lbd::control::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
 use lbd::control::render::{self, Columns};
 use lbd::control::selector::Selector;
 use lbd::control::{DEFAULT_SOCKET, client};
+use lbd::export;
 use lbd::policy::Mode;
 
 /// Shows and changes what a running lbd does.
@@ -61,7 +63,7 @@ enum Ask {
     /// Flows, as `ipvsadm -Lc`
     Connections(Connections),
     /// The rules of iptables mode in order, with packet and byte counts
-    Rules(Json),
+    Rules(Rules),
     /// Every reason why packets were dropped, refused or passed, with its count
     Drops(Json),
     /// Show the mode, or switch to another; no flow is lost
@@ -118,6 +120,23 @@ struct Connections {
     numeric: bool,
     #[command(flatten)]
     json: Json,
+}
+
+#[derive(Args)]
+struct Rules {
+    /// How to print them
+    #[arg(long, value_enum, default_value_t = RulesFormat::Table, conflicts_with = "json")]
+    format: RulesFormat,
+    #[command(flatten)]
+    json: Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RulesFormat {
+    /// With packet and byte counts, as `iptables -L -v`
+    Table,
+    /// The chains that kube-proxy would have written for the running configuration
+    IptablesSave,
 }
 
 #[derive(Args)]
@@ -193,7 +212,11 @@ fn request(command: &Ask) -> Request {
         Ask::Connections(Connections { service, .. }) => Request::Connections {
             service: service.clone(),
         },
-        Ask::Rules(_) => Request::Rules,
+        Ask::Rules(Rules { format, .. }) => match format {
+            RulesFormat::Table => Request::Rules,
+            // The configuration has all that the chains are made of.
+            RulesFormat::IptablesSave => Request::Save,
+        },
         Ask::Drops(_) => Request::Drops,
         Ask::Mode(ModeArgs { mode, .. }) => match mode {
             None => Request::Mode,
@@ -219,7 +242,8 @@ fn show(command: &Ask, data: Data) -> Outcome<String> {
         (Ask::List(args), Data::Services(services)) => Ok(list(args, &services)),
         (Ask::Connections(args), data @ Data::Connections(_)) if args.json.json => json(&data),
         (Ask::Connections(args), Data::Connections(flows)) => Ok(connections(args, &flows)),
-        (Ask::Rules(args), data @ Data::Rules(_)) if args.json => json(&data),
+        (Ask::Rules(_), Data::Configuration(toml)) => iptables_save(&toml),
+        (Ask::Rules(args), data @ Data::Rules(_)) if args.json.json => json(&data),
         (Ask::Rules(_), Data::Rules(rules)) => Ok(render::rules(&rules)),
         (Ask::Drops(args), Data::Drops(drops)) if args.json => json(&drops.by_verdict()),
         (Ask::Drops(_), Data::Drops(drops)) => Ok(render::drops(&drops)),
@@ -240,6 +264,12 @@ fn show(command: &Ask, data: Data) -> Outcome<String> {
         )
         .into()),
     }
+}
+
+fn iptables_save(toml: &str) -> Outcome<String> {
+    let told = |errors: Vec<Diagnostic>| errors.iter().map(|error| format!("{error}\n")).collect::<String>();
+    let loaded = config::parse("the running configuration", toml).map_err(told)?;
+    Ok(export::iptables_save::export(&loaded.config).text)
 }
 
 fn json(value: &impl Serialize) -> Outcome<String> {

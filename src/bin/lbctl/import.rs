@@ -5,12 +5,19 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use lbd::control::ipvsadm::import::import;
+use lbd::control::ipvsadm;
+use lbd::import::iptables_save;
 
 use super::print;
 
 #[derive(Subcommand)]
 pub(super) enum Import {
+    /// What `iptables-save`, `ip6tables-save` or both printed on a node with kube-proxy; what becomes of lines that are
+    /// not carried over is told on standard error
+    IptablesSave {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
     /// What `ipvsadm -Sn` or `ipvsadm-save -n` printed; what cannot be carried over is told on standard error
     IpvsadmSave {
         /// The file, or - for standard input
@@ -20,7 +27,10 @@ pub(super) enum Import {
 
 impl Import {
     pub(super) fn run(&self) -> ExitCode {
-        let Self::IpvsadmSave { file } = self;
+        let (file, import): (_, fn(&str, &str) -> _) = match self {
+            Self::IptablesSave { file } => (file, iptables_save::import),
+            Self::IpvsadmSave { file } => (file, ipvsadm::import::import),
+        };
         let name = file.display().to_string();
         let text = read(file).map_err(|error| format!("cannot read {name}: {error}"));
         let (out, err, code) = match text.and_then(|text| import(&name, &text)) {
