@@ -124,6 +124,7 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
     }
 }
 
+#[inline]
 fn set_addresses(bytes: &mut [u8], source: IpAddr, destination: IpAddr) -> Difference {
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -143,11 +144,13 @@ fn set_addresses(bytes: &mut [u8], source: IpAddr, destination: IpAddr) -> Diffe
     }
 }
 
+#[inline]
 fn set_ports(transport: &mut [u8], tuple: &Tuple) -> Difference {
     let change = replace(Difference::NONE, &mut transport[0..2], &tuple.source.port.to_be_bytes());
     replace(change, &mut transport[2..4], &tuple.destination.port.to_be_bytes())
 }
 
+#[inline]
 fn replace(change: Difference, field: &mut [u8], new: &[u8]) -> Difference {
     if field == new {
         return change;
@@ -158,6 +161,7 @@ fn replace(change: Difference, field: &mut [u8], new: &[u8]) -> Difference {
 }
 
 /// Where the transport checksum is; None for a UDP datagram that has none.
+#[inline]
 fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usize> {
     let field = headers.transport + usize::from(headers.checksum_offset()?);
     // A zero says that the sender made none (RFC 768; RFC 6935 for IPv6), unless the device is to make it.

@@ -134,12 +134,14 @@ impl Connection {
 
     /// Where the backend gets this flow's packets.
     #[must_use]
+    #[inline]
     pub fn server(&self) -> Endpoint {
         self.backend.server(self.virtual_address.port)
     }
 
     /// The tuple that packets in `direction` arrive with.
     #[must_use]
+    #[inline]
     pub fn arriving(&self, direction: Direction) -> Tuple {
         match direction {
             Direction::Original => self.tuple(self.client, self.virtual_address),
@@ -147,14 +149,30 @@ impl Connection {
         }
     }
 
+    /// Whether packets in `direction` arrive with `tuple`.
+    #[inline]
+    #[must_use]
+    pub fn arrives_with(&self, direction: Direction, tuple: &Tuple) -> bool {
+        let Tuple {
+            protocol,
+            source,
+            destination,
+        } = tuple;
+        let ends_match = match direction {
+            Direction::Original => self.client == *source && self.virtual_address == *destination,
+            Direction::Reply => self.source == *destination && self.server() == *source,
+        };
+        ends_match && self.protocol == *protocol
+    }
+
     /// The tuple that packets in `direction` leave with.
     #[must_use]
+    #[inline]
     pub fn leaving(&self, direction: Direction) -> Tuple {
-        self.arriving(match direction {
-            Direction::Original => Direction::Reply,
-            Direction::Reply => Direction::Original,
-        })
-        .reply()
+        match direction {
+            Direction::Original => self.tuple(self.source, self.server()),
+            Direction::Reply => self.tuple(self.virtual_address, self.client),
+        }
     }
 
     /// Whether the backend sees another sender than the client.
@@ -163,6 +181,7 @@ impl Connection {
         self.source != self.client
     }
 
+    #[inline]
     const fn tuple(&self, source: Endpoint, destination: Endpoint) -> Tuple {
         Tuple {
             protocol: self.protocol,

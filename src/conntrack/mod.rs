@@ -96,6 +96,7 @@ impl Conntrack {
 
     /// Locks the shard of the flow that `tuple` belongs to and looks the flow up. `likely` is the direction to try
     /// first; the other one is tried too.
+    #[inline]
     pub fn with_flow<R>(
         &self,
         tuple: &Tuple,
@@ -189,6 +190,7 @@ impl Conntrack {
         self.shards[index].lock()
     }
 
+    #[inline]
     fn shard_index(&self, endpoint: &Endpoint) -> usize {
         match self.shards.len() {
             1 => 0,
@@ -251,6 +253,7 @@ const fn opposite(direction: Direction) -> Direction {
 }
 
 /// The endpoint that both directions of a flow have in common.
+#[inline]
 const fn near_endpoint(tuple: &Tuple, direction: Direction) -> Endpoint {
     match direction {
         Direction::Original => tuple.source,

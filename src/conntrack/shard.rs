@@ -114,6 +114,7 @@ impl Shard {
 
     /// The flow that a packet of `tuple` belongs to, its slot, and the packet's direction.
     #[must_use]
+    #[inline]
     pub fn find(&self, tuple: &Tuple, now: Instant) -> Option<(u32, Direction, &Connection)> {
         let entry = self.entry(tuple)?;
         let connection = &self.slots.get(entry.slot())?.connection;
@@ -167,6 +168,7 @@ impl Shard {
     }
 
     /// Keeps the lists right after a change of a flow's state or deadline.
+    #[inline]
     pub fn changed(&mut self, slot: u32, before: Class) {
         let Some(occupied) = self.slots.get(slot) else {
             return;
@@ -238,12 +240,13 @@ impl Shard {
         }
     }
 
+    #[inline]
     fn entry(&self, tuple: &Tuple) -> Option<Entry> {
         let slots = &self.slots;
         let matches = |entry: Entry| {
             slots
                 .get(entry.slot())
-                .is_some_and(|occupied| occupied.connection.arriving(entry.direction()) == *tuple)
+                .is_some_and(|occupied| occupied.connection.arrives_with(entry.direction(), tuple))
         };
         self.index.find(self.hasher.hash_one(tuple), matches)
     }

@@ -41,6 +41,7 @@ pub(super) struct Ip {
 }
 
 /// A whole packet.
+#[inline]
 pub(super) fn parse(bytes: &[u8]) -> Result<Ip, ParseError> {
     let ip = parse_beginning(bytes)?;
     match ip.length <= bytes.len() {
@@ -50,6 +51,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Ip, ParseError> {
 }
 
 /// A packet that may be cut behind its IP headers, as ICMP errors quote it: `length` may lie beyond it.
+#[inline]
 pub(super) fn parse_beginning(bytes: &[u8]) -> Result<Ip, ParseError> {
     match bytes.first().map(|first| first >> 4) {
         Some(4) => parse_v4(bytes),
@@ -58,6 +60,7 @@ pub(super) fn parse_beginning(bytes: &[u8]) -> Result<Ip, ParseError> {
     }
 }
 
+#[inline]
 fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     let header: &[u8; IPV4_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let transport = usize::from(header[0] & 0x0f) * 4;

@@ -106,6 +106,7 @@ impl Headers {
     ///
     /// # Errors
     /// When the bytes are no IP packet, or one that contradicts itself.
+    #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let ip = ip::parse(bytes)?;
         let payload = match ip.fragment {
@@ -142,6 +143,7 @@ impl Headers {
 
     /// The time to live, or hop limit, of the packet, which is `packet`.
     #[must_use]
+    #[inline]
     pub fn hop_limit(&self, packet: &[u8]) -> u8 {
         match self.version {
             Version::V4 => packet[8],
@@ -151,6 +153,7 @@ impl Headers {
 
     /// Whether routers may not fragment it: the DF bit (RFC 791), and IPv6 always (RFC 8200 section 5).
     #[must_use]
+    #[inline]
     pub fn is_unfragmentable(&self, packet: &[u8]) -> bool {
         match self.version {
             Version::V4 => packet[6] & 0x40 != 0,
@@ -160,6 +163,7 @@ impl Headers {
 
     /// The 5-tuple, where the packet has one.
     #[must_use]
+    #[inline]
     pub const fn tuple(&self) -> Option<Tuple> {
         let (protocol, ports) = match self.payload {
             Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
@@ -174,6 +178,7 @@ impl Headers {
     }
 }
 
+#[inline]
 fn parse_payload(ip: &ip::Ip, bytes: &[u8]) -> Result<Payload, ParseError> {
     match Protocol::from_number(ip.protocol) {
         Some(Protocol::Tcp) => parse_tcp(bytes),
@@ -190,6 +195,7 @@ fn parse_payload(ip: &ip::Ip, bytes: &[u8]) -> Result<Payload, ParseError> {
     }
 }
 
+#[inline]
 fn parse_tcp(bytes: &[u8]) -> Result<Payload, ParseError> {
     let header: &[u8; 20] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let header_length = usize::from(header[12] >> 4) * 4;
@@ -199,6 +205,7 @@ fn parse_tcp(bytes: &[u8]) -> Result<Payload, ParseError> {
     Ok(Payload::Tcp(ports(header), TcpFlags(header[13])))
 }
 
+#[inline]
 fn parse_udp(bytes: &[u8]) -> Result<Payload, ParseError> {
     let header: &[u8; 8] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -208,6 +215,7 @@ fn parse_udp(bytes: &[u8]) -> Result<Payload, ParseError> {
     Ok(Payload::Udp(ports(header)))
 }
 
+#[inline]
 fn ports(header: &[u8]) -> Ports {
     Ports {
         source: u16::from_be_bytes([header[0], header[1]]),
