@@ -309,3 +309,76 @@ fn plain<T>(condition: Option<&Condition<T>>) -> Option<&T> {
         .filter(|condition| !condition.negated)
         .map(|condition| &condition.value)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::flow::{Endpoint, Protocol};
+    use crate::packet::{Payload, Ports, TcpFlags, Version};
+
+    /// A list with this key and value in each rule.
+    fn list(conditions: impl Fn(u32) -> String, count: u32) -> Vec<Rule> {
+        let tables = (0..count).map(|number| format!("[[rules]]\n{}\naction = \"drop\"\n", conditions(number)));
+        let text = tables.fold("mode = \"iptables\"\n".to_owned(), |text, table| text + &table);
+        crate::config::parse("rules.toml", &text).unwrap().config.policy.rules
+    }
+
+    /// How many rules a packet is compared with before one is met.
+    fn looks(rules: &[Rule], to: &str) -> usize {
+        let destination: Endpoint = to.parse().unwrap();
+        let ports = Ports {
+            source: 40_000,
+            destination: destination.port,
+        };
+        let headers = Headers {
+            version: Version::V4,
+            source: [10, 1, 0, 2].into(),
+            destination: destination.address,
+            protocol: Protocol::Tcp.number(),
+            transport: 20,
+            length: 40,
+            payload: Payload::Tcp(ports, TcpFlags(TcpFlags::SYN)),
+        };
+        let (tuple, looks) = (headers.tuple(), Cell::new(0));
+        let found = Classifier::new(rules.iter()).search(&headers, tuple.as_ref(), |index| {
+            looks.set(looks.get() + 1);
+            match rules[index].matches(&headers, tuple.as_ref()) {
+                true => Answer::Yes,
+                false => Answer::No,
+            }
+        });
+        assert!(found.certain.is_some(), "{to} is met by a rule");
+        looks.get()
+    }
+
+    #[test]
+    fn of_ten_thousand_rules_for_addresses_and_ports_a_packet_is_compared_with_one() {
+        let address = |n: u32| format!("10.9.{}.{}", n / 250, n % 250);
+        let rules = list(
+            |n| format!("destination = \"{}\"\ndestination_port = 80", address(n)),
+            10_000,
+        );
+        assert_eq!(looks(&rules, "10.9.39.200:80"), 1);
+    }
+
+    #[test]
+    fn of_ten_thousand_port_ranges_a_packet_is_compared_with_one() {
+        let apart = list(|n| format!("destination_port = \"{}-{}\"", n * 6, n * 6 + 3), 10_000);
+        assert_eq!(looks(&apart, "10.9.0.1:59997"), 1);
+        let within = list(
+            |n| format!("destination_port = \"{}-{}\"", 20_000 - n, 40_000 + n),
+            10_000,
+        );
+        assert_eq!(looks(&within, "10.9.0.1:10002"), 1);
+    }
+
+    #[test]
+    fn a_packet_is_compared_with_few_of_many_networks_with_something_negated() {
+        let network = |n: u32| format!("destination = \"10.{n}.0.0/16\"\nsource = \"!10.1.0.0/24\"");
+        let mut rules = list(network, 250);
+        rules.extend(list(|n| format!("source = \"10.{n}.0.0/16\"\nprotocol = \"tcp\""), 250));
+        assert_eq!(looks(&rules, "10.200.0.1:80"), 2);
+    }
+}
