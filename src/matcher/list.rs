@@ -9,12 +9,13 @@ use super::address::Address;
 use super::difference::Difference;
 use super::rules::{Action, Rule};
 use super::service_rules::ServiceRules;
+use super::tally::Tally;
 use super::user_rules::UserRules;
 use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::packet::Headers;
 use crate::policy::{Evaluation, Policy};
 use crate::scheduler::Rng;
-use crate::service::{Service, Stats};
+use crate::service::Service;
 
 /// Where a rule comes from; it keeps its counters over a reload while this stays the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub struct Entry {
     /// Where it comes from.
     pub origin: Origin,
     /// New flows that it decided on, and their first packets' bytes.
-    pub stats: Arc<Stats>,
+    pub stats: Tally,
 }
 
 /// The ordered list: user rules first, then one rule for each address of each service.
@@ -86,7 +87,7 @@ impl RuleList {
         };
         if let Some(index) = user {
             let (rule, service) = self.users.get(index);
-            rule.stats.count_in(lane, headers.length);
+            rule.stats.count(lane, headers.length);
             return match (&rule.rule.action, service) {
                 (Action::Drop, _) => Match::Drop,
                 (Action::Reject, _) => Match::Reject,
@@ -99,7 +100,7 @@ impl RuleList {
             Evaluation::Linear => self.services.walk(tuple),
         });
         rule.map_or(Match::None, |rule| {
-            rule.stats.count_in(lane, headers.length);
+            rule.stats.count(lane, headers.length);
             Match::Service(&rule.service)
         })
     }
@@ -114,7 +115,7 @@ impl RuleList {
     pub fn entries(&self) -> Vec<Entry> {
         let users = self.users.in_order().map(|rule| Entry {
             origin: Origin::User(rule.rule.clone()),
-            stats: Arc::clone(&rule.stats),
+            stats: rule.stats.clone(),
         });
         let services = self.services.in_order().map(|(address, rule)| Entry {
             origin: Origin::Service {
@@ -122,7 +123,7 @@ impl RuleList {
                 protocol: address.protocol,
                 endpoint: address.endpoint,
             },
-            stats: Arc::clone(&rule.stats),
+            stats: rule.stats.clone(),
         });
         users.chain(services).collect()
     }

@@ -7,12 +7,14 @@ mod list;
 pub mod rules;
 mod service_rules;
 pub(crate) mod shared_map;
+mod tally;
 mod user_rules;
 pub mod virtual_servers;
 
 use std::sync::Arc;
 
 pub use self::difference::Difference;
+pub use self::tally::Tally;
 
 use self::address::Address;
 use self::rules::RuleList;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::address::Address;
 use super::difference::Difference;
 use super::shared_map::SharedMap;
+use super::tally::{Tallies, Tally};
 use crate::flow::Tuple;
-use crate::service::{Service, Stats};
+use crate::service::Service;
 
 /// Between the ranks of neighbours, so that others fit in between later on.
 const GAP: u64 = 1 << 24;
@@ -20,7 +21,7 @@ const GAP: u64 = 1 << 24;
 pub(super) struct ServiceRule {
     pub(super) service: Arc<Service>,
     /// Packets that it decided on.
-    pub(super) stats: Arc<Stats>,
+    pub(super) stats: Tally,
     rank: u64,
 }
 
@@ -47,9 +48,8 @@ pub(super) struct ServiceRules {
 impl ServiceRules {
     /// The rules of these services. Those that are in `previous`, too, keep their counters.
     pub(super) fn new(services: &[Arc<Service>], previous: Option<&Self>, lanes: usize) -> Self {
-        let count = services.iter().map(|service| service.endpoints.len()).sum();
         let mut rules = Self {
-            table: SharedMap::with_capacity(count),
+            table: SharedMap::with_capacity(count_of(services)),
             order: Arc::default(),
             all_ports: 0,
             shadowed: BTreeMap::new(),
@@ -113,6 +113,7 @@ impl ServiceRules {
         lanes: usize,
     ) -> Vec<Place> {
         let mut places = Vec::new();
+        let mut tallies = Tallies::new(lanes, count_of(services));
         for service in services {
             for address in Address::all_of(service) {
                 rank += step;
@@ -120,7 +121,7 @@ impl ServiceRules {
                 self.all_ports += usize::from(address.is_for_all_ports());
                 let service = Arc::clone(service);
                 let stats = previous.and_then(|previous| previous.stats(&address, &service));
-                let stats = stats.unwrap_or_else(|| Arc::new(Stats::new(lanes)));
+                let stats = stats.unwrap_or_else(|| tallies.next());
                 let rule = ServiceRule { service, stats, rank };
                 match self.has(&address) {
                     true => self.shadowed.insert(rank, rule),
@@ -132,9 +133,9 @@ impl ServiceRules {
     }
 
     /// The counters of a service's rule.
-    fn stats(&self, address: &Address, service: &Service) -> Option<Arc<Stats>> {
+    fn stats(&self, address: &Address, service: &Service) -> Option<Tally> {
         let rule = self.table.get(address)?;
-        (rule.service.identity.name == service.identity.name).then(|| Arc::clone(&rule.stats))
+        (rule.service.identity.name == service.identity.name).then(|| rule.stats.clone())
     }
 
     /// Whether a rule has this very address and port.
@@ -168,10 +169,14 @@ impl ServiceRules {
     }
 }
 
+fn count_of(services: &[Arc<Service>]) -> usize {
+    services.iter().map(|service| service.endpoints.len()).sum()
+}
+
 /// The rank before the first of the rules of `services`, and their distance, where they come between these two.
 fn room(ahead: Option<&Place>, rest: Option<&Place>, services: &[Arc<Service>]) -> Option<(u64, u64)> {
     let low = ahead.map_or(0, |place| place.rank);
-    let count: usize = services.iter().map(|service| service.endpoints.len()).sum();
+    let count = count_of(services);
     let step = rest.map_or(GAP, |place| (place.rank - low) / (count as u64 + 1));
     (step > 0).then_some((low, step))
 }

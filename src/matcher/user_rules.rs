@@ -5,17 +5,18 @@ use std::sync::Arc;
 use super::classifier::{Answer, Classifier};
 use super::difference::Difference;
 use super::rules::{Action, Rule};
+use super::tally::{Tallies, Tally};
 use crate::flow::Tuple;
 use crate::packet::Headers;
 use crate::scheduler::Rng;
-use crate::service::{Service, Stats};
+use crate::service::Service;
 
 /// A rule.
 #[derive(Debug)]
 pub(super) struct UserRule {
     pub(super) rule: Rule,
     /// Packets that it decided on.
-    pub(super) stats: Arc<Stats>,
+    pub(super) stats: Tally,
 }
 
 /// What does not change with the services.
@@ -41,7 +42,7 @@ impl UserRules {
             true => by_name(services.iter()),
             false => HashMap::new(),
         };
-        let mut counters = Counters::of(previous);
+        let (mut counters, mut tallies) = (Counters::of(previous), Tallies::new(lanes, rules.len()));
         let (mut list, mut targets) = (Vec::new(), Vec::new());
         for rule in rules {
             let service = names(rule).map(|name| services.get(name));
@@ -49,7 +50,7 @@ impl UserRules {
                 continue;
             }
             targets.push(service.flatten().map(|service| Arc::clone(service)));
-            let stats = counters.take(rule).unwrap_or_else(|| Arc::new(Stats::new(lanes)));
+            let stats = counters.take(rule).unwrap_or_else(|| tallies.next());
             let rule = rule.clone();
             list.push(UserRule { rule, stats });
         }
@@ -152,8 +153,8 @@ impl<'a> Counters<'a> {
         Self(previous.into_iter().flat_map(UserRules::in_order).collect())
     }
 
-    fn take(&mut self, rule: &Rule) -> Option<Arc<Stats>> {
+    fn take(&mut self, rule: &Rule) -> Option<Tally> {
         let at = self.0.iter().position(|other| other.rule == *rule)?;
-        self.0.remove(at).map(|other| Arc::clone(&other.stats))
+        self.0.remove(at).map(|other| other.stats.clone())
     }
 }
