@@ -52,16 +52,21 @@ pub(crate) fn svg(title: &str, x_label: &str, y_label: &str, curves: &[Curve]) -
         out += &line((left, y(value)), (WIDTH - right, y(value)));
         out += &text(left - 8.0, y(value) + 4.0, "end", &value.to_string());
     }
-    for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+    let mut curves: Vec<&Curve> = curves.iter().filter(|curve| !curve.points.is_empty()).collect();
+    let end = |curve: &Curve| curve.points.last().map_or(0.0, |&(_, value)| y(value));
+    curves.sort_by(|one, other| end(one).total_cmp(&end(other)));
+    let mut free = top;
+    for (curve, colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
         let mut path = String::new();
         for &(each, value) in &curve.points {
             write!(path, "{:.1},{:.1} ", x(each), y(value)).unwrap_or_default();
         }
         out += &format!("<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n");
-        if let Some(&(_, value)) = curve.points.last() {
-            let label = text(WIDTH - right + 8.0, y(value) + 4.0, "start", &curve.name);
-            out += &label.replace("<text", &format!("<text fill=\"{colour}\""));
-        }
+        // Names of curves that end close together stand one below the other.
+        free = free.max(end(curve) + 4.0);
+        let label = text(WIDTH - right + 8.0, free, "start", &curve.name);
+        out += &label.replace("<text", &format!("<text fill=\"{colour}\""));
+        free += 14.0;
     }
     out + "</svg>\n"
 }

