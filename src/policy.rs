@@ -41,6 +41,16 @@ impl Mode {
     }
 }
 
+/// How the ordered rules of [`Mode::Iptables`] are looked through. The answer is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Evaluation {
+    /// By a classifier, whose cost does not grow with the rules.
+    #[default]
+    Compiled,
+    /// One by one, as the kernel does.
+    Linear,
+}
+
 /// When a flow's source address is replaced by one of lbd's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Masquerade {
@@ -164,6 +174,8 @@ impl ServiceSpec {
 pub struct Policy {
     /// Which matcher.
     pub mode: Mode,
+    /// How rules are looked through, in iptables mode.
+    pub evaluation: Evaluation,
     /// For services that name no scheduler.
     pub scheduler: Option<Kind>,
     /// This node's own addresses: node ports answer on them, and clients at them are local.

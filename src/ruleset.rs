@@ -1,4 +1,9 @@
 //! A policy made ready for packets: the matcher built, services joined to the backends and counters they had before.
+//!
+//! A new ruleset shares with the former one what has not changed, so that a change costs little among many services.
+mod addresses;
+mod former;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -6,12 +11,12 @@ use std::sync::{Arc, Weak};
 use ahash::RandomState;
 use parking_lot::Mutex;
 
+use self::addresses::Addresses;
+use self::former::Former;
 use crate::flow::{Endpoint, Tuple};
-use crate::matcher::Matcher;
-use crate::matcher::rules::RuleList;
-use crate::matcher::virtual_servers::VirtualServers;
+use crate::matcher::{Difference, Matcher};
 use crate::nat::Pool;
-use crate::policy::{BackendSpec, Mode, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, Policy, ServiceSpec};
 use crate::scheduler::Scheduler;
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
 
@@ -27,26 +32,19 @@ pub struct Ruleset {
     /// The masquerade pool.
     pub pool: Pool,
     local_addresses: HashSet<IpAddr, RandomState>,
-    /// Service and backend addresses: a fragment from or to one of them may belong to a flow.
-    known_addresses: HashSet<IpAddr, RandomState>,
-    frontends: HashSet<Endpoint, RandomState>,
+    known_addresses: Addresses,
 }
 
 impl Ruleset {
-    fn new(policy: Arc<Policy>, matcher: Matcher, services: Vec<Arc<Service>>) -> Self {
-        let endpoints = services.iter().flat_map(|service| service.endpoints.iter().copied());
-        let frontends: HashSet<Endpoint, RandomState> = endpoints.collect();
-        let backends = services.iter().flat_map(|service| service.backends.iter());
-        let known = backends.map(|backend| backend.address.address);
+    fn new(policy: Arc<Policy>, matcher: Matcher, services: Vec<Arc<Service>>, known_addresses: Addresses) -> Self {
         let local = policy.node_addresses.iter().chain(&policy.local_addresses);
         Self {
-            known_addresses: known.chain(frontends.iter().map(|endpoint| endpoint.address)).collect(),
+            known_addresses,
             local_addresses: local.copied().collect(),
             pool: Pool::new(&policy.nat.pool),
             policy,
             matcher,
             services,
-            frontends,
         }
     }
 
@@ -65,7 +63,7 @@ impl Ruleset {
     /// Whether a packet of `tuple` is more likely a client's than a backend's.
     #[must_use]
     pub fn is_to_service(&self, tuple: &Tuple) -> bool {
-        self.frontends.contains(&tuple.destination)
+        self.matcher.is_address(tuple)
     }
 }
 
@@ -77,6 +75,8 @@ pub struct Registry {
     /// A service that comes back while flows of it live is the same service.
     identities: HashMap<String, Weak<ServiceIdentity>>,
     removed: HashMap<(u64, Endpoint), Weak<Backend>>,
+    /// How many identities and removed backends there may be before those that nobody holds are looked for.
+    purge_at: (usize, usize),
 }
 
 impl Registry {
@@ -88,6 +88,7 @@ impl Registry {
             last_id: 0,
             identities: HashMap::new(),
             removed: HashMap::new(),
+            purge_at: (0, 0),
         }
     }
 
@@ -99,12 +100,14 @@ impl Registry {
         let services: Vec<Arc<Service>> = policy
             .services
             .iter()
-            .map(|spec| match former.find(spec) {
+            .enumerate()
+            .map(|(place, spec)| match former.find(place, spec) {
                 Some((service, old)) if former.is_unchanged(spec, old) => Arc::clone(service),
                 known => {
                     let service = Arc::new(self.build_service(&policy, spec, known.map(|(service, _)| service)));
                     let before = known.map(|(service, old)| (Arc::clone(service), old.backends != spec.backends));
                     changes.push(Change {
+                        place,
                         service: Arc::clone(&service),
                         backends: spec.backends.clone(),
                         before,
@@ -113,9 +116,23 @@ impl Registry {
                 }
             })
             .collect();
-        let gone = self.bury(previous, &services);
-        let matcher = build_matcher(&policy, &services, previous, self.lanes);
-        let ruleset = Ruleset::new(policy, matcher, services);
+        let difference = difference(&former, &services, &changes);
+        let gone = self.bury(&difference);
+        let (matcher, known) = match previous {
+            Some(Ruleset {
+                matcher,
+                known_addresses,
+                ..
+            }) => (
+                matcher.changed(&policy, &services, &difference, self.lanes),
+                known_addresses.changed(&difference),
+            ),
+            None => (
+                Matcher::new(&policy, &services, None, self.lanes),
+                Addresses::of(&services),
+            ),
+        };
+        let ruleset = Ruleset::new(policy, matcher, services, known);
         Prepared { ruleset, changes, gone }
     }
 
@@ -167,14 +184,12 @@ impl Registry {
         self.last_id
     }
 
-    /// The backends that are in `previous` but not in `services`, remembered for their return.
-    fn bury(&mut self, previous: Option<&Ruleset>, services: &[Arc<Service>]) -> Vec<Arc<Backend>> {
-        self.removed.retain(|_, backend| backend.strong_count() > 0);
-        self.identities.retain(|_, identity| identity.strong_count() > 0);
-        let Some(previous) = previous else { return Vec::new() };
-        let backends = services.iter().flat_map(|service| &service.backends);
+    /// The backends that are no more, remembered for their return.
+    fn bury(&mut self, difference: &Difference<'_>) -> Vec<Arc<Backend>> {
+        self.purge();
+        let backends = difference.present().flat_map(|service| &service.backends);
         let kept: HashSet<u64, RandomState> = backends.map(|backend| backend.id).collect();
-        let all = previous.services.iter().flat_map(|service| &service.backends);
+        let all = difference.former().flat_map(|service| &service.backends);
         let gone = all.filter(|backend| !kept.contains(&backend.id)).map(Arc::clone);
         let gone: Vec<Arc<Backend>> = gone.collect();
         for backend in &gone {
@@ -183,11 +198,43 @@ impl Registry {
         }
         gone
     }
+
+    /// Forgets what nobody holds any more, each time there is twice as much as was left the last time.
+    fn purge(&mut self) {
+        let (identities, removed) = self.purge_at;
+        if self.identities.len() > identities {
+            self.identities.retain(|_, identity| identity.strong_count() > 0);
+            self.purge_at.0 = 2 * self.identities.len();
+        }
+        if self.removed.len() > removed {
+            self.removed.retain(|_, backend| backend.strong_count() > 0);
+            self.purge_at.1 = 2 * self.removed.len();
+        }
+    }
+}
+
+/// What is different from the former services.
+fn difference<'a>(former: &Former<'a>, services: &'a [Arc<Service>], changes: &[Change]) -> Difference<'a> {
+    let moved = former.moved();
+    let in_place = changes.iter().filter(|change| !moved.contains(&change.place));
+    let replaced = in_place.filter_map(|change| {
+        let (old, _) = change.before.as_ref()?;
+        Some((Arc::clone(old), Arc::clone(&change.service)))
+    });
+    let (before, behind) = former.moved_and_behind();
+    Difference {
+        replaced: replaced.collect(),
+        before,
+        after: &services[moved],
+        behind,
+    }
 }
 
 /// A service that is new or not as it was.
 #[derive(Debug)]
 struct Change {
+    /// In the list of services.
+    place: usize,
     service: Arc<Service>,
     backends: Vec<BackendSpec>,
     /// The service as it was, and whether its backends are other ones, or weigh another weight, than before.
@@ -216,6 +263,7 @@ impl Prepared {
             backend.remove();
         }
         for Change {
+            place: _,
             service,
             backends,
             before,
@@ -241,52 +289,4 @@ fn continue_scheduler(service: &Service, before: Option<&(Arc<Service>, bool)>) 
         scheduler.backends_changed(&old.backends, &service.backends);
     }
     scheduler
-}
-
-/// The services of the ruleset before, by name.
-struct Former<'a> {
-    services: HashMap<&'a str, (&'a Arc<Service>, &'a ServiceSpec)>,
-    same_surroundings: bool,
-}
-
-impl<'a> Former<'a> {
-    fn of(previous: Option<&'a Ruleset>, policy: &Policy) -> Self {
-        let Some(previous) = previous else {
-            return Self {
-                services: HashMap::new(),
-                same_surroundings: false,
-            };
-        };
-        let old = &*previous.policy;
-        let pairs = previous.services.iter().zip(&old.services);
-        Self {
-            services: pairs
-                .map(|(service, spec)| (spec.name.as_str(), (service, spec)))
-                .collect(),
-            same_surroundings: old.mode == policy.mode
-                && old.scheduler == policy.scheduler
-                && old.node_addresses == policy.node_addresses,
-        }
-    }
-
-    fn find(&self, spec: &ServiceSpec) -> Option<(&'a Arc<Service>, &'a ServiceSpec)> {
-        self.services.get(spec.name.as_str()).copied()
-    }
-
-    fn is_unchanged(&self, spec: &ServiceSpec, old: &ServiceSpec) -> bool {
-        self.same_surroundings && old == spec
-    }
-}
-
-fn build_matcher(policy: &Policy, services: &[Arc<Service>], previous: Option<&Ruleset>, lanes: usize) -> Matcher {
-    match policy.mode {
-        Mode::Ipvs => Matcher::VirtualServers(VirtualServers::new(services)),
-        Mode::Iptables => {
-            let former = match previous.map(|ruleset| &ruleset.matcher) {
-                Some(Matcher::Rules(rules)) => Some(rules),
-                Some(Matcher::VirtualServers(_)) | None => None,
-            };
-            Matcher::Rules(RuleList::new(&policy.rules, services, former, lanes))
-        }
-    }
 }

@@ -326,6 +326,27 @@ fn rules_count_what_they_decided_on_and_keep_counting_over_a_reload() {
 }
 
 #[test]
+fn a_reload_may_have_rules_walked_one_by_one_and_compiled_again_and_they_keep_their_counts() {
+    let rules = rule("destination_port = 9\naction = \"drop\"");
+    let setup = Case::TCP.in_mode(Mode::Iptables).setup().tables(&rules);
+    let mut world = setup.world();
+    for (evaluation, port) in ["linear", "compiled", "linear"].into_iter().zip(1..) {
+        let client = format!("10.1.0.2:{port}");
+        assert_eq!(verdict(&mut world, Protocol::Tcp, &client, "10.99.0.1:9"), DROPPED);
+        let forwarded = verdict(&mut world, Protocol::Tcp, &client, Case::TCP.service());
+        assert_eq!(forwarded, Verdict::Forward);
+        let table = format!("[iptables]\nevaluation = \"{evaluation}\"\n");
+        world.reload(&setup.clone().tables(&table).toml());
+        let ruleset = world.engine.ruleset();
+        let Matcher::Rules(list) = &ruleset.matcher else {
+            panic!("iptables mode has a list")
+        };
+        let counted = list.entries().into_iter().map(|entry| entry.stats.totals().in_packets);
+        assert_eq!(counted.collect::<Vec<u64>>(), [port, port]);
+    }
+}
+
+#[test]
 fn a_service_answers_on_its_address_its_external_addresses_and_its_node_port() {
     for case in Case::all() {
         let node = format!("[node]\naddresses = [\"{}\"]", case.node(0).ip());

@@ -127,6 +127,7 @@ tables! {
         datapath: Datapath<'t>,
         tun: Tun<'t>,
         af_xdp: AfXdp<'t>,
+        iptables: Iptables<'t>,
         node: Node<'t>,
         nat: Nat<'t>,
         conntrack: Conntrack<'t>,
@@ -154,6 +155,10 @@ tables! {
         busy_poll: bool,
         announce: bool,
         masquerade_ports: Scalar<'t>,
+    }
+    /// The ordered rules.
+    Iptables "[iptables]" {
+        evaluation: Text<'t>,
     }
     /// This host.
     Node "[node]" {

@@ -302,6 +302,16 @@ mod tests {
     }
 
     #[test]
+    fn how_rules_are_evaluated_can_be_changed_while_lbd_runs() {
+        let (old, new) = (config(""), config("[iptables]\nevaluation = \"linear\"\n"));
+        assert_eq!(
+            describe(&old, &new).to_string(),
+            "iptables.evaluation compiled -> linear"
+        );
+        assert!(refuse_restart_only(&old, &new).is_empty());
+    }
+
+    #[test]
     fn what_only_a_restart_can_change_is_refused_by_name() {
         let old = config("");
         let new = config("mode = \"iptables\"\n[tun]\nmtu = 9000\n[control]\nsocket = \"/tmp/s\"\n");

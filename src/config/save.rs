@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
-use super::words::{ATTACH, BACKEND, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of};
+use super::words::{
+    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of,
+};
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
-use crate::policy::{BackendSpec, Conntrack, Masquerade, Nat, OnBackendRemoved, Persistence, ServiceSpec};
+use crate::policy::{BackendSpec, Conntrack, Evaluation, Masquerade, Nat, OnBackendRemoved, Persistence, ServiceSpec};
 use crate::scheduler::{Flags, Kind};
 
 /// TOML that [`super::parse`] reads as an equal configuration.
@@ -24,6 +26,8 @@ pub fn to_toml(config: &Config) -> String {
     datapath(&config.datapath, &mut out);
     tun(&config.tun, &mut out);
     af_xdp(&config.af_xdp, &mut out);
+    out.section("[iptables]");
+    out.word("evaluation", policy.evaluation, Evaluation::default(), EVALUATION);
     out.section("[node]");
     let nodes = config.node_addresses.as_ref();
     out.optional("addresses", nodes.map(|nodes| list(nodes.iter().map(quoted))));

@@ -2,7 +2,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::words::{ATTACH, BACKEND, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, word_of};
+use super::words::{ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, word_of};
 use super::{AfXdp, Config, Datapath, Tun};
 use crate::policy::{Conntrack, Nat, Policy};
 
@@ -71,6 +71,7 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
 fn of_policy(policy: &Policy) -> Vec<Setting> {
     let Policy {
         mode,
+        evaluation,
         scheduler,
         node_addresses: _,
         local_addresses: _,
@@ -85,6 +86,7 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
     } = policy;
     let mut all = vec![
         ("mode", word_of(*mode, MODE).to_owned()),
+        ("iptables.evaluation", word_of(*evaluation, EVALUATION).to_owned()),
         ("scheduler", or(*scheduler, "default")),
         ("nat.masquerade", word_of(*masquerade, MASQUERADE).to_owned()),
         ("nat.pool", list(pool)),

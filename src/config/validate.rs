@@ -128,6 +128,7 @@ fn config(file: &raw::File<'_>, report: &mut Report) -> Config {
 fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report) -> Policy {
     let mode = word("mode", &file.mode, MODE, report);
     let scheduler = services::scheduler(&file.scheduler, report);
+    let evaluation = policy::evaluation(table!(file.iptables), report);
     let nat = policy::nat(table!(file.nat), report);
     let mut around = Around {
         scheduler: scheduler.unwrap_or_else(|| mode.default_scheduler()),
@@ -142,6 +143,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
     policy::check_pool_families(table!(file.nat), &nat, &services, report);
     Policy {
         mode,
+        evaluation,
         scheduler,
         node_addresses: nodes.to_vec(),
         local_addresses: Vec::new(),

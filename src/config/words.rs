@@ -1,12 +1,14 @@
 //! The words of closed sets, one list for reading, writing and comparing.
 use super::{Attach, Backend};
-use crate::policy::{Masquerade, Mode, OnBackendRemoved};
+use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved};
 use crate::scheduler::IdleFlags;
 
 /// Words and what they mean.
 pub(super) type Words<T> = [(&'static str, T)];
 
 pub(super) const MODE: &Words<Mode> = &[("ipvs", Mode::Ipvs), ("iptables", Mode::Iptables)];
+
+pub(super) const EVALUATION: &Words<Evaluation> = &[("compiled", Evaluation::Compiled), ("linear", Evaluation::Linear)];
 
 pub(super) const BACKEND: &Words<Backend> = &[("tun", Backend::Tun), ("af_xdp", Backend::AfXdp)];
 

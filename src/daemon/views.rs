@@ -142,7 +142,7 @@ impl Control {
         let entries = match &ruleset.matcher {
             Matcher::Rules(rules) => rules.entries(),
             // They are ignored, as the log has said.
-            Matcher::VirtualServers(_) => &[],
+            Matcher::VirtualServers(_) => Vec::new(),
         };
         let numbered = entries.iter().enumerate();
         Reply::Ok(Data::Rules(

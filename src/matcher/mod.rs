@@ -1,11 +1,47 @@
 //! Which service a new flow is for: an ordered list of rules, or a hash table of virtual servers.
+//!
+//! What it takes to find it, in nanoseconds, on one core of two shared ones (AMD EPYC, L2 1 MB a core, virtual), by
+//! `cargo bench --bench rules`, which draws it, too. *Ten*: the flows are for ten services, evenly over the list. *Any*: for any,
+//! at random, so that with many services none is in a near cache.
+//!
+//! | services | linear, ten | any | compiled, ten | any | ipvs, ten | any |
+//! | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+//! | 1 | 19 | 29 | 37 | 37 | 30 | 31 |
+//! | 10 | 32 | 32 | 36 | 36 | 30 | 30 |
+//! | 100 | 96 | 98 | 36 | 37 | 31 | 31 |
+//! | 1,000 | 695 | 671 | 36 | 40 | 32 | 33 |
+//! | 10,000 | 6,060 | 6,521 | 36 | 54 | 33 | 40 |
+//! | 100,000 | 61,883 | 64,808 | 39 | 206 | 32 | 67 |
+//!
+//! So more services cost nothing but memory: the 100,000 rules and their counters are 9 MB, more than the near caches (and
+//! their page tables) hold. The last figure scatters between 200 and 320 with what the neighbours do.
+//!
+//! To apply a policy in which one service of 10,000 (10 backends each) or of 100,000 (2 each) has another backend took 85 and
+//! 392 ms in iptables mode, and 32 and 291 in ipvs mode, when all was built anew each time. Now that a ruleset shares with
+//! the former one what has not changed (`shared_map`, [`Difference`]) it takes 0.5 and 12, and 0.5 and 17 ms.
+mod address;
+mod bucket;
+mod classifier;
+mod difference;
+mod list;
 pub mod rules;
+mod service_rules;
+pub(crate) mod shared_map;
+mod tally;
+mod user_rules;
 pub mod virtual_servers;
 
 use std::sync::Arc;
 
+pub use self::difference::Difference;
+pub use self::tally::Tally;
+
+use self::address::Address;
+use self::rules::RuleList;
+use self::virtual_servers::VirtualServers;
 use crate::flow::Tuple;
 use crate::packet::Headers;
+use crate::policy::{Mode, Policy};
 use crate::scheduler::Rng;
 use crate::service::Service;
 
@@ -28,12 +64,48 @@ pub enum Match<'a> {
 #[derive(Debug)]
 pub enum Matcher {
     /// `mode = "iptables"`
-    Rules(rules::RuleList),
+    Rules(RuleList),
     /// `mode = "ipvs"`
-    VirtualServers(virtual_servers::VirtualServers),
+    VirtualServers(VirtualServers),
 }
 
 impl Matcher {
+    /// The matcher of a policy's mode. Rules that were in `previous`, too, keep their counters, of `lanes` workers.
+    #[must_use]
+    pub fn new(policy: &Policy, services: &[Arc<Service>], previous: Option<&Self>, lanes: usize) -> Self {
+        match policy.mode {
+            Mode::Ipvs => Self::VirtualServers(VirtualServers::new(services)),
+            Mode::Iptables => {
+                let former = match previous {
+                    Some(Self::Rules(rules)) => Some(rules),
+                    Some(Self::VirtualServers(_)) | None => None,
+                };
+                Self::Rules(RuleList::new(policy, services, former, lanes))
+            }
+        }
+    }
+
+    /// The same as [`Self::new`], at the cost of what is different. `services` are all that there are now.
+    #[must_use]
+    pub fn changed(
+        &self,
+        policy: &Policy,
+        services: &[Arc<Service>],
+        difference: &Difference<'_>,
+        lanes: usize,
+    ) -> Self {
+        let changed = match (self, policy.mode) {
+            _ if difference.is_most_of(services.len()) => None,
+            (Self::Rules(rules), Mode::Iptables) => {
+                let rules = rules.changed(policy, services, difference, lanes);
+                rules.map(Self::Rules)
+            }
+            (Self::VirtualServers(servers), Mode::Ipvs) => servers.changed(difference).map(Self::VirtualServers),
+            (Self::Rules(_), Mode::Ipvs) | (Self::VirtualServers(_), Mode::Iptables) => None,
+        };
+        changed.unwrap_or_else(|| Self::new(policy, services, Some(self), lanes))
+    }
+
     /// Looks a packet up. `lane` is the worker whose rule counters count it.
     pub fn find(&self, headers: &Headers, tuple: Option<&Tuple>, rng: &mut Rng, lane: usize) -> Match<'_> {
         match self {
@@ -41,4 +113,17 @@ impl Matcher {
             Self::VirtualServers(servers) => tuple.map_or(Match::None, |tuple| servers.find(tuple)),
         }
     }
+
+    /// Whether the packet's destination is the very address and port of a service of its protocol.
+    #[must_use]
+    pub fn is_address(&self, tuple: &Tuple) -> bool {
+        let address = Address::of(tuple);
+        match self {
+            Self::Rules(rules) => rules.has(&address),
+            Self::VirtualServers(servers) => servers.has(&address),
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

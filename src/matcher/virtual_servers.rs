@@ -1,48 +1,77 @@
 //! ipvs mode: a hash table of virtual servers by protocol, address and port, as `ip_vs_svc_table` (ip_vs_ctl.c).
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use ahash::RandomState;
-
 use super::Match;
-use crate::flow::{Endpoint, Protocol, Tuple};
+use super::address::Address;
+use super::difference::Difference;
+use super::shared_map::SharedMap;
+use crate::flow::Tuple;
 use crate::service::Service;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct VirtualServers {
-    table: HashMap<(Protocol, Endpoint), Arc<Service>, RandomState>,
-    /// Whether any service has port 0: else a packet that is none of ours costs one lookup, not two.
-    has_all_ports: bool,
+    table: SharedMap<Address, Arc<Service>>,
+    /// How many services have port 0: where none has, a packet that is none of ours costs one lookup, not two.
+    all_ports: usize,
+    /// Whether an address is given twice. A node's address that only the kernel knows may be a service's, too.
+    ambiguous: bool,
 }
 
 impl VirtualServers {
     /// A table of every address of every service.
     #[must_use]
     pub fn new(services: &[Arc<Service>]) -> Self {
-        let entries = services.iter().flat_map(|service| {
-            let keys = service.endpoints.iter();
-            keys.map(|&endpoint| ((service.protocol, endpoint), Arc::clone(service)))
-        });
-        let mut endpoints = services.iter().flat_map(|service| &service.endpoints);
-        Self {
-            has_all_ports: endpoints.any(|endpoint| endpoint.port == 0),
-            table: entries.collect(),
+        let addresses = services.iter().map(|service| service.endpoints.len()).sum();
+        let mut servers = Self {
+            table: SharedMap::with_capacity(addresses),
+            all_ports: 0,
+            ambiguous: false,
+        };
+        services.iter().for_each(|service| servers.add(service));
+        servers
+    }
+
+    /// The table with these services in the place of those. None: it has to be built anew.
+    #[must_use]
+    pub fn changed(&self, difference: &Difference<'_>) -> Option<Self> {
+        if self.ambiguous {
+            return None;
         }
+        let mut servers = self.clone();
+        for service in difference.former() {
+            for address in Address::all_of(service) {
+                servers.table.remove(&address);
+                servers.all_ports -= usize::from(address.is_for_all_ports());
+            }
+        }
+        difference.present().for_each(|service| servers.add(service));
+        (!servers.ambiguous).then_some(servers)
+    }
+
+    fn add(&mut self, service: &Arc<Service>) {
+        for address in Address::all_of(service) {
+            self.all_ports += usize::from(address.is_for_all_ports());
+            self.ambiguous |= self.table.insert(address, Arc::clone(service)).is_some();
+        }
+    }
+
+    /// Whether a service has this very address and port.
+    pub(super) fn has(&self, address: &Address) -> bool {
+        self.table.get(address).is_some()
     }
 
     /// The service that a packet's destination is an address of; else the one of all ports of that address
     /// (`ip_vs_service_find`, ip_vs_ctl.c).
     #[must_use]
     pub fn find(&self, tuple: &Tuple) -> Match<'_> {
-        let all_ports = || {
-            let endpoint = Endpoint::new(tuple.destination.address, 0);
-            self.table
-                .get(&(tuple.protocol, endpoint))
-                .filter(|_| self.has_all_ports)
+        let address = Address::of(tuple);
+        let all_ports = || match self.all_ports {
+            0 => None,
+            _ => self.table.get(&address.on_all_ports()),
         };
         self.table
-            .get(&(tuple.protocol, tuple.destination))
+            .get(&address)
             .or_else(all_ports)
             .map_or(Match::None, Match::Service)
     }

@@ -10,7 +10,7 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::config::parse;
 use crate::flow::{Endpoint, Protocol};
-use crate::policy::{Mode, Policy};
+use crate::policy::{Evaluation, Mode, Policy};
 use crate::scheduler::IdleFlags;
 
 fn host(v4: bool, net: u8, host: u16) -> IpAddr {
@@ -144,6 +144,7 @@ prop_compose! {
 prop_compose! {
     fn policy()(
         mode in select(vec![Mode::Ipvs, Mode::Iptables]),
+        evaluation in select(vec![Evaluation::Compiled, Evaluation::Linear]),
         scheduler in of(select(Kind::ALL.to_vec())),
         node_addresses in vec(any::<bool>(), 0..2),
         masquerade in select(vec![Masquerade::Auto, Masquerade::Always, Masquerade::Never]),
@@ -162,7 +163,7 @@ prop_compose! {
         let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };
-        let mut policy = Policy { mode, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services };
+        let mut policy = Policy { mode, evaluation, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
             policy.rules.push(Rule {

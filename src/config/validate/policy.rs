@@ -1,4 +1,4 @@
-//! `[nat]` and `[conntrack]`.
+//! `[iptables]`, `[nat]` and `[conntrack]`.
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,14 +8,19 @@ use super::values::{duration, network, number, offset, word};
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Text};
-use crate::config::words::{MASQUERADE, ON_BACKEND_REMOVED, TCP_TIMEOUTS};
-use crate::policy::{Conntrack, Masquerade, Nat, ServiceSpec};
+use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, TCP_TIMEOUTS};
+use crate::policy::{Conntrack, Evaluation, Masquerade, Nat, ServiceSpec};
 use toml::Spanned;
 
 /// Enough for any memory, and far from overflows of a table's size.
 const MOST_FLOWS: i128 = 1 << 30;
 /// Zero would end a flow before its second packet.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// `[iptables]`
+pub(super) fn evaluation(raw: &raw::Iptables<'_>, report: &mut Report) -> Evaluation {
+    word("evaluation", &raw.evaluation, EVALUATION, report)
+}
 
 /// `[nat]`
 pub(super) fn nat(raw: &raw::Nat<'_>, report: &mut Report) -> Nat {

@@ -1,0 +1,256 @@
+//! What it costs to find the service of a new flow, and to change one service, among few and among many.
+//!
+//! `cargo bench --bench rules` writes `target/bench/rules.svg` and `target/bench/rules.md`.
+#[path = "support/plot.rs"]
+mod plot;
+
+use std::fmt::Write;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ahash::RandomState;
+use criterion::measurement::WallTime;
+use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion};
+use lbd::conntrack::timeout::Timeouts;
+use lbd::engine::{Engine, Seeds};
+use lbd::flow::{Endpoint, Protocol};
+use lbd::matcher::Matcher;
+use lbd::packet::{Headers, Payload, Ports, TcpFlags, Version};
+use lbd::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
+use lbd::ruleset::Registry;
+use lbd::scheduler::{Flags, Rng};
+use lbd::time::Instant;
+
+const SIZES: [u32; 6] = [1, 10, 100, 1_000, 10_000, 100_000];
+
+/// How the rules are looked through.
+const WAYS: [(&str, Mode, Evaluation); 3] = [
+    ("linear", Mode::Iptables, Evaluation::Linear),
+    ("compiled", Mode::Iptables, Evaluation::Compiled),
+    ("ipvs", Mode::Ipvs, Evaluation::Compiled),
+];
+
+/// Which services the flows are for.
+#[derive(Clone, Copy)]
+enum Popular {
+    /// Ten, evenly over the list: what more rules cost.
+    Ten,
+    /// Any, at random: what more rules cost when none is in a near cache.
+    Any,
+}
+
+impl Popular {
+    const ALL: [(&'static str, Self); 2] = [("ten", Self::Ten), ("any", Self::Any)];
+
+    /// The service of a flow.
+    fn service(self, flow: u32, services: u32) -> u32 {
+        let random = (u64::from(flow.wrapping_mul(0x9E37_79B9)) * u64::from(services)) >> 32;
+        match self {
+            Self::Ten if services > 10 => (flow % 10) * (services / 10) + services / 20,
+            Self::Ten => flow % services,
+            Self::Any => random as u32,
+        }
+    }
+}
+
+fn address(base: [u8; 4], number: u32) -> IpAddr {
+    Ipv4Addr::from_bits(Ipv4Addr::from(base).to_bits() + number).into()
+}
+
+fn service(number: u32, backends: u32) -> ServiceSpec {
+    let backend = |each| BackendSpec {
+        address: Endpoint::new(address([11, 0, 0, 0], number * backends + each), 8080),
+        weight: 1,
+        upper_threshold: 0,
+        lower_threshold: 0,
+    };
+    ServiceSpec {
+        name: format!("service-{number}"),
+        protocol: Protocol::Tcp,
+        address: Endpoint::new(address([10, 96, 0, 0], number), 80),
+        external_addresses: Vec::new(),
+        node_port: None,
+        scheduler: None,
+        flags: Flags::default(),
+        persistence: None,
+        one_packet: false,
+        backends: (0..backends).map(backend).collect(),
+    }
+}
+
+fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> Policy {
+    Policy {
+        mode,
+        evaluation,
+        scheduler: None,
+        node_addresses: Vec::new(),
+        local_addresses: Vec::new(),
+        nat: Nat::default(),
+        conntrack: Conntrack {
+            max_flows: 1,
+            on_backend_removed: OnBackendRemoved::Preserve,
+            timeouts: Timeouts::default(),
+        },
+        rules: Vec::new(),
+        services: (0..services).map(|number| service(number, backends)).collect(),
+    }
+}
+
+fn first_packet(flow: u32, service: u32) -> Headers {
+    let ports = Ports {
+        source: 1024 + (flow as u16 & 0x7fff),
+        destination: 80,
+    };
+    Headers {
+        version: Version::V4,
+        source: address([100, 64, 0, 0], flow & 0xffff),
+        destination: address([10, 96, 0, 0], service),
+        protocol: 6,
+        transport: 20,
+        length: 60,
+        payload: Payload::Tcp(ports, TcpFlags(TcpFlags::SYN)),
+    }
+}
+
+fn lookup(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, matcher: &Matcher, popular: Popular, services: u32) {
+    let (mut rng, mut flow) = (Rng::with_seed(1), 0_u32);
+    group.bench_function(BenchmarkId::new(name, services), |bencher| {
+        bencher.iter(|| {
+            flow = flow.wrapping_add(1);
+            let headers = first_packet(flow, popular.service(flow, services));
+            let tuple = headers.tuple();
+            black_box(matcher.find(black_box(&headers), tuple.as_ref(), &mut rng, 0));
+        });
+    });
+}
+
+fn lookups(criterion: &mut Criterion) {
+    for services in SIZES {
+        for (name, mode, evaluation) in WAYS {
+            let policy = Arc::new(policy(mode, evaluation, services, 0));
+            let ruleset = Registry::new(1).prepare(policy, None).commit();
+            for (flows, popular) in Popular::ALL {
+                let mut group = criterion.benchmark_group(format!("rules-{flows}"));
+                lookup(&mut group, name, &ruleset.matcher, popular, services);
+                group.finish();
+            }
+        }
+    }
+}
+
+/// The same policy with another backend for a service in the middle of the list.
+fn with_another_backend(policy: &Policy) -> Policy {
+    let mut policy = policy.clone();
+    let middle = policy.services.len() / 2;
+    let port = &mut policy.services[middle].backends[0].address.port;
+    *port += 1;
+    policy
+}
+
+fn updates(criterion: &mut Criterion) {
+    let seeds = || Seeds {
+        choices: 1,
+        hashing: RandomState::with_seed(1),
+    };
+    for (services, backends) in [(10_000, 10), (100_000, 2)] {
+        for (name, mode, evaluation) in &WAYS[1..] {
+            let before = Arc::new(policy(*mode, *evaluation, services, backends));
+            let after = Arc::new(with_another_backend(&before));
+            let (engine, _) = Engine::new(Arc::clone(&before), 2, seeds(), Instant::ZERO);
+            let mut group = criterion.benchmark_group("rules-update");
+            group.sample_size(10);
+            group.bench_function(BenchmarkId::new(format!("{name}-one-backend"), services), |bencher| {
+                bencher.iter(|| {
+                    engine.apply(Arc::clone(&after));
+                    engine.apply(Arc::clone(&before));
+                });
+            });
+            group.bench_function(BenchmarkId::new(format!("{name}-anew"), services), |bencher| {
+                let anew = || Registry::new(2).prepare(Arc::clone(&before), None).commit();
+                bencher.iter_batched(|| (), |()| anew(), BatchSize::PerIteration);
+            });
+            group.finish();
+        }
+    }
+}
+
+/// Nanoseconds that criterion measured.
+fn measured(results: &Path, group: &str, name: &str, services: u32) -> Option<f64> {
+    let file = results.join(format!("{group}/{name}/{services}/new/estimates.json"));
+    let estimates: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    estimates["median"]["point_estimate"].as_f64()
+}
+
+fn curves(results: &Path) -> Vec<plot::Curve> {
+    let mut curves = Vec::new();
+    for (name, ..) in WAYS {
+        for (flows, _) in Popular::ALL {
+            let point = |&services: &u32| {
+                let nanos = measured(results, &format!("rules-{flows}"), name, services)?;
+                Some((f64::from(services), nanos))
+            };
+            curves.push(plot::Curve {
+                name: format!("{name}, {flows}"),
+                points: SIZES.iter().filter_map(point).collect(),
+            });
+        }
+    }
+    curves
+}
+
+fn table(curves: &[plot::Curve], results: &Path) -> String {
+    let mut text = String::from("Nanoseconds to find the service of a new flow:\n\n| services |");
+    let rule = |text: &mut String, columns: usize| text.push_str(&format!("\n|{}\n", " ---: |".repeat(columns)));
+    curves
+        .iter()
+        .for_each(|curve| text.push_str(&format!(" {} |", curve.name)));
+    rule(&mut text, curves.len() + 1);
+    for (row, services) in SIZES.iter().enumerate() {
+        write!(text, "| {services} |").unwrap_or_default();
+        for curve in curves {
+            write!(text, " {:.1} |", curve.points[row].1).unwrap_or_default();
+        }
+        text.push('\n');
+    }
+    text += "\nMilliseconds to apply a policy with one other backend, and to make a ruleset anew:\n\n| services | compiled | anew | ipvs | anew |";
+    rule(&mut text, 5);
+    for services in [10_000, 100_000] {
+        write!(text, "| {services} |").unwrap_or_default();
+        // An iteration applies two policies.
+        for (name, share) in [
+            ("compiled-one-backend", 0.5),
+            ("compiled-anew", 1.0),
+            ("ipvs-one-backend", 0.5),
+            ("ipvs-anew", 1.0),
+        ] {
+            let nanos = measured(results, "rules-update", name, services).unwrap_or(f64::NAN);
+            write!(text, " {:.2} |", nanos * share / 1e6).unwrap_or_default();
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn target() -> PathBuf {
+    let given = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"))
+}
+
+fn main() -> std::io::Result<()> {
+    let directory = target().join("bench");
+    let results = directory.join("criterion");
+    let mut criterion = Criterion::default().output_directory(&results).configure_from_args();
+    lookups(&mut criterion);
+    updates(&mut criterion);
+    let curves = curves(&results);
+    // Run as a test, or with a filter, there may be nothing to show.
+    if curves.iter().all(|curve| curve.points.len() == SIZES.len()) {
+        let title = "Finding the service of a new flow: to ten services, and to any at random";
+        let picture = plot::svg(title, "services", "ns", &curves);
+        std::fs::write(directory.join("rules.svg"), picture)?;
+        std::fs::write(directory.join("rules.md"), table(&curves, &results))?;
+    }
+    Ok(())
+}
