@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+pub use crate::io::xdp::filter::program::Attach;
 use crate::policy::Policy;
 
 /// Which device packets come from.
@@ -58,18 +59,6 @@ pub struct Tun {
     pub mtu: u16,
     /// Super-packets and unfinished checksums.
     pub offload: bool,
-}
-
-/// `attach` of `[af_xdp]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attach {
-    /// Native where the driver can, else generic.
-    #[default]
-    Auto,
-    /// In the driver.
-    Native,
-    /// In the kernel's receive path.
-    Generic,
 }
 
 /// `[af_xdp]`
