@@ -6,7 +6,7 @@
 //! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or the
 //! backend never answered), else of the oldest closing one. Established flows are never evicted.
 //!
-//! The index ([`index`]) is our own, hashed with ahash: of the fast hashers the only one that claims resistance to
+//! The index (`index.rs`) is our own, hashed with ahash: of the fast hashers the only one that claims resistance to
 //! flooding, and strangers choose these keys. dashmap took 127 ns a hit at a million flows where hashbrown took 70, and
 //! could not hold both directions under one lock; what hashbrown took here is said there.
 pub mod ages;

@@ -68,13 +68,12 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     if transport < IPV4_HEADER || length < transport || transport > bytes.len() {
         return Err(ParseError::Malformed);
     }
-    let [s0, s1, s2, s3, d0, d1, d2, d3] = [12, 13, 14, 15, 16, 17, 18, 19].map(|at| header[at]);
     // More fragments to come, or this one does not begin the datagram.
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
     Ok(Ip {
         version: Version::V4,
-        source: IpAddr::from([s0, s1, s2, s3]),
-        destination: IpAddr::from([d0, d1, d2, d3]),
+        source: IpAddr::from([header[12], header[13], header[14], header[15]]),
+        destination: IpAddr::from([header[16], header[17], header[18], header[19]]),
         protocol: header[9],
         transport,
         length,
