@@ -9,7 +9,7 @@ use lbd::packet::icmp::HEADER;
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
-use crate::packets::{self, ACK, FIN, RST, SYN};
+use crate::packets::{self, ACK, FIN, IcmpError, RST, SYN};
 use crate::world::{Case, Flow, World, packet};
 
 /// Schedulers that leave nothing to chance.
@@ -34,7 +34,7 @@ impl Trace {
         engine.conntrack().each(now, |flow| flows.push(format!("{flow:?}")));
         let mut templates = Vec::new();
         engine.affinity().each(now, |service, client, template| {
-            templates.push(format!("{service} {client} {template:?}"))
+            templates.push(format!("{service} {client} {template:?}"));
         });
         let ruleset = engine.ruleset();
         // With the schedulers' state, loads and counters.
@@ -52,6 +52,16 @@ impl Trace {
             rules: totals.map(|totals| (totals.in_packets, totals.in_bytes)).collect(),
         }
     }
+}
+
+/// The first step of a kind.
+macro_rules! step {
+    ($told:expr, $kind:ident) => {
+        $told
+            .steps
+            .iter()
+            .find_map(|step| if let Step::$kind(step) = step { Some(step) } else { None })
+    };
 }
 
 /// What became of a packet, as was told.
@@ -112,10 +122,7 @@ fn a_choice_by_chance_is_said_to_be_one_with_all_who_may_be_chosen() {
             let world = case.setup().scheduler(scheduler).weights(&[1, 0, 2]).world();
             let told = told(&world, &packet(case.protocol, case.client(1, 1), case.service(), SYN));
             assert!(told.by_chance);
-            let scheduler = told.steps.iter().find_map(|step| match step {
-                Step::Scheduler(scheduler) => Some(scheduler),
-                _ => None,
-            });
+            let scheduler = step!(told, Scheduler);
             let scheduler = scheduler.unwrap();
             let weights: Vec<u32> = scheduler.candidates.iter().map(|each| each.weight).collect();
             assert_eq!(weights, [1, 0, 2]);
@@ -145,6 +152,29 @@ fn packets_of_a_flow_follow_it_in_both_directions_until_it_is_over() {
             assert_eq!(verdict, Verdict::Forward);
             assert_eq!(told.service.as_deref(), Some("web"));
             assert_eq!(told.backend, Some(flow.backend.into()));
+        }
+    }
+}
+
+#[test]
+fn an_icmp_error_about_a_flow_goes_where_was_told() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(1, 40_000), case.service());
+        let to_backend = packet(case.protocol, flow.source, flow.backend, ACK);
+        let to_client = packet(case.protocol, flow.service, flow.client, ACK);
+        for about in [to_backend, to_client] {
+            let error = packets::icmp_error(case.client(9, 1).ip(), IcmpError::HostUnreachable, &about);
+            let told = told(&world, &error);
+            let outcome = world.send(&error);
+            assert_eq!(outcome.verdict, Verdict::Forward);
+            assert_eq!(told.verdict, "forward");
+            let rewrite = step!(told, Rewrite).unwrap();
+            let (_, receiver) = packets::addresses(&outcome.packet);
+            assert!(
+                rewrite.of_quoted && rewrite.destination.address == receiver,
+                "{told:#?}"
+            );
         }
     }
 }
@@ -234,10 +264,7 @@ fn rules_are_told_in_their_order_with_the_condition_that_is_not_met() {
             &packet(case.protocol, case.client(1, 40_000), case.service(), SYN),
         );
         assert_eq!(verdict, Verdict::Reject(Reject::Rule));
-        let rules = told.steps.iter().find_map(|step| match step {
-            Step::Rules(rules) => Some(rules),
-            _ => None,
-        });
+        let rules = step!(told, Rules);
         let rules = rules.unwrap();
         assert_eq!(
             (rules.looked_at.len(), rules.not_shown, rules.matched),
@@ -257,10 +284,7 @@ fn a_rule_that_matches_by_chance_is_said_to_do_so() {
         let told = told(&world, &packet(case.protocol, case.client(1, 1), case.service(), SYN));
         assert!(told.by_chance);
         assert_eq!(told.verdict, "forward");
-        let why = told.steps.iter().find_map(|step| match step {
-            Step::Rules(rules) => Some(rules.looked_at[0].why.clone()),
-            _ => None,
-        });
+        let why = step!(told, Rules).map(|rules| rules.looked_at[0].why.clone());
         assert_eq!(why.as_deref(), Some("by chance, 25.0000 % of such packets"));
     }
 }
@@ -272,10 +296,7 @@ fn masquerading_is_told_with_its_addresses() {
         let nat = format!("[nat]\nmasquerade = \"always\"\npool = [\"{pool}\"]");
         let mut world = case.setup().tables(&nat).world();
         let told = open_as_told(&mut world, case, case.client(1, 1));
-        let source = told.steps.iter().find_map(|step| match step {
-            Step::Source(source) => Some(source),
-            _ => None,
-        });
+        let source = step!(told, Source);
         let source = source.unwrap();
         assert!(source.masqueraded && source.source.is_none());
         assert_eq!(source.addresses, [pool]);

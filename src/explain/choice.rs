@@ -149,7 +149,7 @@ impl Way<'_> {
             false => {
                 let mut may_go = 0;
                 table.each(self.now, |flow| {
-                    may_go += usize::from(flow.class() != Class::Established)
+                    may_go += usize::from(flow.class() != Class::Established);
                 });
                 let gone = forgotten.is_some_and(|flow| flow.class() != Class::Established);
                 if may_go > usize::from(gone) { "evicts" } else { "full" }
