@@ -165,7 +165,7 @@ fn rule_lines(rules: &RulesStep) -> Vec<String> {
 }
 
 fn skipped(count: usize) -> String {
-    format!("...   no      {count} more, which the compiled classifier skips")
+    format!("...   no      {count} more, not shown")
 }
 
 fn affinity_line(affinity: &AffinityStep) -> String {
@@ -266,6 +266,9 @@ fn verdict(explanation: &Explanation) -> String {
     if let Some(reason) = &explanation.reason {
         line.push_str(&format!(": {reason}"));
     }
+    if let Some(service) = &explanation.service {
+        line.push_str(&format!(", {service}"));
+    }
     if explanation.by_chance {
         line.push_str(" (by chance, see above)");
     }
@@ -345,13 +348,13 @@ mod tests {
 packet         tcp 10.1.0.2:40000 -> 10.96.0.10:80, IPv4, 40 bytes, SYN
 flow           none
 rules          1     no      drop: source is 10.1.0.2, not 203.0.113.0/24 /* rule 1 */
-               ...   no      28 more, which the compiled classifier skips
+               ...   no      28 more, not shown
                30    yes     service:web: it meets every condition /* rule 30 */
 scheduler      rr picks 10.2.0.2:8080
                10.2.0.1:8080 weight 0, 1 active, 2 inactive, drained
                10.2.0.2:8080 weight 1, 1 active, 2 inactive
 rewritten      tcp 10.1.0.2:40000 -> 10.2.0.2:8080
-verdict        forward
+verdict        forward, web
 note           nothing
 ";
         assert_eq!(explain(&explanation), expected);
