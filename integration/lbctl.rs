@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use lbd::control::Handler;
+use lbd::control::protocol::explanation::{Explanation, Question, Step};
 use lbd::control::protocol::{
     BackendView, ConnectionView, Data, DrainView, Drops, PacketCounts, RatesView, Reply, Request, RuleKind, RuleView,
     ServiceView, StatsView, Status, TimeoutsView,
@@ -33,6 +34,7 @@ impl Handler for Scripted {
             Request::Drops => Reply::Ok(Data::Drops(Drops::new(|verdict| {
                 u64::from(verdict == Verdict::Drop(Drop::NotSyn)) * 3
             }))),
+            Request::Explain { packet } => Reply::Ok(Data::Explanation(Box::new(explanation(packet)))),
             Request::Mode => Reply::Ok(Data::Mode(Mode::Ipvs)),
             Request::SwitchMode { mode } => Reply::message(format!("mode is now {}", mode.name())),
             Request::Reload => Reply::error("lbd.toml:3:1: one\nlbd.toml:4:1: two\n"),
@@ -47,6 +49,23 @@ impl Handler for Scripted {
             })),
             Request::Zero { .. } => Reply::message("counting from zero"),
         }
+    }
+}
+
+fn explanation(packet: Question) -> Explanation {
+    let name = match packet {
+        Question::First { source, .. } => source.to_string(),
+        Question::Hex(bytes) => bytes.to_string(),
+    };
+    Explanation {
+        mode: Mode::Ipvs,
+        steps: vec![Step::NoFlow],
+        verdict: "pass".into(),
+        reason: Some("no_match".into()),
+        service: None,
+        backend: None,
+        by_chance: false,
+        notes: vec![name.into()],
     }
 }
 
@@ -401,8 +420,36 @@ fn without_lbd_the_error_names_the_socket_and_the_remedy() {
 }
 
 #[test]
+fn an_explanation_is_shown_for_people_and_for_programs() {
+    let world = World::new();
+    let tuple = ["explain", "tcp", "10.1.0.2:40000", "10.96.0.10:80"];
+    let expected = "\
+flow           none
+verdict        pass: no_match
+note           10.1.0.2:40000
+";
+    assert_eq!(world.prints(&tuple), expected);
+    let told = world.json(&["explain", "--json", "--hex", "45 00"]);
+    assert_eq!(told["steps"], json!([{"step": "no_flow"}]));
+    assert_eq!(told["verdict"], "pass");
+    assert_eq!(told["notes"], json!(["4500"]));
+}
+
+#[test]
 fn bad_usage_exits_with_2() {
-    for args in [&["fly"][..], &["list", "--stats", "--rate"], &["mode", "nftables"], &[]] {
+    for args in [
+        &["fly"][..],
+        &["explain"],
+        &["explain", "icmp", "10.1.0.2:1", "10.96.0.10:80"],
+        &["explain", "tcp", "10.1.0.2", "10.96.0.10:80"],
+        &["explain", "tcp", "10.1.0.2:1"],
+        &["explain", "tcp", "10.1.0.2:1", "[fd00::10]:80"],
+        &["explain", "--hex", "4x"],
+        &["explain", "tcp", "10.1.0.2:1", "10.96.0.10:80", "--hex", "45"],
+        &["list", "--stats", "--rate"],
+        &["mode", "nftables"],
+        &[],
+    ] {
         let output = lbctl(Path::new("/nonexistent/lbd.sock"), args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }

@@ -80,6 +80,17 @@ type Key = (u64, IpAddr);
 /// The backend of a new flow, and the template that the flow must hold where the service has persistence.
 pub type Choice = (Arc<Backend>, Option<Arc<Template>>);
 
+/// Where a client's next new flow would go by its template, and how long the template lives without it.
+#[derive(Clone, Debug)]
+pub enum Outlook {
+    /// The client is not known.
+    New,
+    /// The backend takes no new flow, or the template's time is over.
+    Unusable(Arc<Backend>, Duration),
+    /// To this backend.
+    Used(Arc<Backend>, Duration),
+}
+
 /// Every template.
 #[derive(Debug, Default)]
 pub struct Affinity {
@@ -124,6 +135,31 @@ impl Affinity {
         });
         place.insert(Arc::clone(&template));
         Some(choice(&template))
+    }
+
+    /// What [`Self::choose`] would find, and the client or its network, where the service has persistence. The flow that
+    /// holds `forgotten`, as does this copy of it, counts as no more.
+    #[must_use]
+    pub fn outlook(
+        &self,
+        service: &Service,
+        client: IpAddr,
+        now: Instant,
+        forgotten: Option<&Arc<Template>>,
+    ) -> Option<(IpAddr, Outlook)> {
+        let key = key(service, service.persistence.as_ref()?, client);
+        let Some(known) = self.templates.get(&key) else {
+            return Some((key.1, Outlook::New));
+        };
+        let forgotten = forgotten.filter(|forgotten| Arc::ptr_eq(forgotten, &known));
+        let holders = Arc::strong_count(&known) - 2 * usize::from(forgotten.is_some());
+        let is_alive = holders > 1 || known.expires.load(Relaxed) > now.as_nanos();
+        let (backend, left) = (Arc::clone(&known.backend), known.remaining(now));
+        let outlook = match is_alive && !backend.is_removed() && backend.weight() > 0 {
+            true => Outlook::Used(backend, left),
+            false => Outlook::Unusable(backend, left),
+        };
+        Some((key.1, outlook))
     }
 
     /// How many templates there are.

@@ -184,23 +184,23 @@ enum Stop {
 
 /// A packet that belongs, or could belong, to a flow.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    tuple: Tuple,
+pub(crate) struct Segment {
+    pub(crate) tuple: Tuple,
     /// None for UDP.
-    flags: Option<TcpFlags>,
+    pub(crate) flags: Option<TcpFlags>,
     /// Of the IP packet, in bytes.
     length: usize,
 }
 
 impl Segment {
     /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN.
-    fn opens(&self) -> bool {
+    pub(crate) fn opens(&self) -> bool {
         self.flags.is_none_or(TcpFlags::opens)
     }
 }
 
 /// What the connection table says about a packet.
-enum Known {
+pub(crate) enum Known {
     /// It leaves with this tuple.
     Flow(Tuple),
     /// It belongs to no flow, or opens a new one in the place of an old one.
@@ -212,14 +212,14 @@ enum Known {
 }
 
 /// What becomes of a flow whose backend was removed, at its next packet.
-enum Orphan {
+pub(crate) enum Orphan {
     GoesOn,
     /// Both sides are told, one after the other, while the flow stays.
     Ends,
     IsForgotten(Known),
 }
 
-fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
+pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
     let opens = segment.opens() && direction == Direction::Original;
     match (rule, segment.flags, opens) {
         // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
@@ -430,7 +430,7 @@ fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
     }
 }
 
-fn segment(headers: &Headers) -> Option<Segment> {
+pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
     let flags = match headers.payload {
         Payload::Tcp(_, flags) => Some(flags),
         Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
@@ -444,7 +444,7 @@ fn segment(headers: &Headers) -> Option<Segment> {
 
 /// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
 /// it gets a fresh choice at once.
-fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
+pub(crate) fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
@@ -456,15 +456,24 @@ fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction)
 /// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
 /// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
 fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
-    let State::Tcp(state) = connection.state else {
-        return Known::Ended;
-    };
-    let leaving = connection.leaving(direction);
-    advance(connection, direction, Some(TcpFlags(TcpFlags::RST)));
-    connection.expires = now + connection.state.timeout(timeouts);
-    match (direction, state) {
-        (Direction::Reply, tcp::State::Close) | (Direction::Original, _) => Known::Ended,
-        (Direction::Reply, _) => Known::Aborted(leaving),
+    let told = told(connection, direction);
+    match connection.state {
+        State::Udp => {}
+        State::Tcp(_) => {
+            advance(connection, direction, Some(TcpFlags(TcpFlags::RST)));
+            connection.expires = now + connection.state.timeout(timeouts);
+        }
+    }
+    told
+}
+
+/// Who is told that a flow ends, by its next packet.
+pub(crate) fn told(connection: &Connection, direction: Direction) -> Known {
+    match (connection.state, direction) {
+        (State::Udp, _) | (State::Tcp(_), Direction::Original) | (State::Tcp(tcp::State::Close), Direction::Reply) => {
+            Known::Ended
+        }
+        (State::Tcp(_), Direction::Reply) => Known::Aborted(connection.leaving(direction)),
     }
 }
 

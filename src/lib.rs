@@ -28,6 +28,7 @@
 //! | [`conntrack`], [`affinity`] | who talks to whom, and for how long |
 //! | [`matcher`], [`scheduler`], [`service`], [`nat`], [`ruleset`] | who should |
 //! | [`engine`] | the order of it all |
+//! | [`explain`] | the same order, told for one packet without a trace (`lbctl explain`) |
 //! | [`router`] | what the engine asks of whoever sends packets on |
 //! | [`io`], [`worker`] | devices, captures, the loop over them; [`io::xdp`] has a map of its own |
 //! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
@@ -59,6 +60,7 @@ pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod explain;
 pub mod export;
 pub mod flow;
 pub mod import;

@@ -15,7 +15,7 @@ use crate::service::Backend;
 use crate::time::Instant;
 
 /// Ports below it are privileged and stay unused, as `nf_nat`'s default range for clients does.
-const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
+pub(crate) const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// How many places of the pool are tried before it counts as exhausted: as many as an address has ports.
 const MAX_TRIES: usize = 1 << 16;
@@ -27,6 +27,84 @@ pub enum NoSource {
     InUse,
     /// Every address and port of the pool is taken, or the pool has no address of this IP version.
     PoolExhausted,
+}
+
+/// Why a flow has the sender that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The client itself is the sender.
+    Client,
+    /// Every flow is masqueraded.
+    Always,
+    /// The client is on this node, so the reply would not come back through lbd.
+    LocalClient,
+    /// The backend reaches itself, so the reply would not come back through lbd.
+    BackendItself,
+    /// Another flow to the backend has the client's address and port.
+    InUse,
+}
+
+impl Why {
+    /// `client`, `always`, `local_client`, `backend_itself` or `in_use`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Always => "always",
+            Self::LocalClient => "local_client",
+            Self::BackendItself => "backend_itself",
+            Self::InUse => "in_use",
+        }
+    }
+}
+
+/// Whether the client is to be the sender, or why not.
+fn wanted(ruleset: &Ruleset, client: &IpAddr, backend: &Backend) -> Why {
+    match ruleset.policy.nat.masquerade {
+        Masquerade::Always => Why::Always,
+        Masquerade::Never => Why::Client,
+        Masquerade::Auto if ruleset.is_local(client) => Why::LocalClient,
+        Masquerade::Auto if *client == backend.address.address => Why::BackendItself,
+        Masquerade::Auto => Why::Client,
+    }
+}
+
+/// What [`source`] would come to, without a trace: whether it would find a sender, and why that one. `is_free` says whether no
+/// flow has packets of a reply's tuple.
+///
+/// # Errors
+/// As [`source`].
+pub fn outlook(
+    ruleset: &Ruleset,
+    conntrack: &Conntrack,
+    tuple: &Tuple,
+    backend: &Backend,
+    is_free: impl Fn(&Tuple) -> bool,
+) -> (Why, Result<(), NoSource>) {
+    let reply = |source| Tuple {
+        protocol: tuple.protocol,
+        source: backend.server(tuple.destination.port),
+        destination: source,
+    };
+    let client = tuple.source;
+    let why = match wanted(ruleset, &client.address, backend) {
+        Why::Client if is_free(&reply(client)) => return (Why::Client, Ok(())),
+        Why::Client if ruleset.policy.nat.masquerade == Masquerade::Never => return (Why::InUse, Err(NoSource::InUse)),
+        Why::Client => Why::InUse,
+        why @ (Why::Always | Why::LocalClient | Why::BackendItself | Why::InUse) => why,
+    };
+    let own = own_address(&ruleset.policy.nat, backend);
+    let (ranges, ports) = match &own {
+        Some((range, ports)) => (std::slice::from_ref(range), *ports),
+        None => (ruleset.pool.of(client.address), &POOL_PORTS),
+    };
+    // Any place will do, so it does not matter where the search begins.
+    let mut rng = Rng::with_seed(0);
+    let mut places = places(ranges, ports, client, conntrack, &mut rng);
+    match places.any(|place| is_free(&reply(place))) {
+        true => (why, Ok(())),
+        false => (why, Err(NoSource::PoolExhausted)),
+    }
 }
 
 /// Where no place was found, towards which backend, and when: to look again at every packet of the same tick would cost the
@@ -75,17 +153,11 @@ pub fn source(
         destination: source,
     };
     let client = tuple.source;
-    let Nat { masquerade, .. } = ruleset.policy.nat;
-    let wanted = match masquerade {
-        Masquerade::Always => true,
-        Masquerade::Never => false,
-        Masquerade::Auto => ruleset.is_local(&client.address) || client.address == backend.address.address,
-    };
-    if !wanted {
+    if wanted(ruleset, &client.address, backend) == Why::Client {
         if conntrack.is_free(&reply(client), now) {
             return Ok(client);
         }
-        if masquerade == Masquerade::Never {
+        if ruleset.policy.nat.masquerade == Masquerade::Never {
             return Err(NoSource::InUse);
         }
         // The same client port to the same backend, directly or through another service address: the replies could not

@@ -163,6 +163,29 @@ impl Backend {
         backend
     }
 
+    /// It as it is now, with traffic counters of its own: to see what would be.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let number = |of: &AtomicU32| AtomicU32::new(of.load(Relaxed));
+        let flag = |of: &AtomicBool| AtomicBool::new(of.load(Relaxed));
+        Self {
+            id: self.id,
+            address: self.address,
+            service: Arc::clone(&self.service),
+            stats: Stats::new(0),
+            weight: number(&self.weight),
+            last_weight: number(&self.last_weight),
+            upper_threshold: number(&self.upper_threshold),
+            lower_threshold: number(&self.lower_threshold),
+            active: number(&self.active),
+            inactive: number(&self.inactive),
+            overloaded: flag(&self.overloaded),
+            removed: flag(&self.removed),
+            cut: flag(&self.cut),
+            one_packet: flag(&self.one_packet),
+        }
+    }
+
     /// Where it gets the packets of a client that asked for `port`: at its own port, or at that one where it has port 0
     /// (`ip_vs_schedule`, ip_vs_core.c).
     #[must_use]

@@ -13,6 +13,7 @@ mod affinity;
 mod backends;
 mod errors;
 mod eviction;
+mod explain;
 mod flows;
 mod lanes;
 mod nat;

@@ -1,6 +1,8 @@
 //! lbctl: the operator's client of a running lbd. It parses, asks and shows; what to do is up to lbd.
 #[path = "lbctl/edits.rs"]
 mod edits;
+#[path = "lbctl/explain.rs"]
+mod explain;
 #[path = "lbctl/import.rs"]
 mod import;
 #[path = "lbctl/ipvsadm.rs"]
@@ -66,6 +68,8 @@ enum Ask {
     Rules(Rules),
     /// Every reason why packets were dropped, refused or passed, with its count
     Drops(Json),
+    /// What would happen to a packet now, step by step; nothing is changed
+    Explain(explain::Explain),
     /// Show the mode, or switch to another; no flow is lost
     Mode(ModeArgs),
     /// Read the configuration file again: all of it, or nothing if it has errors
@@ -218,6 +222,7 @@ fn request(command: &Ask) -> Request {
             RulesFormat::IptablesSave => Request::Save,
         },
         Ask::Drops(_) => Request::Drops,
+        Ask::Explain(explain) => explain.request(),
         Ask::Mode(ModeArgs { mode, .. }) => match mode {
             None => Request::Mode,
             Some(ModeWord::Ipvs) => Request::SwitchMode { mode: Mode::Ipvs },
@@ -247,6 +252,8 @@ fn show(command: &Ask, data: Data) -> Outcome<String> {
         (Ask::Rules(_), Data::Rules(rules)) => Ok(render::rules(&rules)),
         (Ask::Drops(args), Data::Drops(drops)) if args.json => json(&drops.by_verdict()),
         (Ask::Drops(_), Data::Drops(drops)) => Ok(render::drops(&drops)),
+        (Ask::Explain(args), Data::Explanation(told)) if args.json.json => json(&told),
+        (Ask::Explain(_), Data::Explanation(told)) => Ok(render::explain(&told)),
         (Ask::Mode(args), data @ Data::Mode(_)) if args.json.json => json(&data),
         (Ask::Mode(_), Data::Mode(mode)) => Ok(format!("{}\n", mode.name())),
         (Ask::Backend(edits::Backend::Drain { json: args, .. }), data @ Data::Drains(_)) if args.json => json(&data),

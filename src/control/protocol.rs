@@ -1,12 +1,15 @@
 //! What is said over the control socket: one JSON document a line, a [`Request`] up and a [`Reply`] down.
 //!
 //! The views below are also what `lbctl --json` prints: their keys are part of the outside surface.
+pub mod explanation;
+
 use std::borrow::Cow;
 use std::path::PathBuf;
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
+use self::explanation::{Explanation, Question};
 use super::text;
 use crate::config::edit::{Edit, Mistake, Refusal, Which};
 use crate::flow::{Endpoint, Protocol};
@@ -36,6 +39,11 @@ pub enum Request {
     Rules,
     /// Counts of every reason. Answered with [`Data::Drops`].
     Drops,
+    /// What would happen to a packet; nothing happens. Answered with [`Data::Explanation`].
+    Explain {
+        /// The packet.
+        packet: Question,
+    },
     /// Which matcher is in use. Answered with [`Data::Mode`].
     Mode,
     /// Use the other matcher. Answered with [`Data::Message`].
@@ -133,6 +141,8 @@ pub enum Data {
     Rules(Vec<RuleView>),
     /// Of [`Request::Drops`].
     Drops(Drops),
+    /// Of [`Request::Explain`].
+    Explanation(Box<Explanation>),
     /// Of [`Request::Mode`].
     Mode(#[serde(with = "text::mode")] Mode),
     /// The running configuration as TOML.

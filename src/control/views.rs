@@ -211,6 +211,12 @@ impl From<Persistence> for PersistenceView {
 }
 
 impl RuleView {
+    /// A rule that counts nothing here.
+    #[must_use]
+    pub fn of_rule(number: usize, rule: &Rule) -> Self {
+        Self::new(number, RuleKind::User, rule, 0, 0)
+    }
+
     /// A rule with the packets and bytes that it matched.
     #[must_use]
     pub fn new(number: usize, kind: RuleKind, rule: &Rule, packets: u64, bytes: u64) -> Self {

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use super::af_xdp;
 use super::control::Control;
+use crate::config::Backend;
 use crate::config::edit::Refusal;
 use crate::control::Handler;
+use crate::control::protocol::explanation::Question;
 use crate::control::protocol::{
     ConnectionView, Data, Drops, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView, StateCount, Status,
 };
 use crate::control::selector::Selector;
 use crate::control::views;
+use crate::explain::{explain, packet};
 use crate::flow::Protocol;
 use crate::matcher::Matcher;
 use crate::matcher::rules::{Action, Condition, Entry, Origin, Rule};
@@ -24,6 +27,7 @@ impl Handler for Control {
             Request::Connections { service } => self.connections(service.as_deref()),
             Request::Rules => self.rules(),
             Request::Drops => Reply::Ok(Data::Drops(Drops::new(|verdict| self.engine().count(verdict)))),
+            Request::Explain { packet } => self.explain(&packet),
             Request::Mode => Reply::Ok(Data::Mode(self.config().policy.mode)),
             Request::SwitchMode { mode } => done(self.switch_mode(mode)),
             Request::Reload => done(self.reload()),
@@ -135,6 +139,22 @@ impl Control {
         };
         views.extend(templates.into_iter().filter(picks));
         Reply::Ok(Data::Connections(views))
+    }
+
+    fn explain(&self, question: &Question) -> Reply {
+        let bytes = match packet(question) {
+            Ok(bytes) => bytes,
+            Err(error) => return Reply::error(error),
+        };
+        let backend = self.config().datapath.backend;
+        let mut explanation = explain(self.engine(), &bytes, self.clock().now());
+        match backend {
+            Backend::Tun => {}
+            Backend::AfXdp => explanation.notes.push(Cow::Borrowed(
+                "where lbd itself routes (AF_XDP), the MTU of the way on and the packet's hop limit were not looked at",
+            )),
+        }
+        Reply::Ok(Data::Explanation(Box::new(explanation)))
     }
 
     fn rules(&self) -> Reply {

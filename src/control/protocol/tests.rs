@@ -1,4 +1,6 @@
+use super::explanation::{FlowStep, RewriteStep, Step};
 use super::*;
+use crate::flow::Tuple;
 use crate::verdict::{Drop, Pass, Reject};
 
 fn round_trip(reply: &Reply) -> String {
@@ -24,6 +26,22 @@ fn every_request_survives_the_wire() {
         ),
         (Request::Rules, r#"{"command":"rules"}"#),
         (Request::Drops, r#"{"command":"drops"}"#),
+        (
+            Request::Explain {
+                packet: Question::First {
+                    protocol: Protocol::Tcp,
+                    source: endpoint("10.1.0.2:40000"),
+                    destination: endpoint("10.96.0.10:80"),
+                },
+            },
+            r#"{"command":"explain","packet":{"first":{"protocol":"tcp","source":"10.1.0.2:40000","destination":"10.96.0.10:80"}}}"#,
+        ),
+        (
+            Request::Explain {
+                packet: Question::Hex("0x45 00:00 2A".parse().unwrap()),
+            },
+            r#"{"command":"explain","packet":{"hex":"4500002a"}}"#,
+        ),
         (Request::Mode, r#"{"command":"mode"}"#),
         (
             Request::SwitchMode { mode: Mode::Iptables },
@@ -104,6 +122,59 @@ fn a_connection_names_its_virtual_address_virtual() {
     let text = round_trip(&Reply::Ok(Data::Connections(vec![connection])));
     let expected = r#"{"ok":{"connections":[{"protocol":"udp","state":"UDP","expires_seconds":300,"client":"10.1.0.2:5","virtual":"10.96.0.10:53","backend":"10.2.0.11:5353","source":"198.18.0.1:1024","service":"dns","masqueraded":true}]}}"#;
     assert_eq!(text, expected);
+}
+
+#[test]
+fn an_explanation_survives_the_wire_and_each_step_says_which_it_is() {
+    let (client, service, backend) = ("10.1.0.2:5", "10.96.0.10:53", "10.2.0.11:5353");
+    let leaving = Tuple {
+        protocol: Protocol::Udp,
+        source: endpoint(client),
+        destination: endpoint(backend),
+    };
+    let flow = FlowStep {
+        service: "dns".to_owned(),
+        backend: endpoint(backend),
+        client: endpoint(client),
+        virtual_address: endpoint(service),
+        source: endpoint(client),
+        direction: "original".into(),
+        state: "UDP".into(),
+        next_state: "UDP".into(),
+        expires_seconds: 300,
+        backend_removed: false,
+        outcome: "follows".into(),
+    };
+    let explanation = Explanation {
+        mode: Mode::Ipvs,
+        steps: vec![
+            Step::Flow(Box::new(flow)),
+            Step::NoFlow,
+            Step::Rewrite(RewriteStep::to(&leaving, false)),
+        ],
+        verdict: "forward".into(),
+        reason: None,
+        service: Some("dns".to_owned()),
+        backend: Some(endpoint(backend)),
+        by_chance: false,
+        notes: Vec::new(),
+    };
+    let text = round_trip(&Reply::Ok(Data::Explanation(Box::new(explanation))));
+    let expected = r#"{"ok":{"explanation":{"mode":"ipvs","steps":[{"step":"flow","service":"dns","backend":"10.2.0.11:5353","client":"10.1.0.2:5","virtual":"10.96.0.10:53","source":"10.1.0.2:5","direction":"original","state":"UDP","next_state":"UDP","expires_seconds":300,"backend_removed":false,"outcome":"follows"},{"step":"no_flow"},{"step":"rewrite","protocol":"udp","source":"10.1.0.2:5","destination":"10.2.0.11:5353","of_quoted":false}],"verdict":"forward","reason":null,"service":"dns","backend":"10.2.0.11:5353","by_chance":false,"notes":[]}}}"#;
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn what_is_no_hexadecimal_packet_is_named_in_the_error() {
+    use super::explanation::Hex;
+    for (text, named) in [
+        ("45x0", "'x'"),
+        ("450", "3 hexadecimal digits"),
+        ("", "0 hexadecimal digits"),
+    ] {
+        let error = text.parse::<Hex>().unwrap_err().to_string();
+        assert!(error.contains(named) && error.contains("two digits a byte"), "{error}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 pub mod connections;
 mod drains;
 pub mod drops;
+pub mod explain;
 pub mod list;
 pub mod rules;
 pub mod status;
@@ -10,6 +11,7 @@ mod timeouts;
 pub use connections::connections;
 pub use drains::drains;
 pub use drops::drops;
+pub use explain::explain;
 pub use list::{Columns, list};
 pub use rules::rules;
 pub use status::status;

@@ -28,6 +28,7 @@ impl Handler for Fake {
             | Request::Drain { .. }
             | Request::Drains
             | Request::Timeouts
+            | Request::Explain { .. }
             | Request::Zero { .. }
             | Request::SwitchMode { .. } => Reply::error("not in this test"),
         }

@@ -1,0 +1,217 @@
+//! What would happen to a packet, step by step: the way of [`crate::engine`], without leaving a trace.
+//!
+//! Nothing is counted, stored or drawn: flows and templates are only read, a scheduler picks on a copy of its state, and where
+//! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment;
+//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far.
+mod choice;
+mod packet;
+mod rules;
+
+use std::borrow::Cow;
+
+use crate::conntrack::connection::{Connection, State};
+use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
+use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told};
+use crate::flow::{Direction, Tuple};
+use crate::matcher::Match;
+use crate::packet::frame::{Checksum, Frame};
+use crate::packet::{Headers, ParseError, Payload, icmp, refusal};
+use crate::ruleset::Ruleset;
+use crate::time::Instant;
+use crate::verdict::{Drop, Pass, Reject, Verdict};
+
+pub use self::packet::packet;
+
+/// Room for an answer that is longer than the packet.
+const TAIL: usize = 1_500;
+
+/// What would happen to this IP packet now.
+#[must_use]
+pub fn explain(engine: &Engine, packet: &[u8], now: Instant) -> Explanation {
+    let ruleset = engine.ruleset();
+    let explanation = Explanation {
+        mode: ruleset.policy.mode,
+        steps: Vec::new(),
+        verdict: Cow::Borrowed(""),
+        reason: None,
+        service: None,
+        backend: None,
+        by_chance: false,
+        notes: Vec::new(),
+    };
+    let mut way = Way {
+        engine,
+        ruleset: &ruleset,
+        packet,
+        now,
+        told: explanation,
+    };
+    let verdict = way.judge();
+    way.told.end(verdict);
+    way.told
+}
+
+/// A packet on its way.
+struct Way<'a> {
+    engine: &'a Engine,
+    ruleset: &'a Ruleset,
+    packet: &'a [u8],
+    now: Instant,
+    told: Explanation,
+}
+
+impl<'a> Way<'a> {
+    fn push(&mut self, step: Step) {
+        self.told.steps.push(step);
+    }
+
+    /// The steps of `Processor::forward`.
+    fn judge(&mut self) -> Verdict {
+        let headers = match Headers::parse(self.packet) {
+            Ok(headers) => headers,
+            Err(error) => return self.unreadable(error),
+        };
+        self.push(Step::Packet(packet::step(&headers, self.packet)));
+        let Some(segment) = segment(&headers) else {
+            return self.without_ports(&headers);
+        };
+        let (known, forgotten) = self.follow(&segment);
+        match known {
+            Known::Flow(leaving) => self.leave(&leaving, false),
+            Known::Ended => self.refuse(&headers, Reject::BackendRemoved),
+            Known::Aborted(leaving) => self.abort(&headers, &leaving),
+            Known::No => self.open(&headers, &segment, forgotten.as_ref()),
+        }
+    }
+
+    fn unreadable(&mut self, error: ParseError) -> Verdict {
+        let verdict = match error {
+            ParseError::NotIp => Verdict::Pass(Pass::NotIp),
+            ParseError::Malformed => Verdict::Drop(Drop::Malformed),
+        };
+        let problem = Cow::Borrowed(verdict.reason().unwrap_or_default());
+        self.push(Step::Unreadable { problem });
+        verdict
+    }
+
+    /// The packet's flow, and the one that is forgotten for it.
+    fn follow(&mut self, segment: &Segment) -> (Known, Option<Connection>) {
+        let Some((connection, direction)) = self.engine.conntrack().get(&segment.tuple, self.now) else {
+            self.push(Step::NoFlow);
+            return (Known::No, None);
+        };
+        let rule = self.ruleset.policy.conntrack.on_backend_removed;
+        let orphan = connection.backend.orphans(rule);
+        let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
+        let (known, outcome) = match orphan {
+            _ if is_reopened(&connection, segment, direction) => (Known::No, "reopened"),
+            Orphan::GoesOn => (Known::Flow(connection.leaving(direction)), "follows"),
+            Orphan::Ends => (told(&connection, direction), "ends"),
+            Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
+            Orphan::IsForgotten(known) => (known, "ends"),
+        };
+        let next = connection.state.next(direction, segment.flags);
+        self.found(&connection, direction, next, outcome);
+        (known, Some(connection))
+    }
+
+    fn found(&mut self, connection: &Connection, direction: Direction, next: State, outcome: &'static str) {
+        let backend = connection.server();
+        let service = connection.backend.service.name.clone();
+        self.told.service = Some(service.clone());
+        self.told.backend = Some(backend);
+        self.push(Step::Flow(Box::new(FlowStep {
+            service,
+            backend,
+            client: connection.client,
+            virtual_address: connection.virtual_address,
+            source: connection.source,
+            direction: direction.name().into(),
+            state: connection.state.name().into(),
+            next_state: next.name().into(),
+            expires_seconds: (connection.expires - self.now).as_secs(),
+            backend_removed: connection.backend.is_removed(),
+            outcome: outcome.into(),
+        })));
+    }
+
+    /// `Processor::forward_without_ports`
+    fn without_ports(&mut self, headers: &Headers) -> Verdict {
+        let quoted = icmp::quoted(self.packet, headers);
+        let flow = quoted.and_then(|quoted| self.engine.conntrack().get(&quoted.tuple.reply(), self.now));
+        if let Some((connection, direction)) = flow {
+            self.found(&connection, direction, connection.state, "follows");
+            return self.leave(&connection.leaving(direction), true);
+        }
+        self.push(Step::NoFlow);
+        match self.find(headers, None) {
+            Match::Drop => Verdict::Drop(Drop::Rule),
+            Match::Reject => self.refuse(headers, Reject::Rule),
+            Match::Pass => Verdict::Pass(Pass::Rule),
+            Match::Service(_) | Match::None => match headers.payload {
+                Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
+                Payload::Fragment => Verdict::Pass(Pass::NoMatch),
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                    Verdict::Pass(Pass::UntrackedProtocol)
+                }
+            },
+        }
+    }
+
+    fn concerns_services(&self, headers: &Headers) -> bool {
+        self.ruleset.is_known(&headers.source) || self.ruleset.is_known(&headers.destination)
+    }
+
+    /// `Processor::open`, in the place of the flow that is `forgotten`.
+    fn open(&mut self, headers: &Headers, segment: &Segment, forgotten: Option<&Connection>) -> Verdict {
+        (self.told.service, self.told.backend) = (None, None);
+        let service = match self.find(headers, Some(&segment.tuple)) {
+            Match::Service(service) => service,
+            Match::None => return Verdict::Pass(Pass::NoMatch),
+            Match::Pass => return Verdict::Pass(Pass::Rule),
+            Match::Reject => return self.refuse(headers, Reject::Rule),
+            Match::Drop => return Verdict::Drop(Drop::Rule),
+        };
+        self.told.service = Some(service.identity.name.clone());
+        if !segment.opens() {
+            self.push(Step::NotSyn);
+            return Verdict::Drop(Drop::NotSyn);
+        }
+        self.establish(headers, &segment.tuple, service, forgotten)
+    }
+
+    fn leave(&mut self, leaving: &Tuple, of_quoted: bool) -> Verdict {
+        self.push(Step::Rewrite(RewriteStep::to(leaving, of_quoted)));
+        Verdict::Forward
+    }
+
+    fn refuse(&mut self, headers: &Headers, reason: Reject) -> Verdict {
+        let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
+        let answer = match headers.payload {
+            Payload::Tcp(..) => "tcp_reset",
+            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
+        };
+        self.answer(answered, answer, reason)
+    }
+
+    fn abort(&mut self, headers: &Headers, leaving: &Tuple) -> Verdict {
+        let answered = self.on_a_copy(|frame| refusal::abort(frame, headers, leaving).is_ok());
+        self.answer(answered, "tcp_reset_to_receiver", Reject::BackendRemoved)
+    }
+
+    fn answer(&mut self, answered: bool, answer: &'static str, reason: Reject) -> Verdict {
+        let answer = Cow::Borrowed(if answered { answer } else { "none" });
+        self.push(Step::Answer { answer });
+        match answered {
+            true => Verdict::Reject(reason),
+            false => Verdict::Drop(Drop::Unanswerable),
+        }
+    }
+
+    fn on_a_copy(&self, act: impl FnOnce(&mut Frame<'_>) -> bool) -> bool {
+        let length = self.packet.len();
+        let mut storage = vec![0; length + TAIL];
+        storage[..length].copy_from_slice(self.packet);
+        act(&mut Frame::new(&mut storage, 0, length, Checksum::Complete))
+    }
+}
