@@ -17,44 +17,37 @@ const SECOND_LINK: &str = "
 
 #[test]
 fn a_server_with_another_mac_is_served_on() {
-    isolated_xdp(|| {
-        let rig = Rig::new();
-        let expected = sum(&rig);
-        for (number, (mode, family)) in matrix().enumerate() {
-            let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 80, 8080, &[1])]));
-            let mut download = download(&rig, family);
-            rig.sh("s1", &format!("ip link set eth0 address 02:00:00:00:01:0{number}"))
-                .ok();
-            assert!(download.runs(), "the download ended before the change");
-            assert_served_soon(&rig, family);
-            assert_eq!(download.wait().ok(), expected, "the established flow goes on");
-            lbd.terminate();
-        }
-    });
+    isolated_xdp(|| assert_served_on_after(|number| format!("ip link set eth0 address 02:00:00:00:01:0{number}")));
 }
 
 #[test]
 fn a_server_that_goes_away_and_comes_back_with_another_mac_is_served_on() {
-    isolated_xdp(|| {
-        let rig = Rig::new();
-        let expected = sum(&rig);
-        for (number, (mode, family)) in matrix().enumerate() {
-            let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 80, 8080, &[1])]));
-            let mut download = download(&rig, family);
-            let another_card = format!(
-                "ip link set eth0 down && sleep 0.7
-                ip link set eth0 address 02:00:00:00:02:0{number} && ip link set eth0 up
-                ip addr add fd00:2::11/128 dev eth0 nodad
-                ip route add 10.2.0.1 dev eth0 && ip route add default via 10.2.0.1
-                ip -6 route add fd00:2::1 dev eth0 && ip -6 route add default via fd00:2::1"
-            );
-            rig.sh("s1", &another_card).ok();
-            assert!(download.runs(), "the download ended before the change");
-            assert_served_soon(&rig, family);
-            assert_eq!(download.wait().ok(), expected, "the established flow goes on");
-            lbd.terminate();
-        }
-    });
+    let another_card = |number| {
+        format!(
+            "ip link set eth0 down && sleep 0.7
+            ip link set eth0 address 02:00:00:00:02:0{number} && ip link set eth0 up
+            ip addr add fd00:2::11/128 dev eth0 nodad
+            ip route add 10.2.0.1 dev eth0 && ip route add default via 10.2.0.1
+            ip -6 route add fd00:2::1 dev eth0 && ip -6 route add default via fd00:2::1"
+        )
+    };
+    isolated_xdp(|| assert_served_on_after(another_card));
+}
+
+/// New flows and an established one outlive a change of the server, which is another one in each round.
+#[track_caller]
+fn assert_served_on_after(change: fn(usize) -> String) {
+    let rig = Rig::new();
+    let expected = sum(&rig);
+    for (number, (mode, family)) in matrix().enumerate() {
+        let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 80, 8080, &[1])]));
+        let mut download = download(&rig, family);
+        rig.sh("s1", &change(number)).ok();
+        assert!(download.runs(), "the download ended before the change");
+        assert_served_soon(&rig, family);
+        assert_eq!(download.wait().ok(), expected, "the established flow goes on");
+        lbd.terminate();
+    }
 }
 
 /// Frames to an address that lbd does not know for its own go to the kernel, whose clients reset what they do not know.
