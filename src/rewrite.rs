@@ -29,15 +29,13 @@ fn is_partial(frame: &mut Frame<'_>, headers: &Headers) -> bool {
     let start = headers.transport;
     match frame.checksum {
         Checksum::Complete => false,
-        Checksum::Partial { start: unfinished } => unfinished == start,
+        Checksum::Partial { start: unfinished, .. } => unfinished == start,
         Checksum::Unsure => {
-            let partial = holds_pseudo_header(frame.bytes(), headers);
-            frame.checksum = if partial {
-                Checksum::Partial { start }
-            } else {
-                Checksum::Complete
-            };
-            partial
+            let found = headers
+                .checksum_offset()
+                .filter(|_| holds_pseudo_header(frame.bytes(), headers));
+            frame.checksum = found.map_or(Checksum::Complete, |offset| Checksum::Partial { start, offset });
+            found.is_some()
         }
     }
 }

@@ -170,7 +170,10 @@ fn the_complete_checksum_of_a_tunnel_is_kept_right_while_the_device_finishes_an_
     for case in Case::all() {
         let mut world = case.setup().world();
         let sent = packet(case.protocol, case.client(2, 40_000), case.service(), SYN);
-        let inner = Checksum::Partial { start: sent.len() - 1 };
+        let inner = Checksum::Partial {
+            start: sent.len() - 1,
+            offset: 0,
+        };
         let outcome = world.send_as(&sent, inner);
         assert_eq!(outcome.verdict, Verdict::Forward);
         packets::assert_valid(&outcome.packet);

@@ -33,8 +33,10 @@ const CANARY: u8 = 0xa5;
 
 /// The checksum of a packet that the device is to finish.
 pub fn unfinished(packet: &[u8]) -> Checksum {
+    let headers = Headers::parse(packet).ok();
     Checksum::Partial {
-        start: Headers::parse(packet).map_or(0, |headers| headers.transport),
+        start: headers.map_or(0, |headers| headers.transport),
+        offset: headers.and_then(|headers| headers.checksum_offset()).unwrap_or(0),
     }
 }
 

@@ -15,13 +15,13 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::steering::Steering;
 use super::{Decide, Exchanged, PacketIo};
-use crate::packet::Headers;
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
 const HEADER: usize = 10;
-/// Offset of `csum_start` in the header, which is in the machine's byte order.
+/// Offsets of `csum_start` and `csum_offset` in the header, which are in the machine's byte order.
 const CSUM_START: usize = 6;
+const CSUM_OFFSET: usize = 8;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`
 const NEEDS_CSUM: u8 = 1;
 /// The longest IP packet.
@@ -187,7 +187,8 @@ impl PacketIo for Queue {
             let checksum = match buffer[0] & NEEDS_CSUM {
                 0 => Checksum::Complete,
                 _ => Checksum::Partial {
-                    start: usize::from(u16::from_ne_bytes([buffer[CSUM_START], buffer[CSUM_START + 1]])),
+                    start: usize::from(field(buffer, CSUM_START)),
+                    offset: field(buffer, CSUM_OFFSET),
                 },
             };
             frames.push(Frame::new(buffer, HEADER, length, checksum));
@@ -235,16 +236,18 @@ impl Sender {
     /// When the kernel has no buffer, or refuses the packet.
     pub fn send(&self, packet: &[u8], checksum: Checksum) -> io::Result<()> {
         let mut header = [0; HEADER];
-        if let Checksum::Partial { start } = checksum {
-            let headers = Headers::parse(packet).map_err(|_malformed| io::ErrorKind::InvalidData)?;
-            let offset = headers.checksum_offset().ok_or(io::ErrorKind::InvalidData)?;
+        if let Checksum::Partial { start, offset } = checksum {
             header[0] = NEEDS_CSUM;
-            header[CSUM_START..CSUM_START + 2].copy_from_slice(&(start as u16).to_ne_bytes());
-            header[CSUM_START + 2..].copy_from_slice(&offset.to_ne_bytes());
+            header[CSUM_START..CSUM_OFFSET].copy_from_slice(&(start as u16).to_ne_bytes());
+            header[CSUM_OFFSET..].copy_from_slice(&offset.to_ne_bytes());
         }
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
         (&self.0).write_vectored(&parts).map(|_whole| ())
     }
+}
+
+fn field(header: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([header[at], header[at + 1]])
 }
 
 /// Reads one packet with its header; None when there is none.

@@ -13,6 +13,8 @@ pub enum Checksum {
         /// Offset of the unfinished transport header. In a tunnelled packet it is an inner one's, and the outer checksum
         /// is complete.
         start: usize,
+        /// Offset of the checksum field in that header.
+        offset: u16,
     },
     /// One of the two: the device does not tell. Packets of a local sender come through AF_XDP on a veth device with the
     /// field as in [`Self::Partial`], and nothing that says so.

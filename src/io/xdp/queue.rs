@@ -17,7 +17,7 @@ use super::meter::Meter;
 use super::next_hop::{Hop, Way};
 use crate::io::{Decide, Exchanged, PacketIo};
 use crate::packet::frame::{Checksum, Fate, Frame};
-use crate::packet::{Headers, Version, ethernet, ip};
+use crate::packet::{Version, ethernet, ip};
 
 /// Packets a batch: as many as the kernel sends at one call, twice.
 const BATCH: usize = 64;
@@ -176,18 +176,20 @@ impl Queue {
         self.interfaces.iter().position(|&index| index == interface)
     }
 
-    fn send(&mut self, mut packet: Packet, decision: &Decision, hop: &Hop, port: usize, version: Version) {
-        let unfinished = unfinished(packet.bytes(&decision.range), decision.checksum);
+    fn send(&mut self, packet: Packet, decision: &Decision, hop: &Hop, port: usize, version: Version) {
         let (mut arrival, range) = self.put_back(packet, decision);
         let storage = arrival.storage();
         if !decision.is_answer {
             age(&mut storage[range.clone()], version);
         }
         let begin = write_header(storage, range.start, version, hop);
-        let checksum = unfinished.map(|(start, offset)| Unfinished {
-            start: (start + range.start - begin) as u16,
-            offset,
-        });
+        let checksum = match decision.checksum {
+            Checksum::Partial { start, offset } => Some(Unfinished {
+                start: (start + range.start - begin) as u16,
+                offset,
+            }),
+            Checksum::Complete | Checksum::Unsure => None,
+        };
         self.bundle.send(port, arrival, begin..range.end, checksum);
     }
 
@@ -300,15 +302,4 @@ fn touch(arrivals: &[Arrival]) {
         .iter()
         .map(|arrival| arrival.bytes().first().copied().unwrap_or(0));
     std::hint::black_box(first.fold(0, |all, byte| all ^ byte));
-}
-
-/// Where the unfinished transport header and its checksum field are.
-fn unfinished(packet: &[u8], checksum: Checksum) -> Option<(usize, u16)> {
-    match checksum {
-        Checksum::Partial { start } => {
-            let headers = Headers::parse(packet).ok()?;
-            Some((start, headers.checksum_offset()?))
-        }
-        Checksum::Complete | Checksum::Unsure => None,
-    }
 }
