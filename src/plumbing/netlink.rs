@@ -4,6 +4,7 @@ use std::io;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -152,6 +153,25 @@ impl Handle {
                 source,
             }),
         }
+    }
+
+    /// The neighbour that `query` names, unless the kernel has none.
+    pub(crate) fn neighbour(&mut self, query: NeighbourMessage) -> Result<Option<NeighbourMessage>, Error> {
+        let found = match self.query(RouteNetlinkMessage::GetNeighbour(query), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            found => found,
+        };
+        let found = found.map_err(|source| Error::Netlink {
+            what: "look at a neighbour",
+            source,
+        })?;
+        Ok(found.into_iter().find_map(|message| {
+            if let RouteNetlinkMessage::NewNeighbour(neighbour) = message {
+                Some(neighbour)
+            } else {
+                None
+            }
+        }))
     }
 
     /// Sends all `requests`, each with its flags; yields what was refused.

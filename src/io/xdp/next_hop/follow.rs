@@ -15,12 +15,13 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use netlink_packet_core::{NLM_F_CREATE, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::neighbours::Key;
 use super::tables::{Change, Routing, Tables};
 use super::upkeep::{self, Requested};
 use super::{Family, NextHops, message, rules};
@@ -200,16 +201,24 @@ impl Following {
         if neighbours.is_empty() {
             return;
         }
-        let uses = neighbours.into_iter().map(message::use_neighbour);
-        let uses: Vec<_> = uses.map(|message| (message, NLM_F_CREATE)).collect();
-        match self.handle.request_all(&uses) {
-            Ok(refusals) => {
-                for refusal in refusals {
-                    tracing::debug!("the kernel does not resolve a neighbour: {refusal}");
-                }
+        for neighbour in neighbours {
+            if let Err(error) = self.attend_one(neighbour) {
+                return self.fail(&error.to_string());
             }
-            Err(error) => self.fail(&error.to_string()),
         }
+    }
+
+    fn attend_one(&mut self, neighbour: Key) -> Result<(), Error> {
+        // The tables may not show yet that an operator has just made it permanent, and using would undo that.
+        let known = self.handle.neighbour(message::name_neighbour(neighbour))?;
+        if known.is_some_and(|known| known.header.state == NeighbourState::Permanent) {
+            return Ok(());
+        }
+        let request = (message::use_neighbour(neighbour), NLM_F_CREATE);
+        for refusal in self.handle.request_all(&[request])? {
+            tracing::debug!("the kernel does not resolve a neighbour: {refusal}");
+        }
+        Ok(())
     }
 
     fn schedule(&mut self, due: Option<Due>) {

@@ -163,15 +163,23 @@ const CONNECTED: u16 = libc::NUD_PERMANENT | libc::NUD_NOARP | libc::NUD_REACHAB
 const VALID: u16 = CONNECTED | libc::NUD_PROBE | libc::NUD_STALE | libc::NUD_DELAY;
 
 /// Asks the kernel to use a neighbour: to resolve it, or to see whether it is still there.
-pub(super) fn use_neighbour((device, address): Key) -> RouteNetlinkMessage {
+///
+/// Never to be sent for a permanent one: since Linux 5.16 that makes an ordinary one of it (`__neigh_update`).
+pub(super) fn use_neighbour(neighbour: Key) -> RouteNetlinkMessage {
+    let mut message = name_neighbour(neighbour);
+    message.header.flags = NeighbourFlags::Use;
+    message.header.state = NeighbourState::None;
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+/// Only says which neighbour is meant.
+pub(super) fn name_neighbour((device, address): Key) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family_number(Family::of(address));
     message.header.ifindex = device;
-    message.header.flags = NeighbourFlags::Use;
-    message.header.state = NeighbourState::None;
     let destination = NeighbourAttribute::Destination(address.into());
     message.attributes.push(destination);
-    RouteNetlinkMessage::NewNeighbour(message)
+    message
 }
 
 /// A route, its table and its prefix.
