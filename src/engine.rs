@@ -4,6 +4,7 @@
 //! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
 //! between batches, whole, and for all workers at once.
 mod errors;
+mod fragments;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,6 +19,7 @@ use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused};
 use crate::flow::{Direction, Tuple};
+use crate::fragments::{Holding, Limits, Table};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
@@ -31,6 +33,9 @@ use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
+
+pub use self::fragments::Released;
+pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
 
 /// Verdicts given so far, one counter each; written by one worker, read by anyone.
 #[derive(Debug)]
@@ -82,6 +87,8 @@ pub struct Engine {
     registry: Mutex<Registry>,
     conntrack: Conntrack,
     affinity: Affinity,
+    /// Locked by fragments only.
+    fragments: Mutex<Table<Course>>,
     counters: Vec<Arc<Counters>>,
 }
 
@@ -93,6 +100,7 @@ impl Engine {
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
         let ports = nat::ports(&policy.nat).len();
+        let fragments = Table::new(seeds.hashing.clone(), Limits::default());
         let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
             index,
@@ -107,6 +115,7 @@ impl Engine {
             registry: Mutex::new(registry),
             conntrack,
             affinity: Affinity::default(),
+            fragments: Mutex::new(fragments),
             counters,
         };
         (engine, lanes)
@@ -114,26 +123,31 @@ impl Engine {
 
     /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch.
     pub fn enter<'a>(&'a self, lane: &'a mut Lane, now: Instant) -> Processor<'a> {
-        self.expire(lane, now);
+        let released = self.expire(lane, now);
         Processor {
             ruleset: self.ruleset.read(),
             conntrack: &self.conntrack,
             affinity: &self.affinity,
+            fragments: &self.fragments,
+            released,
+            flow_of_fragment: None,
             lane,
             router: None,
         }
     }
 
-    fn expire(&self, lane: &mut Lane, now: Instant) {
+    fn expire(&self, lane: &mut Lane, now: Instant) -> Vec<Released> {
         let tick = Tick::at(now);
         if tick == lane.expired {
-            return;
+            return Vec::new();
         }
         lane.expired = tick;
         self.conntrack.expire(lane.index, self.counters.len(), now);
-        if lane.index == 0 {
-            self.affinity.expire(now);
+        if lane.index != 0 {
+            return Vec::new();
         }
+        self.affinity.expire(now);
+        fragments::expire(&self.fragments, &lane.counters, now)
     }
 
     /// Puts a new policy into effect once every batch under way is done. Flows stay.
@@ -165,9 +179,23 @@ impl Engine {
         &self.affinity
     }
 
-    /// How often a verdict was given, by all workers together.
+    /// The datagrams whose fragments are under way.
+    #[must_use]
+    pub fn fragments(&self) -> Holding {
+        self.fragments.lock().holding()
+    }
+
+    /// What was decided about the datagram of a fragment.
+    pub(crate) fn course(&self, key: &crate::fragments::Key) -> Option<Result<Course, Drop>> {
+        self.fragments.lock().course(key)
+    }
+
+    /// How often a verdict was given, by all workers together; of [`Verdict::Hold`], how many packets are held now.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
+        if verdict == Verdict::Hold {
+            return self.fragments().packets as u64;
+        }
         self.counters.iter().map(|counters| counters.get(verdict)).sum()
     }
 }
@@ -180,6 +208,7 @@ enum Stop {
     Abort(Tuple),
     Complain(Complaint),
     Drop(Drop),
+    Hold,
 }
 
 /// A packet that belongs, or could belong, to a flow.
@@ -236,6 +265,9 @@ pub struct Processor<'a> {
     ruleset: RwLockReadGuard<'a, Ruleset>,
     conntrack: &'a Conntrack,
     affinity: &'a Affinity,
+    fragments: &'a Mutex<Table<Course>>,
+    released: Vec<Released>,
+    flow_of_fragment: Option<Tuple>,
     lane: &'a mut Lane,
     router: Option<&'a mut dyn Router>,
 }
@@ -251,16 +283,22 @@ impl<'a> Processor<'a> {
 impl Processor<'_> {
     /// Decides on a packet and rewrites it. After [`Verdict::Reject`] the frame holds the answer to its sender.
     pub fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict {
-        let verdict = match self.forward(frame, now) {
+        let result = self.forward(frame, now);
+        let verdict = self.conclude(frame, result);
+        self.lane.counters.count(verdict);
+        verdict
+    }
+
+    fn conclude(&mut self, frame: &mut Frame<'_>, result: Result<(), Stop>) -> Verdict {
+        match result {
             Ok(()) => Verdict::Forward,
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
             Err(Stop::Reject(reason)) => refuse(frame, reason),
             Err(Stop::Abort(leaving)) => abort(frame, &leaving),
             Err(Stop::Complain(complaint)) => self.complain(frame, complaint),
-        };
-        self.lane.counters.count(verdict);
-        verdict
+            Err(Stop::Hold) => Verdict::Hold,
+        }
     }
 
     /// The way of a packet.
@@ -349,7 +387,8 @@ impl Processor<'_> {
                 Known::Flow(leaving) => Ok(leaving),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
-            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_))) => decided,
+            decided @ (Ok(_)
+            | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Hold)) => decided,
         }
     }
 
@@ -393,7 +432,7 @@ impl Processor<'_> {
         Ok(leaving)
     }
 
-    /// A packet that lbd does not track: a rule may still have a say, and fragments of services cannot be told apart.
+    /// A packet that lbd does not track: a rule may still have a say, and such fragments of services cannot be translated.
     fn without_flow(&mut self, headers: &Headers) -> Stop {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
         match self.ruleset.matcher.find(headers, None, rng, *lane) {
@@ -401,8 +440,8 @@ impl Processor<'_> {
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
-                Payload::Fragment => Stop::Pass(Pass::NoMatch),
+                Payload::Fragment(_) if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
+                Payload::Fragment(_) => Stop::Pass(Pass::NoMatch),
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
@@ -433,7 +472,7 @@ fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
 pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
     let flags = match headers.payload {
         Payload::Tcp(_, flags) => Some(flags),
-        Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
+        Payload::Udp(_) | Payload::Fragment(_) | Payload::IcmpError | Payload::Other => None,
     };
     Some(Segment {
         tuple: headers.tuple()?,

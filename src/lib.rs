@@ -63,6 +63,7 @@ pub mod engine;
 pub mod explain;
 pub mod export;
 pub mod flow;
+pub mod fragments;
 pub mod import;
 pub mod io;
 pub mod matcher;

@@ -12,6 +12,9 @@ pub enum Verdict {
     Reject(Reject),
     /// Gone.
     Drop(Drop),
+    /// Not decided yet: a fragment that came before the first one of its datagram, and of which a copy is kept. Once it is
+    /// decided about, it is counted as what it became, and no more here: it is in the sum as long as it is held.
+    Hold,
 }
 
 macro_rules! reasons {
@@ -69,7 +72,7 @@ reasons! {
     Drop {
         /// The packet is shorter than its own headers say, or they contradict each other.
         Malformed = "malformed",
-        /// A fragment: its ports are not known.
+        /// A fragment of a protocol whose fragments lbd cannot translate, to or from an address of lbd's.
         Fragment = "fragment",
         /// A rule with `action = "drop"`.
         Rule = "rule",
@@ -81,13 +84,27 @@ reasons! {
         TupleInUse = "tuple_in_use",
         /// No free address and port is left in the masquerade pool.
         PoolExhausted = "pool_exhausted",
+        /// A first fragment without the whole transport header (RFC 1858, RFC 3128, RFC 7112).
+        FragmentTiny = "fragment_tiny",
+        /// A fragment whose bytes have all come before: the same packet once more.
+        FragmentDuplicate = "fragment_duplicate",
+        /// A fragment of a datagram with fragments that overlap (RFC 5722, RFC 8900 section 3.7).
+        FragmentOverlap = "fragment_overlap",
+        /// A fragment of a datagram that goes on behind its last fragment, or beyond 65,535 bytes.
+        FragmentTooLong = "fragment_too_long",
+        /// A fragment of a datagram with more fragments than any link makes of one.
+        FragmentTooMany = "fragment_too_many",
+        /// No place for one more datagram in fragments, or for a fragment that is to be held.
+        FragmentTableFull = "fragment_table_full",
+        /// A fragment that was held, and the first one of its datagram did not come in time.
+        FragmentTimeout = "fragment_timeout",
         /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2).
         Unanswerable = "unanswerable",
     }
 }
 
 impl Verdict {
-    /// `forward`, `pass`, `reject` or `drop`.
+    /// `forward`, `pass`, `reject` or `drop`; `hold` as long as nothing is decided.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -95,6 +112,7 @@ impl Verdict {
             Self::Pass(_) => "pass",
             Self::Reject(_) => "reject",
             Self::Drop(_) => "drop",
+            Self::Hold => "hold",
         }
     }
 
@@ -102,7 +120,7 @@ impl Verdict {
     #[must_use]
     pub const fn reason(self) -> Option<&'static str> {
         match self {
-            Self::Forward => None,
+            Self::Forward | Self::Hold => None,
             Self::Pass(reason) => Some(reason.name()),
             Self::Reject(reason) => Some(reason.name()),
             Self::Drop(reason) => Some(reason.name()),
@@ -110,7 +128,7 @@ impl Verdict {
     }
 
     /// How many different verdicts there are.
-    pub const COUNT: usize = 1 + Pass::ALL.len() + Reject::ALL.len() + Drop::ALL.len();
+    pub const COUNT: usize = 2 + Pass::ALL.len() + Reject::ALL.len() + Drop::ALL.len();
 
     /// Every verdict, in the order of [`Verdict::index`].
     pub fn all() -> impl Iterator<Item = Self> {
@@ -118,6 +136,7 @@ impl Verdict {
             .chain(Pass::ALL.iter().copied().map(Self::Pass))
             .chain(Reject::ALL.iter().copied().map(Self::Reject))
             .chain(Drop::ALL.iter().copied().map(Self::Drop))
+            .chain(std::iter::once(Self::Hold))
     }
 
     /// A dense number for counters, below [`Verdict::COUNT`].
@@ -128,6 +147,7 @@ impl Verdict {
             Self::Pass(reason) => 1 + reason as usize,
             Self::Reject(reason) => 1 + Pass::ALL.len() + reason as usize,
             Self::Drop(reason) => 1 + Pass::ALL.len() + Reject::ALL.len() + reason as usize,
+            Self::Hold => Self::COUNT - 1,
         }
     }
 }

@@ -4,6 +4,8 @@
     reason = "a test ends at the first surprise, in its helpers too"
 )]
 
+#[path = "../support/fragments.rs"]
+mod fragments;
 #[path = "../support/packets.rs"]
 mod packets;
 #[path = "../support/world.rs"]
@@ -15,6 +17,8 @@ mod errors;
 mod eviction;
 mod explain;
 mod flows;
+#[path = "fragments.rs"]
+mod in_fragments;
 mod lanes;
 mod nat;
 mod properties;

@@ -185,6 +185,8 @@ pub struct Status {
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.
     pub packets: PacketCounts,
+    /// Datagrams that come in fragments.
+    pub fragments: FragmentsView,
     /// Packets that the device did not take.
     pub unsent: u64,
     /// None before the first reload.
@@ -320,12 +322,25 @@ impl PacketCounts {
                 Verdict::Pass(_) => &mut sums.pass,
                 Verdict::Reject(_) => &mut sums.reject,
                 Verdict::Drop(_) => &mut sums.drop,
+                // Not counted before it is decided about.
+                Verdict::Hold => continue,
             };
             *sum += packets;
             sums.received += packets;
         }
         sums
     }
+}
+
+/// Datagrams that come in fragments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FragmentsView {
+    /// Datagrams of which some fragments have come, and not all.
+    pub datagrams: usize,
+    /// Fragments that wait for the first one of their datagram.
+    pub held: usize,
+    /// The length of these.
+    pub held_bytes: usize,
 }
 
 /// How the last reload went.
@@ -529,7 +544,7 @@ impl Ending {
 
     const fn of(verdict: Verdict) -> Option<Self> {
         match verdict {
-            Verdict::Forward => None,
+            Verdict::Forward | Verdict::Hold => None,
             Verdict::Pass(_) => Some(Self::Pass),
             Verdict::Reject(_) => Some(Self::Reject),
             Verdict::Drop(_) => Some(Self::Drop),

@@ -3,10 +3,10 @@ use std::net::IpAddr;
 
 use super::{Processor, Stop, count};
 use crate::flow::{Direction, Tuple};
-use crate::packet::Headers;
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Quoted};
 use crate::packet::refusal::{self, Complaint};
+use crate::packet::{Headers, Payload};
 use crate::rewrite;
 use crate::time::Instant;
 use crate::verdict::{Drop, Reject, Verdict};
@@ -26,6 +26,9 @@ impl Processor<'_> {
         headers: &Headers,
         now: Instant,
     ) -> Result<(), Stop> {
+        if let Payload::Fragment(fragment) = &headers.payload {
+            return self.forward_fragment(frame, headers, fragment, now);
+        }
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {

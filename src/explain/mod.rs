@@ -4,6 +4,7 @@
 //! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment;
 //! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far.
 mod choice;
+mod fragment;
 mod packet;
 mod rules;
 
@@ -72,15 +73,22 @@ impl<'a> Way<'a> {
             Err(error) => return self.unreadable(error),
         };
         self.push(Step::Packet(packet::step(&headers, self.packet)));
-        let Some(segment) = segment(&headers) else {
-            return self.without_ports(&headers);
-        };
-        let (known, forgotten) = self.follow(&segment);
+        match (segment(&headers), &headers.payload) {
+            (Some(segment), _) => self.with_ports(&headers, &segment),
+            (None, Payload::Fragment(fragment)) => self.fragment(&headers, fragment),
+            (None, Payload::Tcp(..) | Payload::Udp(_) | Payload::IcmpError | Payload::Other) => {
+                self.without_ports(&headers)
+            }
+        }
+    }
+
+    fn with_ports(&mut self, headers: &Headers, segment: &Segment) -> Verdict {
+        let (known, forgotten) = self.follow(segment);
         match known {
             Known::Flow(leaving) => self.leave(&leaving, false),
-            Known::Ended => self.refuse(&headers, Reject::BackendRemoved),
-            Known::Aborted(leaving) => self.abort(&headers, &leaving),
-            Known::No => self.open(&headers, &segment, forgotten.as_ref()),
+            Known::Ended => self.refuse(headers, Reject::BackendRemoved),
+            Known::Aborted(leaving) => self.abort(headers, &leaving),
+            Known::No => self.open(headers, segment, forgotten.as_ref()),
         }
     }
 
@@ -149,8 +157,8 @@ impl<'a> Way<'a> {
             Match::Reject => self.refuse(headers, Reject::Rule),
             Match::Pass => Verdict::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
-                Payload::Fragment => Verdict::Pass(Pass::NoMatch),
+                Payload::Fragment(_) if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
+                Payload::Fragment(_) => Verdict::Pass(Pass::NoMatch),
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
@@ -189,7 +197,7 @@ impl<'a> Way<'a> {
         let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
         let answer = match headers.payload {
             Payload::Tcp(..) => "tcp_reset",
-            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
+            Payload::Udp(_) | Payload::Fragment(_) | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
         };
         self.answer(answered, answer, reason)
     }

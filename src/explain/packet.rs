@@ -79,11 +79,14 @@ pub(super) fn step(headers: &Headers, packet: &[u8]) -> PacketStep {
     let (kind, flags) = match headers.payload {
         Payload::Tcp(_, flags) => ("segment", Some(flag_words(flags))),
         Payload::Udp(_) => ("datagram", None),
-        Payload::Fragment => ("fragment", None),
+        Payload::Fragment(fragment) => {
+            let opening = fragment.opening;
+            ("fragment", opening.and_then(|opening| opening.flags).map(flag_words))
+        }
         Payload::IcmpError => ("icmp_error", None),
         Payload::Other => ("other", None),
     };
-    let (source, destination) = match headers.tuple() {
+    let (source, destination) = match headers.tuple().or_else(|| headers.begun_tuple()) {
         Some(tuple) => (tuple.source.to_string(), tuple.destination.to_string()),
         None => (headers.source.to_string(), headers.destination.to_string()),
     };

@@ -11,6 +11,7 @@ use super::rules::{Action, Condition, Entry, Origin, Probability, Rule, RuleList
 use super::{Match, Matcher};
 use crate::conntrack::timeout::Timeouts;
 use crate::flow::{Endpoint, Protocol};
+use crate::packet::fragment::Fragment;
 use crate::packet::{Headers, Payload, Ports, TcpFlags, Version};
 use crate::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
 use crate::ruleset::{Registry, Ruleset};
@@ -41,6 +42,14 @@ fn protocol(rng: &mut Rng) -> Protocol {
     PROTOCOLS[[0, 0, 0, 1, 1, 2][rng.usize(..6)]]
 }
 
+const LATER: Fragment = Fragment {
+    identification: 7,
+    offset: 8,
+    length: 8,
+    more: false,
+    opening: None,
+};
+
 fn packet(rng: &mut Rng) -> Headers {
     let v4 = rng.u8(..4) != 0;
     let ports = Ports {
@@ -48,7 +57,7 @@ fn packet(rng: &mut Rng) -> Headers {
         destination: pick(rng, &PORTS),
     };
     let (protocol, payload) = match rng.u8(..10) {
-        0 => (pick(rng, &[6, 17, 132, 1]), Payload::Fragment),
+        0 => (pick(rng, &[6, 17, 132, 1]), Payload::Fragment(LATER)),
         1 => (1, pick(rng, &[Payload::IcmpError, Payload::Other])),
         2 => (132, Payload::Other),
         3..6 => (17, Payload::Udp(ports)),

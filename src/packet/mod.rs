@@ -4,6 +4,7 @@
 //! slices nor the ports of fragments. It is the independent decoder of the tests instead.
 pub mod checksum;
 pub mod ethernet;
+pub mod fragment;
 pub mod frame;
 pub mod icmp;
 pub mod ip;
@@ -11,6 +12,7 @@ pub mod refusal;
 
 use std::net::IpAddr;
 
+use self::fragment::Fragment;
 use crate::flow::{Endpoint, Protocol, Tuple};
 
 /// Why bytes are no packet.
@@ -66,7 +68,7 @@ pub enum Payload {
     /// A whole UDP datagram.
     Udp(Ports),
     /// Part of a datagram.
-    Fragment,
+    Fragment(Fragment),
     /// An ICMP message about another packet, whose beginning it quotes; see [`icmp::quoted`].
     IcmpError,
     /// Anything else.
@@ -108,9 +110,9 @@ impl Headers {
     /// When the bytes are no IP packet, or one that contradicts itself.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let ip = ip::parse(bytes)?;
+        let mut ip = ip::parse(bytes)?;
         let payload = match ip.fragment {
-            true => Payload::Fragment,
+            true => Payload::Fragment(fragment::parse(&mut ip, bytes)?),
             false => parse_payload(&ip, &bytes[ip.transport..ip.length])?,
         };
         Ok(Self {
@@ -124,11 +126,12 @@ impl Headers {
         })
     }
 
-    /// The tuple by which the connection table knows the packet, which is `packet`: its own, or for an ICMP error that of an
-    /// answer to the packet that it quotes.
+    /// The tuple by which the connection table knows the packet, which is `packet`: its own, that of the datagram which it
+    /// begins, or for an ICMP error that of an answer to the packet that it quotes.
     #[must_use]
     pub fn flow(&self, packet: &[u8]) -> Option<Tuple> {
-        self.tuple().or_else(|| Some(icmp::quoted(packet, self)?.tuple.reply()))
+        let own = self.tuple().or_else(|| self.begun_tuple());
+        own.or_else(|| Some(icmp::quoted(packet, self)?.tuple.reply()))
     }
 
     /// Offset of the checksum field in the transport header (RFC 9293 section 3.1, RFC 768).
@@ -137,7 +140,8 @@ impl Headers {
         match self.payload {
             Payload::Tcp(..) => Some(16),
             Payload::Udp(_) => Some(6),
-            Payload::Fragment | Payload::IcmpError | Payload::Other => None,
+            Payload::Fragment(fragment) => fragment.checksum_offset(),
+            Payload::IcmpError | Payload::Other => None,
         }
     }
 
@@ -168,7 +172,7 @@ impl Headers {
         let (protocol, ports) = match self.payload {
             Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
             Payload::Udp(ports) => (Protocol::Udp, ports),
-            Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
+            Payload::Fragment(_) | Payload::IcmpError | Payload::Other => return None,
         };
         Some(Tuple {
             protocol,

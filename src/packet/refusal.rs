@@ -23,9 +23,9 @@ pub struct Unanswerable;
 /// Replaces a refused packet by the answer to its sender.
 ///
 /// # Errors
-/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP error, a fragment, or one from or to
-/// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
-/// then.
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP error, a fragment other than the first
+/// one of UDP, or one from or to an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no
+/// room. The frame is unchanged then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
     if !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
@@ -35,7 +35,10 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
         Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
         Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
-        Payload::Udp(_) | Payload::Other => {
+        Payload::Fragment(fragment) if fragment.opening.is_none_or(|opening| opening.flags.is_some()) => {
+            return Err(Unanswerable);
+        }
+        Payload::Udp(_) | Payload::Other | Payload::Fragment(_) => {
             let kind = match headers.version {
                 // RFC 792: destination unreachable, port unreachable.
                 Version::V4 => Kind(3, 3, 0),
@@ -44,7 +47,7 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
             };
             message(&mut buffer, frame.bytes(), headers, kind)
         }
-        Payload::Fragment | Payload::IcmpError => return Err(Unanswerable),
+        Payload::IcmpError => return Err(Unanswerable),
     };
     if length > frame.capacity() {
         return Err(Unanswerable);
@@ -77,7 +80,9 @@ pub fn complain(
     own: Option<IpAddr>,
 ) -> Result<(), Unanswerable> {
     let is_silent = match headers.payload {
-        Payload::Fragment | Payload::IcmpError => true,
+        Payload::IcmpError => true,
+        // About a later fragment only in IPv6 (RFC 1122 section 3.2.2), whose senders alone may fragment (RFC 8200 section 5).
+        Payload::Fragment(fragment) => headers.version == Version::V4 && !fragment.is_first(),
         Payload::Other => is_icmp_error(frame.bytes(), headers),
         Payload::Tcp(..) | Payload::Udp(_) => false,
     };

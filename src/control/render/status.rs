@@ -1,7 +1,7 @@
 //! How lbd is doing, one fact a line.
 use std::time::Duration;
 
-use crate::control::protocol::{AfXdpView, InterfaceView, QueueView, Status};
+use crate::control::protocol::{AfXdpView, FragmentsView, InterfaceView, QueueView, Status};
 
 /// The facts, for people.
 #[must_use]
@@ -18,6 +18,7 @@ pub fn status(status: &Status) -> String {
         ("backends", status.backends.to_string()),
         ("flows", format!("{} of {}", status.flows, status.max_flows)),
         ("packets", packets(status)),
+        ("fragments", fragments(status)),
         ("last reload", last_reload(status)),
     ];
     let mut text = String::new();
@@ -107,6 +108,15 @@ fn packets(status: &Status) -> String {
     )
 }
 
+fn fragments(status: &Status) -> String {
+    let FragmentsView {
+        datagrams,
+        held,
+        held_bytes,
+    } = status.fragments;
+    format!("{datagrams} datagrams under way; {held} fragments ({held_bytes} bytes) held for their first one")
+}
+
 fn last_reload(status: &Status) -> String {
     let Some(reload) = &status.last_reload else {
         return "none".to_owned();
@@ -191,6 +201,11 @@ mod tests {
                 reject: 2,
                 drop: 1,
             },
+            fragments: FragmentsView {
+                datagrams: 3,
+                held: 2,
+                held_bytes: 2_960,
+            },
             unsent: 2,
             last_reload: Some(LastReload {
                 seconds_ago: 61,
@@ -213,6 +228,7 @@ backends     9
 flows        5 of 1048576
   tcp  ESTABLISHED 5
 packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the device
+fragments    3 datagrams under way; 2 fragments (2960 bytes) held for their first one
 last reload  1m 1s ago, refused: a:1:1: x
              a:2:1: y
 ";

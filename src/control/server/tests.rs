@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::control::client;
-use crate::control::protocol::{Data, PacketCounts, Reply, Request, Status};
+use crate::control::protocol::{Data, FragmentsView, PacketCounts, Reply, Request, Status};
 use crate::policy::Mode;
 
 /// Knows its pid, and has as many services as one wants.
@@ -50,6 +50,7 @@ fn status() -> Status {
         max_flows: 1,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
+        fragments: FragmentsView::default(),
         unsent: 0,
         last_reload: None,
         draining: Vec::new(),

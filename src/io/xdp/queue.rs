@@ -74,6 +74,16 @@ impl PacketIo for Queue {
         })
     }
 
+    /// By the kernel, which also counts it where it cannot be sent: such packets are few.
+    fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
+        match fate {
+            Fate::Send => self.kernel.route(packet, Checksum::Complete),
+            Fate::Pass => self.kernel.give_back(packet),
+            Fate::Discard => {}
+        }
+        Ok(())
+    }
+
     fn readiness(&self) -> Vec<RawFd> {
         self.bundle
             .descriptors()
