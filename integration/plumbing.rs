@@ -215,11 +215,17 @@ fn the_rules_are_as_the_documentation_shows_them() {
             [
                 "10:\tfrom all iif lbd0 goto 20 proto 108",
                 "11:\tfrom all to 192.168.0.2 ipproto tcp dport 30080 lookup 7763 proto 108",
+                "12:\tfrom all sport 1-65534 goto 20 proto 108",
+                "12:\tfrom all dport 1-65534 goto 20 proto 108",
+                "13:\tfrom all to 192.168.0.2 ipproto tcp lookup 7763 proto 108",
                 "20:\tfrom all lookup local proto 108",
                 "30:\tfrom all iif lbd0 goto 39 proto 108",
                 "31:\tfrom 10.9.0.0/16 lookup main proto static",
                 "31:\tfrom 10.2.0.11 ipproto tcp sport 8080 lookup 7763 proto 108",
-                "32:\tfrom all lookup 7762 proto 108",
+                "32:\tfrom all sport 1-65534 goto 34 proto 108",
+                "32:\tfrom all dport 1-65534 goto 34 proto 108",
+                "33:\tfrom 10.2.0.11 ipproto tcp lookup 7763 proto 108",
+                "34:\tfrom all lookup 7762 proto 108",
                 "39:\tfrom all iif lbd0 lookup 7764 proto 108",
                 "32766:\tfrom all lookup main",
                 "32767:\tfrom all lookup default",
@@ -272,6 +278,27 @@ fn packets_go_where_they_should_in_both_families() {
             (
                 "route get 192.0.2.1 from 10.2.0.11 iif eth0 ipproto tcp sport 22",
                 "via 192.168.0.1 dev eth0",
+            ),
+            // Fragments, of which the kernel sees no ports: a backend's, of other protocols, and to a node port's address.
+            (
+                "route get 192.0.2.1 from 10.2.0.11 iif eth0 ipproto tcp",
+                "dev lbd0 table 7763",
+            ),
+            (
+                "-6 route get 2001:db8::1 from fd00:2::11 iif eth0 ipproto tcp",
+                "dev lbd0 table 7763",
+            ),
+            (
+                "route get 192.0.2.1 from 10.2.0.11 iif eth0 ipproto udp",
+                "via 192.168.0.1 dev eth0",
+            ),
+            (
+                "route get 192.168.0.2 from 192.168.0.9 iif eth0 ipproto tcp",
+                "dev lbd0 table 7763",
+            ),
+            (
+                "route get 192.168.0.2 from 192.168.0.9 iif eth0 ipproto udp",
+                "local 192.168.0.2",
             ),
             // What lbd has written: to a backend from a client anywhere, to a client, to a local client, to this host.
             (
@@ -545,7 +572,7 @@ fn what_a_killed_lbd_left_is_cleared_by_the_next_one() {
         assert!(ip("rule").contains("proto 108"));
         let summary = clear_leftovers(journal.path()).unwrap().unwrap();
         // Both ip_forward, IPv6 forwarding and accept_ra of some interfaces.
-        assert!(summary.rules == 14 && summary.sysctls >= 3, "{summary}");
+        assert!(summary.rules == 26 && summary.sysctls >= 3, "{summary}");
         assert_same(&before, &state());
         assert_eq!(clear_leftovers(journal.path()).unwrap(), None);
     });

@@ -58,8 +58,7 @@ pub fn over(packet: &[u8], identification: u32, mtu: usize) -> Vec<Vec<u8>> {
     cut(packet, identification, &vec![length; packet.len() / length + 1])
 }
 
-/// The whole packet that etherparse makes of the fragments, in the order in which they came; its checksums are right, and
-/// the identification is gone.
+/// The whole packet that etherparse makes of the fragments, in the order in which they came; its checksums are right.
 #[track_caller]
 pub fn whole(fragments: &[Vec<u8>]) -> Vec<u8> {
     let mut pool: IpDefragPool<(), ()> = IpDefragPool::new();
@@ -75,7 +74,8 @@ pub fn whole(fragments: &[Vec<u8>]) -> Vec<u8> {
     let payload = payload.expect("all fragments of a datagram");
     let mut packet = fragments[0][..header(&fragments[0])].to_vec();
     if packet[0] >> 4 == 4 {
-        packet[4..8].fill(0);
+        // As `packets` makes them: without an identification, and not to be fragmented.
+        packet[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
     } else {
         packet[6] = payload.ip_number.0;
     }

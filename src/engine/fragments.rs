@@ -258,8 +258,7 @@ pub(crate) fn begun(headers: &Headers, fragment: &Fragment) -> Option<Segment> {
 pub(crate) fn is_followed(headers: &Headers) -> bool {
     const DESTINATION_OPTIONS: u8 = 60;
     match Protocol::from_number(headers.protocol) {
-        Some(Protocol::Tcp | Protocol::Udp) => true,
-        Some(Protocol::Sctp) => false,
+        Some(protocol) => protocol.has_fragments(),
         None => headers.source.is_ipv6() && headers.protocol == DESTINATION_OPTIONS,
     }
 }

@@ -10,8 +10,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::cover::Cover;
-use super::object::{Action, Family, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
+use super::object::{Action, Family, LAST_PORT, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
+use crate::flow::Protocol;
 
 /// What messages need to know beside the object.
 #[derive(Clone, Debug)]
@@ -119,25 +119,47 @@ fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
             let source = RuleAttribute::Source(cover.net.addr());
-            let ports = RuleAttribute::SourcePortRange(ports(cover));
-            message.attributes.extend([source, protocol(cover), ports]);
+            let ports = RuleAttribute::SourcePortRange(port_range(cover.ports));
+            message.attributes.extend([source, protocol(cover.protocol), ports]);
         }
         Selector::To(cover) => {
             message.header.dst_len = cover.net.prefix_len();
             let destination = RuleAttribute::Destination(cover.net.addr());
-            let ports = RuleAttribute::DestinationPortRange(ports(cover));
-            message.attributes.extend([destination, protocol(cover), ports]);
+            let ports = RuleAttribute::DestinationPortRange(port_range(cover.ports));
+            message
+                .attributes
+                .extend([destination, protocol(cover.protocol), ports]);
+        }
+        Selector::WithSourcePort => {
+            let ports = port_range((1, LAST_PORT));
+            message.attributes.push(RuleAttribute::SourcePortRange(ports));
+        }
+        Selector::WithDestinationPort => {
+            let ports = port_range((1, LAST_PORT));
+            message.attributes.push(RuleAttribute::DestinationPortRange(ports));
+        }
+        Selector::AllFrom(of, net) => {
+            message.header.src_len = net.prefix_len();
+            let source = RuleAttribute::Source(net.addr());
+            message.attributes.extend([source, protocol(*of)]);
+        }
+        Selector::AllTo(of, net) => {
+            message.header.dst_len = net.prefix_len();
+            let destination = RuleAttribute::Destination(net.addr());
+            message.attributes.extend([destination, protocol(*of)]);
         }
     }
 }
 
-fn protocol(cover: &Cover) -> RuleAttribute {
-    RuleAttribute::IpProtocol(IpProtocol::from(cover.protocol.number()))
+fn protocol(protocol: Protocol) -> RuleAttribute {
+    RuleAttribute::IpProtocol(IpProtocol::from(protocol.number()))
 }
 
-const fn ports(cover: &Cover) -> RulePortRange {
-    let (start, end) = cover.ports;
-    RulePortRange { start, end }
+fn port_range((start, end): (u16, u16)) -> RulePortRange {
+    RulePortRange {
+        start: start.min(LAST_PORT),
+        end: end.min(LAST_PORT),
+    }
 }
 
 /// Whether lbd put this rule in.

@@ -9,12 +9,16 @@
 //! ```text
 //!  10: iif lbd0 goto 20                          what lbd wrote is never taken in again      (only with
 //!  11: to NODE ipproto tcp dport 30080 -> 7763   node ports and services on local addresses   local
+//!  12: sport 1-65534 goto 20                     whole packets, and the same with dport
+//!  13: to NODE ipproto tcp -> 7763               fragments, whose ports the kernel does not see
 //!  20: lookup local                              moved here from 0                            ports)
 //!  30: iif lbd0 goto 39
-//!  30: iif eth0 goto 32                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
+//!  30: iif eth0 goto 34                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: lookup 7762                               service, external and pool addresses -> lbd0
+//!  32: sport 1-65534 goto 34                     whole packets, and the same with dport
+//!  33: from BACKEND ipproto tcp -> 7763          fragments
+//!  34: lookup 7762                               service, external and pool addresses -> lbd0
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
 //! 32766: lookup main
 //! ```
@@ -25,7 +29,8 @@
 //!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
 //!   another interface. On a host with no other address, IPv4 clients send from 0.0.0.0 and IPv6 clients from ::1.
 //! - The kernel walks policy rules one by one for each packet; see `cover` for the cost and what is done about it.
-//! - A rule with a port never matches a fragment (its ports are not dissected): a fragmented reply bypasses lbd.
+//! - A rule with a port never matches a fragment, not even the first one (its ports are not dissected). So the fragments of
+//!   all that a backend says go to lbd, which passes on what is of no flow of its.
 mod address;
 mod cover;
 mod device;
