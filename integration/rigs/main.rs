@@ -2,10 +2,15 @@
 #![allow(clippy::disallowed_methods, reason = "real programs take real time")]
 #![allow(clippy::print_stdout, reason = "cargo test shows it where a test fails")]
 
+#[path = "../support/fragments.rs"]
+mod fragments;
+#[path = "../support/packets.rs"]
+mod packets;
 #[path = "../support/rig/mod.rs"]
 mod rig;
 
 mod bulk;
+mod in_fragments;
 mod kernel;
 mod leaving;
 mod operator;
