@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
+use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
@@ -22,6 +23,7 @@ use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
+use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
 use crate::policy::{OnBackendRemoved, Policy};
 use crate::rewrite;
@@ -186,16 +188,24 @@ enum Stop {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
-    /// None for UDP.
-    pub(crate) flags: Option<TcpFlags>,
+    /// What it says to its flow.
+    pub(crate) signal: Signal,
     /// Of the IP packet, in bytes.
     length: usize,
 }
 
 impl Segment {
-    /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN.
-    pub(crate) fn opens(&self) -> bool {
-        self.flags.is_none_or(TcpFlags::opens)
+    /// Whether it may open a flow.
+    pub(crate) const fn opens(&self) -> bool {
+        self.signal.opens()
+    }
+
+    /// Why it is dropped where it has no flow and opens none.
+    pub(crate) const fn stray(&self) -> Drop {
+        match self.signal {
+            Signal::Tcp(_) | Signal::Udp => Drop::NotSyn,
+            Signal::Sctp(_) => Drop::NotInit,
+        }
     }
 }
 
@@ -221,11 +231,14 @@ pub(crate) enum Orphan {
 
 pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
     let opens = segment.opens() && direction == Direction::Original;
-    match (rule, segment.flags, opens) {
-        // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
-        (_, Some(_), true) | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
+    match (rule, segment.signal, opens) {
+        // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
+        // backend.
+        (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
+            Orphan::IsForgotten(Known::No)
+        }
         (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
-        (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
+        (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
         (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
     }
 }
@@ -319,7 +332,7 @@ impl Processor<'_> {
                         }
                     }
                 }
-                advance(connection, direction, segment.flags);
+                advance(connection, direction, segment.signal);
                 connection.expires = now + connection.state.timeout(&policy.timeouts);
                 count(&connection.backend, direction, lane, segment.length);
                 let leaving = connection.leaving(direction);
@@ -340,7 +353,7 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(Stop::Drop(Drop::NotSyn));
+            return Err(Stop::Drop(segment.stray()));
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, now) {
@@ -369,7 +382,7 @@ impl Processor<'_> {
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
-        let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
+        let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
         let connection = Connection {
             protocol: tuple.protocol,
             client: tuple.source,
@@ -403,7 +416,7 @@ impl Processor<'_> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
                 Payload::Fragment => Stop::Pass(Pass::NoMatch),
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -431,13 +444,9 @@ fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
 }
 
 pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
-    let flags = match headers.payload {
-        Payload::Tcp(_, flags) => Some(flags),
-        Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
-    };
     Some(Segment {
         tuple: headers.tuple()?,
-        flags,
+        signal: Signal::of(headers.payload)?,
         length: headers.length,
     })
 }
@@ -447,6 +456,7 @@ pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
 pub(crate) fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
     let over = match connection.state {
         State::Tcp(state) => state.is_reusable(),
+        State::Sctp(state) => state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
         State::Udp => connection.backend.is_one_packet(),
     };
@@ -457,29 +467,29 @@ pub(crate) fn is_reopened(connection: &Connection, segment: &Segment, direction:
 /// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
 fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
     let told = told(connection, direction);
-    match connection.state {
-        State::Udp => {}
-        State::Tcp(_) => {
-            advance(connection, direction, Some(TcpFlags(TcpFlags::RST)));
-            connection.expires = now + connection.state.timeout(timeouts);
-        }
-    }
+    let last = match connection.state {
+        State::Udp => return told,
+        State::Tcp(_) => Signal::Tcp(TcpFlags(TcpFlags::RST)),
+        State::Sctp(_) => Signal::Sctp(Chunk::Abort),
+    };
+    advance(connection, direction, last);
+    connection.expires = now + connection.state.timeout(timeouts);
     told
 }
 
 /// Who is told that a flow ends, by its next packet.
 pub(crate) fn told(connection: &Connection, direction: Direction) -> Known {
     match (connection.state, direction) {
-        (State::Udp, _) | (State::Tcp(_), Direction::Original) | (State::Tcp(tcp::State::Close), Direction::Reply) => {
-            Known::Ended
-        }
+        (State::Udp | State::Sctp(_), _)
+        | (State::Tcp(_), Direction::Original)
+        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
         (State::Tcp(_), Direction::Reply) => Known::Aborted(connection.leaving(direction)),
     }
 }
 
-fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
+fn advance(connection: &mut Connection, direction: Direction, signal: Signal) {
     let was_active = connection.state.is_active();
-    connection.state = connection.state.next(direction, flags);
+    connection.state = connection.state.next(direction, signal);
     connection.answered |= direction == Direction::Reply;
     let is_active = connection.state.is_active();
     if was_active != is_active {

@@ -1,4 +1,6 @@
 //! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
+mod sctp;
+
 use std::net::IpAddr;
 
 use crate::flow::{Protocol, Tuple};
@@ -9,6 +11,9 @@ use crate::packet::{Headers, Payload, Version};
 
 /// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
 pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
+    if let Payload::Sctp(..) = headers.payload {
+        return sctp::apply(frame, headers, tuple);
+    }
     let partial = is_partial(frame, headers);
     let bytes = frame.bytes_mut();
     let addresses = set_addresses(bytes, tuple.source.address, tuple.destination.address);
@@ -66,6 +71,13 @@ fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
 /// what is no packet, is not touched.
 pub fn finish_checksum(packet: &mut [u8]) {
     let Ok(headers) = Headers::parse(packet) else { return };
+    if let Payload::Sctp(..) = headers.payload {
+        let packet = &mut packet[headers.transport..headers.length];
+        if sctp::looks_unfinished(packet) {
+            sctp::finish(packet);
+        }
+        return;
+    }
     if !holds_pseudo_header(packet, &headers) {
         return;
     }
@@ -171,6 +183,14 @@ fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usiz
 const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
     match (headers.payload, checksum) {
         (Payload::Udp(_), 0) => 0xffff,
-        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other, _) => checksum,
+        (
+            Payload::Udp(_)
+            | Payload::Tcp(..)
+            | Payload::Sctp(..)
+            | Payload::Fragment
+            | Payload::IcmpError
+            | Payload::Other,
+            _,
+        ) => checksum,
     }
 }

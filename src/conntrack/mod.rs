@@ -12,7 +12,9 @@
 pub mod ages;
 pub mod connection;
 mod index;
+pub mod sctp;
 pub mod shard;
+pub mod signal;
 pub mod tcp;
 pub mod timeout;
 pub mod wheel;

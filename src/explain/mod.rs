@@ -10,6 +10,7 @@ mod rules;
 use std::borrow::Cow;
 
 use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
 use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told};
 use crate::flow::{Direction, Tuple};
@@ -110,7 +111,7 @@ impl<'a> Way<'a> {
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
-        let next = connection.state.next(direction, segment.flags);
+        let next = connection.state.next(direction, segment.signal);
         self.found(&connection, direction, next, outcome);
         (known, Some(connection))
     }
@@ -151,7 +152,7 @@ impl<'a> Way<'a> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
                 Payload::Fragment => Verdict::Pass(Pass::NoMatch),
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -174,8 +175,11 @@ impl<'a> Way<'a> {
         };
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
-            self.push(Step::NotSyn);
-            return Verdict::Drop(Drop::NotSyn);
+            self.push(match segment.signal {
+                Signal::Tcp(_) | Signal::Udp => Step::NotSyn,
+                Signal::Sctp(_) => Step::NotInit,
+            });
+            return Verdict::Drop(segment.stray());
         }
         self.establish(headers, &segment.tuple, service, forgotten)
     }
@@ -189,7 +193,9 @@ impl<'a> Way<'a> {
         let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
         let answer = match headers.payload {
             Payload::Tcp(..) => "tcp_reset",
-            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => {
+                "icmp_port_unreachable"
+            }
         };
         self.answer(answered, answer, reason)
     }

@@ -40,6 +40,7 @@ pub struct Frame<'a> {
     start: usize,
     end: usize,
     is_answer: bool,
+    is_finished: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -68,6 +69,7 @@ impl<'a> Frame<'a> {
             start,
             end,
             is_answer: false,
+            is_finished: false,
             checksum,
             fate: Fate::Send,
         }
@@ -102,13 +104,13 @@ impl<'a> Frame<'a> {
         self.storage.len() - self.start
     }
 
-    /// The packet with the `length` bytes before it; they are zero for an answer made by the engine, which they did not
-    /// come with.
+    /// The packet with the `length` bytes before it; they are zero where they do not fit it any more: for an answer
+    /// made by the engine, and after [`Self::finish`].
     ///
     /// # Panics
     /// If there are fewer bytes before the packet.
     pub fn with_header(&mut self, length: usize) -> &[u8] {
-        if self.is_answer {
+        if self.is_answer || self.is_finished {
             self.storage[self.start - length..self.start].fill(0);
         }
         &self.storage[self.start - length..self.end]
@@ -124,6 +126,12 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub const fn range(&self) -> std::ops::Range<usize> {
         self.start..self.end
+    }
+
+    /// Takes note that lbd itself has finished the checksum: nobody else is to.
+    pub const fn finish(&mut self) {
+        self.is_finished = true;
+        self.checksum = Checksum::Complete;
     }
 
     /// Replaces the packet by `answer`, whose checksums are complete; cut to what fits.

@@ -197,7 +197,7 @@ impl Lab {
         match verdict {
             Verdict::Forward => Ok(endpoints(&packet)),
             Verdict::Reject(_) => Err(Answer::Refused),
-            Verdict::Drop(Drop::NotSyn) | Verdict::Pass(_) => Err(Answer::Refused),
+            Verdict::Drop(Drop::NotSyn | Drop::NotInit) | Verdict::Pass(_) => Err(Answer::Refused),
             Verdict::Drop(_) => Err(Answer::Silence),
         }
     }

@@ -1,0 +1,63 @@
+//! NAT of SCTP: its checksum covers the ports, not the addresses.
+use std::ops::Range;
+
+use super::{set_addresses, set_ports};
+use crate::flow::Tuple;
+use crate::packet::frame::{Checksum, Frame};
+use crate::packet::{Headers, crc32c};
+
+/// The field, within the SCTP packet.
+const FIELD: Range<usize> = crc32c::FIELD..crc32c::FIELD + 4;
+
+/// Gives the packet the addresses and ports of `tuple`.
+///
+/// An unfinished checksum is finished here: to a device behind lbd, "finish it" means the Internet checksum (virtio 1.2
+/// section 5.1.6.2, XDP_TXMD_FLAGS_CHECKSUM).
+pub(super) fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
+    let unfinished = is_unfinished(frame, headers);
+    let bytes = &mut frame.bytes_mut()[..headers.length];
+    let _not_covered = set_addresses(bytes, tuple.source.address, tuple.destination.address);
+    let packet = &mut bytes[headers.transport..];
+    let old = ports(packet);
+    let _counted_below = set_ports(packet, tuple);
+    let new = ports(packet);
+    if unfinished {
+        finish(packet);
+        frame.finish();
+    } else if old != new {
+        let field = crc32c::update(field(packet), old, new, packet.len());
+        packet[FIELD].copy_from_slice(&field);
+    }
+}
+
+/// Whether the sender's stack has left the checksum to a device; where it is not told, lbd finds out and takes note.
+fn is_unfinished(frame: &mut Frame<'_>, headers: &Headers) -> bool {
+    match frame.checksum {
+        Checksum::Complete => false,
+        Checksum::Partial { start, .. } => start == headers.transport,
+        Checksum::Unsure => {
+            frame.checksum = Checksum::Complete;
+            looks_unfinished(&frame.bytes()[headers.transport..headers.length])
+        }
+    }
+}
+
+/// A stack that leaves the checksum to a device leaves zero there (`sctp_packet_pack`, net/sctp/output.c). One of 2^32
+/// finished checksums looks like that too; finished once more, it is the same again.
+pub(super) fn looks_unfinished(packet: &[u8]) -> bool {
+    field(packet) == [0; 4]
+}
+
+/// Computes the checksum of a whole SCTP packet.
+pub(super) fn finish(packet: &mut [u8]) {
+    let field = crc32c::of(packet);
+    packet[FIELD].copy_from_slice(&field);
+}
+
+fn ports(packet: &[u8]) -> [u8; 4] {
+    [packet[0], packet[1], packet[2], packet[3]]
+}
+
+fn field(packet: &[u8]) -> [u8; 4] {
+    [packet[8], packet[9], packet[10], packet[11]]
+}
