@@ -112,6 +112,7 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
         inner.destination.address,
     );
     let transport = &mut packet[quoted.transport..];
+    let before = sctp::ports(transport);
     let ports = set_ports(transport, inner);
     let header = match inner.source.address {
         // An IPv4 header sums to the same as before, since its own checksum makes up for the addresses.
@@ -121,8 +122,7 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
     let at = match inner.protocol {
         Protocol::Tcp => 16,
         Protocol::Udp => 6,
-        // Its CRC covers no addresses, and cannot be computed over a part (RFC 5508 section 4.2).
-        Protocol::Sctp => return header,
+        Protocol::Sctp => return header.and(sctp::quoted_change(packet, quoted, before)),
     };
     // The quotation may end before the checksum, and a datagram may have none.
     match transport.get_mut(at..at + 2) {

@@ -1,10 +1,12 @@
 //! NAT of SCTP: its checksum covers the ports, not the addresses.
 use std::ops::Range;
 
-use super::{set_addresses, set_ports};
+use super::{replace, set_addresses, set_ports};
 use crate::flow::Tuple;
+use crate::packet::checksum::Difference;
 use crate::packet::frame::{Checksum, Frame};
-use crate::packet::{Headers, crc32c};
+use crate::packet::icmp::Quoted;
+use crate::packet::{Headers, crc32c, ip};
 
 /// The field, within the SCTP packet.
 const FIELD: Range<usize> = crc32c::FIELD..crc32c::FIELD + 4;
@@ -27,6 +29,22 @@ pub(super) fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
     } else if old != new {
         let field = crc32c::update(field(packet), old, new, packet.len());
         packet[FIELD].copy_from_slice(&field);
+    }
+}
+
+/// Keeps the checksum right of a quoted packet that had the ports `before`, as far as it is there: how long the whole
+/// packet was, its IP header says. Returns how the sum over the quotation changes.
+pub(super) fn quoted_change(packet: &mut [u8], quoted: &Quoted, before: [u8; 4]) -> Difference {
+    let whole = ip::length(&packet[quoted.start..]).unwrap_or(0);
+    let length = whole.saturating_sub(quoted.transport - quoted.start);
+    let transport = &mut packet[quoted.transport..];
+    let after = ports(transport);
+    match transport.get_mut(FIELD) {
+        Some(field) => {
+            let old = [field[0], field[1], field[2], field[3]];
+            replace(Difference::NONE, field, &crc32c::update(old, before, after, length))
+        }
+        None => Difference::NONE,
     }
 }
 
@@ -54,7 +72,7 @@ pub(super) fn finish(packet: &mut [u8]) {
     packet[FIELD].copy_from_slice(&field);
 }
 
-fn ports(packet: &[u8]) -> [u8; 4] {
+pub(super) fn ports(packet: &[u8]) -> [u8; 4] {
     [packet[0], packet[1], packet[2], packet[3]]
 }
 
