@@ -70,10 +70,7 @@ fn packets_of_another_maker_go_there_and_back_as_it_would_have_made_them() {
     let mut world = Case::SCTP.setup().world();
     for (sent, expected) in FIXTURES {
         let outcome = world.send(&bytes(sent));
-        assert_eq!(
-            (outcome.verdict, outcome.packet),
-            (Verdict::Forward, bytes(expected))
-        );
+        assert_eq!((outcome.verdict, outcome.packet), (Verdict::Forward, bytes(expected)));
     }
 }
 
@@ -171,7 +168,10 @@ fn an_init_opens_a_flow_which_has_the_states_loads_and_deadlines_of_ipvs() {
 
 #[test]
 fn timeouts_of_the_configuration_are_used() {
-    let (mut world, flow) = open(Case::SCTP, "[conntrack]\nsctp_established = 50\nsctp_shutdown_received = 7");
+    let (mut world, flow) = open(
+        Case::SCTP,
+        "[conntrack]\nsctp_established = 50\nsctp_shutdown_received = 7",
+    );
     world.seconds(49);
     world.chunk_up(&flow, SHUTDOWN);
     world.seconds(6);
@@ -218,10 +218,16 @@ fn a_checksum_that_was_left_to_a_device_is_finished_by_lbd_since_devices_know_an
             let zero = with_crc(&sent, |field| field.fill(0));
             for checksum in [unfinished(&sent), Checksum::Unsure] {
                 let outcome = world.send_as(&zero, checksum);
-                assert_eq!((outcome.packet, outcome.checksum), (expected.clone(), Checksum::Complete));
+                assert_eq!(
+                    (outcome.packet, outcome.checksum),
+                    (expected.clone(), Checksum::Complete)
+                );
             }
             let told = world.send_as(&zero, Checksum::Complete);
-            assert_ne!(told.packet, expected, "where the device tells that it is finished, it is wrong");
+            assert_ne!(
+                told.packet, expected,
+                "where the device tells that it is finished, it is wrong"
+            );
         }
     }
 }
@@ -249,7 +255,10 @@ fn a_port_that_is_opened_again_gets_a_fresh_choice_at_once() {
             end(&mut world, &first);
             let second = world.connect(Protocol::Sctp, first.client, first.service);
             assert_eq!((first.backend, second.backend), (case.backend(1), case.backend(2)));
-            assert_eq!((world.load(first.backend), world.load(second.backend)), ((0, 0), (1, 0)));
+            assert_eq!(
+                (world.load(first.backend), world.load(second.backend)),
+                ((0, 0), (1, 0))
+            );
             assert_eq!(world.engine.conntrack().len(), 1);
         }
     }
@@ -260,7 +269,11 @@ fn an_init_of_a_flow_that_is_not_over_goes_to_the_same_backend() {
     for case in Case::sctp() {
         let (mut world, flow) = open(case, "");
         world.chunk_up(&flow, INIT);
-        assert_eq!(world.state(&flow), "ESTABLISHED", "it may be a restart (RFC 9260 section 5.2)");
+        assert_eq!(
+            world.state(&flow),
+            "ESTABLISHED",
+            "it may be a restart (RFC 9260 section 5.2)"
+        );
         world.chunk_up(&flow, SHUTDOWN);
         world.chunk_up(&flow, INIT);
         assert_eq!(world.state(&flow), "S-RECEIVED");
@@ -319,7 +332,13 @@ fn a_flow_that_lost_its_backend_goes_on_by_default() {
 fn what_is_no_whole_sctp_packet_is_dropped() {
     let ends: (SocketAddr, SocketAddr) = (Case::SCTP.client(2, 40_000), Case::SCTP.service());
     let mut world = Case::SCTP.setup().world();
-    for chunks in [&[][..], &[INIT, 0, 0], &[INIT, 0, 0, 3], &[INIT, 0, 0, 8], &[DATA, 0, 0xff, 0xff, 1]] {
+    for chunks in [
+        &[][..],
+        &[INIT, 0, 0],
+        &[INIT, 0, 0, 3],
+        &[INIT, 0, 0, 8],
+        &[DATA, 0, 0xff, 0xff, 1],
+    ] {
         let sent = packets::sctp_of(ends.0, ends.1, chunks);
         assert_eq!(world.send(&sent).verdict, Verdict::Drop(Drop::Malformed), "{chunks:?}");
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, Words, word_of,
+    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, Words,
+    word_of,
 };
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;

@@ -2,7 +2,9 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::words::{ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, word_of};
+use super::words::{
+    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, word_of,
+};
 use super::{AfXdp, Config, Datapath, Tun};
 use crate::policy::{Conntrack, Nat, Policy};
 

@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use super::signal::Signal;
-use super::{sctp, tcp};
 use super::timeout::Timeouts;
+use super::{sctp, tcp};
 use crate::affinity::Template;
 use crate::flow::{Direction, Endpoint, Protocol, Tuple};
 use crate::packet::TcpFlags;
@@ -137,10 +137,9 @@ impl Connection {
             (false, _) => Class::Embryonic,
             (true, State::Tcp(state)) if state.is_embryonic() => Class::Embryonic,
             (true, State::Sctp(state)) if state.is_embryonic() => Class::Embryonic,
-            (
-                true,
-                State::Tcp(tcp::State::Established) | State::Udp | State::Sctp(sctp::State::Established),
-            ) => Class::Established,
+            (true, State::Tcp(tcp::State::Established) | State::Udp | State::Sctp(sctp::State::Established)) => {
+                Class::Established
+            }
             (true, State::Tcp(_) | State::Sctp(_)) => Class::Closing,
         }
     }

@@ -242,7 +242,11 @@ fn every_timeout_sets_the_state_it_is_named_after() {
         let timeout = config.policy.conntrack.timeouts.sctp(state);
         assert_eq!(timeout, Duration::from_secs(77), "{key}");
         // C-SENT and S-SENT are the kernel's words for what its source calls COOKIE_SENT and SHUTDOWN_SENT.
-        let word = state.name().replace("C-", "COOKIE-").replace("S-", "SHUTDOWN-").replace('-', "_");
+        let word = state
+            .name()
+            .replace("C-", "COOKIE-")
+            .replace("S-", "SHUTDOWN-")
+            .replace('-', "_");
         assert_eq!(key, format!("sctp_{}", word.to_lowercase()));
     }
 }
