@@ -143,3 +143,20 @@ impl<'a> Frame<'a> {
         self.bytes_mut().copy_from_slice(&answer[..len]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packet_came_with_goes_with_it_unless_lbd_has_finished_its_checksum() {
+        let unfinished = Checksum::Partial { start: 0, offset: 1 };
+        let mut storage = *b"headpacket";
+        let mut frame = Frame::new(&mut storage, 4, 10, unfinished);
+        assert_eq!(frame.with_header(4), b"headpacket");
+        frame.finish();
+        assert_eq!(frame.checksum, Checksum::Complete);
+        assert_eq!(frame.with_header(4), b"\0\0\0\0packet");
+        assert!(!frame.is_answer());
+    }
+}

@@ -79,3 +79,28 @@ pub(super) fn ports(packet: &[u8]) -> [u8; 4] {
 fn field(packet: &[u8]) -> [u8; 4] {
     [packet[8], packet[9], packet[10], packet[11]]
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::replay::packets;
+    use crate::rewrite::finish_checksum;
+
+    #[test]
+    fn a_local_senders_packet_that_is_not_lbds_is_finished_before_the_kernel_gets_it_back() {
+        for (client, service) in [
+            ("10.1.0.2:40000", "10.96.0.10:80"),
+            ("[fd00:1::2]:40000", "[fd00:96::10]:80"),
+        ] {
+            let finished = packets::sctp_of(client, service, &packets::chunk(0, b"payload"));
+            let field = finished.len() - 12 - 12 + 8;
+            let mut packet = finished.clone();
+            packet[field..field + 4].fill(0);
+            finish_checksum(&mut packet);
+            assert_eq!(packet, finished);
+            packet[field] ^= 1;
+            let wrong = packet.clone();
+            finish_checksum(&mut packet);
+            assert_eq!(packet, wrong, "one that is there is left alone, right or wrong");
+        }
+    }
+}
