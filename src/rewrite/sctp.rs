@@ -2,7 +2,7 @@
 use std::ops::Range;
 
 use super::{replace, set_addresses, set_ports};
-use crate::flow::Tuple;
+use crate::flow::Key;
 use crate::packet::checksum::Difference;
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::icmp::Quoted;
@@ -11,17 +11,17 @@ use crate::packet::{Headers, crc32c, ip};
 /// The field, within the SCTP packet.
 const FIELD: Range<usize> = crc32c::FIELD..crc32c::FIELD + 4;
 
-/// Gives the packet the addresses and ports of `tuple`.
+/// Gives the packet the addresses and ports of `key`.
 ///
 /// An unfinished checksum is finished here: to a device behind lbd, "finish it" means the Internet checksum (virtio 1.2
 /// section 5.1.6.2, XDP_TXMD_FLAGS_CHECKSUM).
-pub(super) fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
+pub(super) fn apply(frame: &mut Frame<'_>, headers: &Headers, key: &Key) {
     let unfinished = is_unfinished(frame, headers);
     let bytes = &mut frame.bytes_mut()[..headers.length];
-    let _not_covered = set_addresses(bytes, tuple.source.address, tuple.destination.address);
+    let _not_covered = set_addresses(bytes, key.source, key.destination);
     let packet = &mut bytes[headers.transport..];
     let old = ports(packet);
-    let _counted_below = set_ports(packet, tuple);
+    let _counted_below = set_ports(packet, key);
     let new = ports(packet);
     if unfinished {
         finish(packet);
