@@ -6,6 +6,8 @@
 
 #[path = "support/captures.rs"]
 mod captures;
+#[path = "support/fragments.rs"]
+mod fragments;
 #[path = "support/packets.rs"]
 mod packets;
 
@@ -320,4 +322,84 @@ fn bad_usage_exits_with_2_and_help_with_0() {
     for args in ["--help", "--version", "help", "check --help", "replay --help"] {
         assert_eq!(run.lbd(args).status.code(), Some(0), "{args}");
     }
+}
+
+const DNS: &str = r#"
+[[services]]
+name = "default/dns"
+protocol = "udp"
+address = "10.96.0.53:53"
+backends = [{ address = "10.2.0.11:53" }]
+"#;
+
+/// The later fragments of one datagram first, a stray packet among them, and a datagram whose first fragment is missing.
+fn shuffled() -> Vec<Timed> {
+    let datagram = |port: u16| packets::udp(format!("10.1.0.2:{port}"), "10.96.0.53:53", &[7; 3_000]);
+    let whole = fragments::over(&datagram(4_000), 1, 1_500);
+    let lost = fragments::over(&datagram(4_001), 2, 1_500);
+    let stray = packets::syn("10.1.0.2:1", "10.99.0.1:80");
+    let packets = [
+        whole[2].clone(),
+        lost[1].clone(),
+        whole[1].clone(),
+        stray,
+        whole[0].clone(),
+        lost[2].clone(),
+    ];
+    (0..).map(|n| START + n * SECOND).zip(packets).collect()
+}
+
+#[test]
+fn a_fragment_that_came_too_early_has_its_line_in_its_place_and_leaves_with_the_one_it_waited_for() {
+    const FORWARD: &str = r#","verdict":"forward","direction":"original","service":"default/dns","backend":"10.2.0.11:53","source":"10.1.0.2:4000"}"#;
+    const LOST: &str = r#","verdict":"drop","reason":"fragment_timeout"}"#;
+    const STRAY: &str = r#","verdict":"pass","reason":"no_match"}"#;
+    let run = Run::new(DNS, &raw_pcap(&shuffled()));
+    let (out, verdicts) = run.replay("");
+    let ends = [FORWARD, LOST, FORWARD, STRAY, FORWARD, LOST];
+    let lines = (0..)
+        .zip(ends)
+        .map(|(n, end)| format!("{{\"packet\":{},\"time\":{n}.0{end}\n", n + 1));
+    assert_eq!(verdicts, lines.collect::<String>());
+    let (_, out) = read_pcap(&out);
+    let times: Vec<u64> = out.iter().map(|(time, _)| (time - START) / SECOND).collect();
+    assert_eq!(times, [4, 4, 4], "when the first fragment came");
+    let left: Vec<Vec<u8>> = out.into_iter().map(|(_, packet)| packet).collect();
+    let expected = packets::udp("10.1.0.2:4000", "10.2.0.11:53", &[7; 3_000]);
+    assert_eq!(fragments::whole(&left), expected);
+}
+
+#[test]
+fn an_early_fragment_keeps_its_link_header_apart_and_a_replay_without_verdicts_emits_the_same() {
+    let frames: Vec<Timed> = shuffled()
+        .into_iter()
+        .map(|(time, packet)| (time, packets::ethernet(&packet, &[7])))
+        .collect();
+    let run = Run::new(
+        DNS,
+        &pcap(
+            &frames,
+            DataLink::ETHERNET,
+            Endianness::Little,
+            TsResolution::NanoSecond,
+        ),
+    );
+    let (out, _) = run.replay("");
+    let done = run.lbd("replay --config lbd.toml in.pcap other.pcap");
+    assert!(done.status.success());
+    assert_eq!(fs::read(run.path("other.pcap")).unwrap(), out);
+    let (_, out) = read_pcap(&out);
+    let left: Vec<Vec<u8>> = out.iter().map(|(_, frame)| frame[18..].to_vec()).collect();
+    assert!(out.iter().all(|(_, frame)| {
+        frame[..18]
+            == packets::ethernet(&[], &[7])[..16]
+                .iter()
+                .copied()
+                .chain([8, 0])
+                .collect::<Vec<_>>()
+    }));
+    assert_eq!(
+        packets::endpoints(&fragments::whole(&left)).1,
+        packets::socket("10.2.0.11:53")
+    );
 }

@@ -177,9 +177,7 @@ fn decide(
         router
     });
     let mut processor = engine.enter(lane, now).routed_by(router);
-    for frame in frames {
-        frame.fate = fate(processor.process(frame, now));
-    }
+    processor.process_batch(frames, now, |frame, verdict| frame.fate = fate(verdict));
     processor.take_released()
 }
 

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 
 use super::{Counters, Known, Processor, Segment, Stop};
-use crate::flow::{Direction, Protocol, Tuple};
-use crate::fragments::{Arrival, Held, Key, Piece, Table};
+use crate::conntrack::signal::Signal;
+use crate::flow::{Address, Key, Protocol, Tuple};
+use crate::fragments::{self, Arrival, Held, Piece, Table};
 use crate::matcher::rules::Action;
-use crate::packet::Headers;
 use crate::packet::fragment::{Fragment, Opening};
 use crate::packet::frame::{Checksum, Frame};
+use crate::packet::{Headers, Version};
 use crate::policy::Mode;
 use crate::rewrite;
 use crate::ruleset::Ruleset;
@@ -28,9 +29,9 @@ pub(crate) enum Course {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
     /// Of the flow, as the datagram came.
-    pub(crate) tuple: Tuple,
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
+    pub(crate) key: Key,
+    pub(crate) source: Address,
+    pub(crate) destination: Address,
 }
 
 /// A packet that was held, and what became of it; it is counted.
@@ -70,7 +71,7 @@ impl Processor<'_> {
         let concerns_flows = may_be_ours(&self.ruleset, headers);
         match (begun(headers, fragment), fragment.is_first()) {
             _ if !is_followed(headers) => Err(self.without_flow(headers)),
-            (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.tuple, now).is_some() => {
+            (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {
                 self.forward_first(frame, headers, fragment, &segment, now)
             }
             // Nobody's: at most a rule has a say.
@@ -89,13 +90,13 @@ impl Processor<'_> {
         segment: &Segment,
         now: Instant,
     ) -> Result<(), Stop> {
-        let key = Key::new(headers, fragment);
+        let key = fragments::Key::new(headers, fragment);
         self.arrive(&key, fragment, frame, now)?;
         let decided = self.forward_segment(frame, headers, segment, now);
         let course = Course::of(&decided);
         let held = self.fragments.lock().settle(&key, course);
         self.release(held, course, now);
-        self.flow_of_fragment = Some(segment.tuple);
+        self.flow_of_fragment = Some(segment.key.into());
         decided.map(|_way| ())
     }
 
@@ -107,18 +108,19 @@ impl Processor<'_> {
         segment: &Segment,
         now: Instant,
     ) -> Result<Way, Stop> {
-        let leaving = match self.follow(segment, now) {
+        let trace = self.conntrack.trace(&segment.key);
+        let leaving = match self.follow(segment, trace, now) {
             Known::Flow(leaving) => leaving,
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
-            Known::No => self.open(headers, segment, now)?,
+            Known::No => self.open(headers, segment, trace, now)?,
         };
-        self.may_go_on(frame.bytes(), headers, leaving.destination.address)?;
+        self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         rewrite::apply(frame, headers, &leaving);
         Ok(Way {
-            tuple: segment.tuple,
-            source: leaving.source.address,
-            destination: leaving.destination.address,
+            key: segment.key,
+            source: leaving.source,
+            destination: leaving.destination,
         })
     }
 
@@ -130,7 +132,7 @@ impl Processor<'_> {
         concerns_flows: bool,
         now: Instant,
     ) -> Result<(), Stop> {
-        let key = Key::new(headers, fragment);
+        let key = fragments::Key::new(headers, fragment);
         if !concerns_flows && self.fragments.lock().course(&key).is_none() {
             return Err(self.without_flow(headers));
         }
@@ -143,7 +145,7 @@ impl Processor<'_> {
     /// What was decided about the datagram, if anything.
     fn arrive(
         &mut self,
-        key: &Key,
+        key: &fragments::Key,
         fragment: &Fragment,
         frame: &Frame<'_>,
         now: Instant,
@@ -173,22 +175,20 @@ impl Processor<'_> {
         };
         self.may_go_on(frame.bytes(), headers, way.destination)?;
         rewrite::addresses(frame, way.source, way.destination);
-        self.count_fragment(&way.tuple, headers.length, now);
-        self.flow_of_fragment = Some(way.tuple);
+        self.count_fragment(&way.key, headers.length, now);
+        self.flow_of_fragment = Some(way.key.into());
         Ok(())
     }
 
-    fn count_fragment(&self, tuple: &Tuple, length: usize, now: Instant) {
-        let likely = match self.ruleset.is_to_service(tuple) {
-            true => Direction::Original,
-            false => Direction::Reply,
-        };
-        let lane = self.lane.index;
-        self.conntrack.with_flow(tuple, likely, now, |shard, slot, direction| {
-            if let Some(connection) = shard.get_mut(slot) {
-                super::count(&connection.backend, direction, lane, length);
-            }
-        });
+    fn count_fragment(&self, key: &Key, length: usize, now: Instant) {
+        let (trace, lane) = (self.conntrack.trace(key), self.lane.index);
+        let likely = || self.ruleset.likely(key);
+        self.conntrack
+            .with_flow(key, trace, likely, now, |shard, slot, direction| {
+                if let Some(flow) = shard.get_mut(slot) {
+                    super::count(&flow.backend, direction, lane, length);
+                }
+            });
     }
 
     fn release(&mut self, held: Vec<Held>, course: Course, now: Instant) {
@@ -203,7 +203,7 @@ impl Processor<'_> {
             packet.truncate(length);
             self.lane.counters.count(verdict);
             let flow = match course {
-                Course::Forward(way) => Some(way.tuple),
+                Course::Forward(way) => Some(way.key.into()),
                 Course::Pass(_) | Course::Drop(_) => None,
             };
             self.released.push(Released {
@@ -247,8 +247,8 @@ pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Ins
 pub(crate) fn begun(headers: &Headers, fragment: &Fragment) -> Option<Segment> {
     let Opening { flags, .. } = fragment.opening?;
     Some(Segment {
-        tuple: headers.begun_tuple()?,
-        flags,
+        key: headers.begun_key()?,
+        signal: flags.map_or(Signal::Udp, Signal::Tcp),
         length: headers.length,
     })
 }
@@ -259,7 +259,7 @@ pub(crate) fn is_followed(headers: &Headers) -> bool {
     const DESTINATION_OPTIONS: u8 = 60;
     match Protocol::from_number(headers.protocol) {
         Some(protocol) => protocol.has_fragments(),
-        None => headers.source.is_ipv6() && headers.protocol == DESTINATION_OPTIONS,
+        None => headers.version == Version::V6 && headers.protocol == DESTINATION_OPTIONS,
     }
 }
 
@@ -275,14 +275,15 @@ pub(crate) fn is_tiny(headers: &Headers, fragment: &Fragment) -> bool {
 
 /// Whether a fragment may belong to a flow: it is from or to a service or a backend, or to where a rule leads to a service.
 pub(crate) fn may_be_ours(ruleset: &Ruleset, headers: &Headers) -> bool {
+    let (source, destination) = (IpAddr::from(headers.source), IpAddr::from(headers.destination));
     let leads_here = || {
         ruleset.policy.rules.iter().any(|rule| {
             let net = rule.destination.as_ref();
             matches!(rule.action, Action::Service(_))
-                && net.is_none_or(|net| net.negated != net.value.contains(&headers.destination))
+                && net.is_none_or(|net| net.negated != net.value.contains(&destination))
         })
     };
-    ruleset.is_known(&headers.source)
-        || ruleset.is_known(&headers.destination)
+    ruleset.is_known(&source)
+        || ruleset.is_known(&destination)
         || (ruleset.policy.mode == Mode::Iptables && leads_here())
 }

@@ -29,7 +29,7 @@ impl Way<'_> {
             Ok(Course::Pass(reason)) => return Verdict::Pass(reason),
             Ok(Course::Drop(reason)) | Err(reason) => return Verdict::Drop(reason),
         };
-        let Some((connection, direction)) = self.engine.conntrack().get(&way.tuple, self.now) else {
+        let Some((connection, direction)) = self.engine.conntrack().get(&way.key.into(), self.now) else {
             return Verdict::Forward;
         };
         self.found(&connection, direction, connection.state, "follows");

@@ -9,13 +9,13 @@
 mod pieces;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ahash::RandomState;
 
 pub use self::pieces::{MOST, Piece};
 use self::pieces::{Misfit, Pieces};
+use crate::flow::Address;
 use crate::packet::fragment::Fragment;
 use crate::packet::{Headers, Version};
 use crate::time::Instant;
@@ -48,8 +48,8 @@ impl Default for Limits {
 /// What the fragments of a datagram have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    source: IpAddr,
-    destination: IpAddr,
+    source: Address,
+    destination: Address,
     /// 0 for IPv6, where it does not count (RFC 8200 section 4.5).
     protocol: u8,
     identification: u32,
@@ -71,9 +71,9 @@ impl Key {
     }
 
     const fn life(&self) -> Duration {
-        match self.source {
-            IpAddr::V4(_) => LIFE_V4,
-            IpAddr::V6(_) => LIFE_V6,
+        match self.source.as_v4() {
+            Some(_) => LIFE_V4,
+            None => LIFE_V6,
         }
     }
 }

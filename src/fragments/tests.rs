@@ -15,10 +15,14 @@ fn with_limits(limits: Limits) -> Words {
     Table::new(RandomState::with_seeds(1, 2, 3, 4), limits)
 }
 
+fn host(text: &str) -> Address {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
 fn key(number: u32) -> Key {
     Key {
-        source: "10.1.0.2".parse().unwrap(),
-        destination: "10.96.0.10".parse().unwrap(),
+        source: host("10.1.0.2"),
+        destination: host("10.96.0.10"),
         protocol: 17,
         identification: number,
     }
@@ -121,8 +125,8 @@ fn an_overlap_spoils_the_whole_datagram_and_what_still_comes_of_it() {
 #[test]
 fn a_datagram_without_its_first_fragment_is_given_up_after_the_kernels_time() {
     let v6 = Key {
-        source: "fd00::1".parse().unwrap(),
-        destination: "fd00::2".parse().unwrap(),
+        source: host("fd00::1"),
+        destination: host("fd00::2"),
         protocol: 0,
         identification: 1,
     };

@@ -1,7 +1,7 @@
 //! What a fragment says of itself (RFC 791 section 3.2, RFC 8200 section 4.5).
 use super::ip::{self, Ip};
 use super::{Headers, ParseError, Payload, Ports, TcpFlags, Version, parse_tcp, ports};
-use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::flow::{Key, Protocol};
 
 /// The Fragment header of IPv6.
 const HEADER: usize = 8;
@@ -52,7 +52,7 @@ impl Fragment {
 impl Headers {
     /// The 5-tuple of the datagram that begins with this fragment.
     #[must_use]
-    pub fn begun_tuple(&self) -> Option<Tuple> {
+    pub fn begun_key(&self) -> Option<Key> {
         let Payload::Fragment(Fragment {
             opening: Some(Opening { ports, .. }),
             ..
@@ -60,10 +60,12 @@ impl Headers {
         else {
             return None;
         };
-        Some(Tuple {
+        Some(Key {
+            source: self.source,
+            destination: self.destination,
+            source_port: ports.source,
+            destination_port: ports.destination,
             protocol: Protocol::from_number(self.protocol)?,
-            source: Endpoint::new(self.source, ports.source),
-            destination: Endpoint::new(self.destination, ports.destination),
         })
     }
 }
@@ -127,7 +129,7 @@ fn open(ip: &mut Ip, packet: &[u8]) -> Option<Opening> {
                 ports,
                 flags: Some(flags),
             }),
-            Payload::Udp(_) | Payload::Fragment(_) | Payload::IcmpError | Payload::Other => None,
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment(_) | Payload::IcmpError | Payload::Other => None,
         },
         Protocol::Udp => {
             let header: &[u8; UDP_HEADER] = bytes.first_chunk()?;
