@@ -169,3 +169,32 @@ fn echo(mode: Mode, family: Family) -> Config {
     };
     Config::xdp(mode, vec![service])
 }
+
+/// Routers may cut IPv4 fragments into smaller ones (RFC 791 section 3.2); in IPv6 only their sender may.
+#[test]
+fn fragments_too_big_for_the_servers_link_are_cut_again_or_their_sender_learns_what_fits() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(BIG_CLIENT);
+        Family::BOTH
+            .iter()
+            .for_each(|family| udp_echo("s1", &family.server(1, 7)));
+        for (mode, family) in matrix() {
+            let mut config = echo(mode, family);
+            config.more = "";
+            let lbd = rig.lbd(&config);
+            echo_datagram("client", &family.vip(7), 100).expect("a small one passes");
+            let wire = Watch::start("client", "eth0", "icmp or icmp6");
+            let first = echo_datagram("client", &family.vip(7), 60_000);
+            match family {
+                Family::V4 => first.expect("in smaller fragments"),
+                Family::V6 => {
+                    first.expect_err("they are too big");
+                    wire.sees(&["ICMP6, packet too big, mtu 1500"]);
+                    echo_datagram("client", &family.vip(7), 60_000).expect("the client knows what fits");
+                }
+            }
+            rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
+            lbd.terminate();
+        }
+    });
+}

@@ -4,6 +4,10 @@
     unreachable_pub,
     reason = "each test that includes this module uses some of it"
 )]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
 

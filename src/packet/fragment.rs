@@ -76,7 +76,7 @@ pub(super) fn parse(ip: &mut Ip, bytes: &[u8]) -> Result<Fragment, ParseError> {
     let (identification, offset, more) = place(ip, bytes);
     let length = ip.length - ip.transport;
     // RFC 791 section 3.2, RFC 8200 section 4.5: only the last one may end anywhere; and none is empty (`ip_frag_queue`).
-    if length == 0 || (more && length % 8 != 0) {
+    if length == 0 || (more && !length.is_multiple_of(8)) {
         return Err(ParseError::Malformed);
     }
     let opening = (offset == 0).then(|| open(ip, &bytes[..ip.length])).flatten();

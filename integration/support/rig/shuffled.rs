@@ -29,7 +29,7 @@ fn send(from: SocketAddr, to: SocketAddr, identification: u32, bytes: &[u8]) -> 
 
 /// A UDP server in a namespace that gives back what it gets, the later fragments first.
 pub(crate) fn shuffled_udp_echo(namespace: &str, address: &str) {
-    let address: SocketAddr = address.parse().expect("an address with a port");
+    let address = parse(address);
     let (ready, listens) = mpsc::channel();
     drop(inside(namespace, move || {
         let socket = UdpSocket::bind(address).expect("cannot bind the echo server");
@@ -47,8 +47,7 @@ pub(crate) fn shuffled_udp_echo(namespace: &str, address: &str) {
 /// Sends datagrams of this many bytes from an address in a namespace to an echo server, one after the other, the later
 /// fragments first; they came back whole, or what came in their place.
 pub(crate) fn echo_shuffled(namespace: &str, from: &str, server: &str, size: usize, datagrams: u32) -> io::Result<()> {
-    let from: SocketAddr = from.parse().expect("an address with a port");
-    let server: SocketAddr = server.parse().expect("an address with a port");
+    let (from, server) = (parse(from), parse(server));
     let asked = inside(namespace, move || {
         let socket = UdpSocket::bind(from)?;
         socket.connect(server)?;
@@ -65,4 +64,8 @@ pub(crate) fn echo_shuffled(namespace: &str, from: &str, server: &str, size: usi
         Ok(())
     });
     asked.join().map_err(|_panic| io::Error::other("the client panicked"))?
+}
+
+fn parse(address: &str) -> SocketAddr {
+    address.parse().expect("an address with a port")
 }
