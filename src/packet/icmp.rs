@@ -44,7 +44,11 @@ pub fn quoted(packet: &[u8], headers: &Headers) -> Option<Quoted> {
     }
     let protocol = Protocol::from_number(inner.protocol)?;
     let ports = super::ports(bytes.get(inner.transport..inner.transport + 4)?);
-    let key = Key::new(protocol, (inner.source, ports.source), (inner.destination, ports.destination));
+    let key = Key::new(
+        protocol,
+        (inner.source, ports.source),
+        (inner.destination, ports.destination),
+    );
     Some(Quoted {
         key,
         start,

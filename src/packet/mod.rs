@@ -186,7 +186,11 @@ impl Headers {
             Payload::Sctp(ports, _) => (Protocol::Sctp, ports),
             Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
         };
-        Some(Key::new(protocol, (self.source, ports.source), (self.destination, ports.destination)))
+        Some(Key::new(
+            protocol,
+            (self.source, ports.source),
+            (self.destination, ports.destination),
+        ))
     }
 }
 
