@@ -109,12 +109,13 @@ impl Processor<'_> {
         now: Instant,
     ) -> Result<Way, Stop> {
         let trace = self.conntrack.trace(&segment.key);
-        let leaving = match self.follow(segment, trace, now) {
-            Known::Flow(leaving) => leaving,
+        let mut leaving = segment.key;
+        match self.follow(segment, trace, now, &mut leaving) {
+            Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
-            Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
-            Known::No => self.open(headers, segment, trace, now)?,
-        };
+            Known::Aborted => return Err(Stop::Abort(leaving)),
+            Known::No => leaving = self.open(headers, segment, trace, now)?,
+        }
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         rewrite::apply(frame, headers, &leaving);
         Ok(Way {

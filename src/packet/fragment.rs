@@ -60,18 +60,15 @@ impl Headers {
         else {
             return None;
         };
-        Some(Key {
-            source: self.source,
-            destination: self.destination,
-            source_port: ports.source,
-            destination_port: ports.destination,
-            protocol: Protocol::from_number(self.protocol)?,
-        })
+        Some(Key::new(
+            Protocol::from_number(self.protocol)?,
+            (self.source, ports.source),
+            (self.destination, ports.destination),
+        ))
     }
 }
 
-/// Reads what makes `ip` a fragment; behind a first fragment's IPv6 extension headers, moves `ip` on to the transport header.
-#[cold]
+/// Reads what makes `ip`, which is all there, a fragment; behind a first fragment's IPv6 extension headers, moves `ip` on to the transport header.
 pub(super) fn parse(ip: &mut Ip, bytes: &[u8]) -> Result<Fragment, ParseError> {
     let (identification, offset, more) = place(ip, bytes);
     let length = ip.length - ip.transport;

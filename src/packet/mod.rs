@@ -112,11 +112,30 @@ impl Headers {
     /// When the bytes are no IP packet, or one that contradicts itself.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let mut ip = ip::parse(bytes)?;
+        ip::parse(bytes, |ip| Self::complete(&ip, bytes))
+    }
+
+    #[inline]
+    fn complete(ip: &ip::Ip, bytes: &[u8]) -> Result<Self, ParseError> {
+        let behind = bytes.get(ip.transport..ip.length).ok_or(ParseError::Malformed)?;
         let payload = match ip.fragment {
-            true => Payload::Fragment(fragment::parse(&mut ip, bytes)?),
-            false => parse_payload(&ip, &bytes[ip.transport..ip.length])?,
+            true => return Self::of_fragment(*ip, bytes),
+            false => parse_payload(ip, behind)?,
         };
+        Ok(Self {
+            version: ip.version,
+            source: ip.source,
+            destination: ip.destination,
+            protocol: ip.protocol,
+            transport: ip.transport,
+            length: ip.length,
+            payload,
+        })
+    }
+
+    #[cold]
+    fn of_fragment(mut ip: ip::Ip, bytes: &[u8]) -> Result<Self, ParseError> {
+        let payload = Payload::Fragment(fragment::parse(&mut ip, bytes)?);
         Ok(Self {
             version: ip.version,
             source: ip.source,
@@ -185,13 +204,11 @@ impl Headers {
             Payload::Sctp(ports, _) => (Protocol::Sctp, ports),
             Payload::Fragment(_) | Payload::IcmpError | Payload::Other => return None,
         };
-        Some(Key {
-            source: self.source,
-            destination: self.destination,
-            source_port: ports.source,
-            destination_port: ports.destination,
+        Some(Key::new(
             protocol,
-        })
+            (self.source, ports.source),
+            (self.destination, ports.destination),
+        ))
     }
 }
 
