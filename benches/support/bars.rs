@@ -60,7 +60,7 @@ pub(crate) fn svg(title: &str, y_label: &str, groups: &[String], series: &[Serie
 
 /// As far apart as so many colours can be.
 fn colour(index: usize, of: usize) -> String {
-    let (hue, lightness) = (360 * index / of.max(1), if index % 2 == 0 { 42 } else { 58 });
+    let (hue, lightness) = (360 * index / of.max(1), if index.is_multiple_of(2) { 42 } else { 58 });
     format!("hsl({hue}, 60%, {lightness}%)")
 }
 

@@ -26,9 +26,10 @@ pub(crate) fn serves(running: &Running, sink: &Sink) -> Outcome<()> {
 
 fn answers(running: &Running, service: usize) -> Outcome<()> {
     let target = running.targets()[service];
-    let expected = match running.system {
-        System::Routing => vec![service as u8 + 1],
-        _ => running.world.servers(service as u32),
+    let expected = if running.system == System::Routing {
+        vec![service as u8 + 1]
+    } else {
+        running.world.servers(service as u32)
     };
     let mut last = String::new();
     let result = rig::within(Place::Client, CLIENT_CPU, || {

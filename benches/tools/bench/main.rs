@@ -12,6 +12,7 @@
 mod check;
 mod conntrack;
 mod effort;
+mod limits;
 mod links;
 mod load;
 mod machine;
@@ -31,7 +32,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::effort::Effort;
 use crate::load::serve;
@@ -106,10 +106,10 @@ fn tell_socket(socket: &PathBuf, line: &str) -> Outcome<()> {
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
+    limits::raise_files();
     let effort = effort_of(arguments);
     let questions = all_or(&arguments.only, &questions::ALL);
     let wanted = all_or(&arguments.systems, &systems::ALL);
-    allow_many_files();
     rig::prepare()?;
     let machine = Machine::look(command_line())?;
     let mut report = Report::new(machine, effort.clone());
@@ -156,6 +156,7 @@ fn effort_of(arguments: &Arguments) -> Effort {
         (false, false) => Effort::full(),
     };
     effort.rounds = arguments.rounds.unwrap_or(effort.rounds);
+    effort.proxied = effort.proxied.min(limits::proxied_connections());
     effort
 }
 
@@ -166,20 +167,6 @@ fn all_or<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
 fn command_line() -> String {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     format!("scripts/bench {}", arguments.join(" ")).trim().to_owned()
-}
-
-/// A proxy's connections take many descriptors, on both sides of it.
-fn allow_many_files() {
-    const WANTED: u64 = 1 << 20;
-    let both = |limit| Rlimit {
-        current: Some(limit),
-        maximum: Some(limit),
-    };
-    if setrlimit(Resource::Nofile, both(WANTED)).is_err() {
-        // Only root may raise the hard limit; what is allowed serves for most questions.
-        let most = getrlimit(Resource::Nofile).maximum.unwrap_or(WANTED);
-        setrlimit(Resource::Nofile, both(most)).unwrap_or_default();
-    }
 }
 
 /// Those that this machine can run; the others are skipped by name.

@@ -183,9 +183,10 @@ impl Running {
 
     /// Where clients connect to for each service.
     pub(crate) fn targets(&self) -> Vec<SocketAddrV4> {
-        match self.system {
-            System::Routing => [1, 2].map(world::backend).into_iter().collect(),
-            _ => (0..self.world.services()).map(world::address).collect(),
+        if self.system == System::Routing {
+            [1, 2].map(world::backend).to_vec()
+        } else {
+            (0..self.world.services()).map(world::address).collect()
         }
     }
 
@@ -196,10 +197,10 @@ impl Running {
 
     /// Where the datagrams go.
     pub(crate) fn udp_target(&self) -> Outcome<SocketAddrV4> {
-        match self.system {
-            System::Routing => Ok(SocketAddrV4::new(*world::backend(1).ip(), world::UDP_PORT)),
-            _ => self.world.udp().ok_or_else(|| "this world has no UDP service".into()),
+        if self.system == System::Routing {
+            return Ok(SocketAddrV4::new(*world::backend(1).ip(), world::UDP_PORT));
         }
+        self.world.udp().ok_or_else(|| "this world has no UDP service".into())
     }
 
     /// Makes ready what is needed to move the endpoint of the service in the middle to the other server. What the

@@ -21,7 +21,7 @@ add chain ip kube-proxy services
 add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips
 add chain ip kube-proxy nat-prerouting { type nat hook prerouting priority dstnat; }
 add rule ip kube-proxy nat-prerouting jump services
-add chain ip kube-proxy nat-output { type nat hook output priority dstnat; }
+add chain ip kube-proxy nat-output { type nat hook output priority -100; }
 add rule ip kube-proxy nat-output jump services
 add chain ip kube-proxy nat-postrouting { type nat hook postrouting priority srcnat; }
 add rule ip kube-proxy nat-postrouting jump masquerading

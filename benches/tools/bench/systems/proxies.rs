@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use super::{Change, has_command, write};
 use crate::Outcome;
+use crate::limits;
 use crate::rig::{DIR, Place, Program, shell};
 use crate::world::{self, SERVICE_RANGE, UDP_PORT, World};
 
 /// Debian puts it here; others compile it in.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
-/// Connections that each is made for: 20,000 that are held take two sockets each.
-const CONNECTIONS: u32 = 100_000;
+/// Connections that each is made for, where the limit of open files allows it.
+const CONNECTIONS: u64 = 50_000;
 
 const HAPROXY: &str = "\
 global
@@ -29,7 +30,6 @@ defaults
 
 const NGINX: &str = "\
 worker_processes auto;
-worker_rlimit_nofile 1000000;
 daemon off;
 pid DIR/nginx.pid;
 error_log DIR/nginx-errors.log crit;
@@ -115,7 +115,7 @@ pub(super) fn reload_nginx(after: World, program: &Program) -> Outcome<Change> {
 }
 
 fn haproxy(world: World) -> String {
-    let mut text = filled(HAPROXY);
+    let mut text = filled(HAPROXY, connections(world));
     for service in 0..world.services() {
         push(
             &mut text,
@@ -129,7 +129,8 @@ fn haproxy(world: World) -> String {
 }
 
 fn nginx(world: World) -> String {
-    let mut text = filled(NGINX);
+    // Its number holds both sides of a connection, and the listeners.
+    let mut text = filled(NGINX, 2 * connections(world) + u64::from(world.services()));
     if Path::new(STREAM_MODULE).exists() {
         text = format!("load_module {STREAM_MODULE};\n{text}");
     }
@@ -158,10 +159,16 @@ fn nginx(world: World) -> String {
     text + "}\n"
 }
 
-fn filled(template: &str) -> String {
+/// Each takes two files, each service one, and a few more are needed.
+fn connections(world: World) -> u64 {
+    let for_traffic = limits::files().saturating_sub(u64::from(world.services()) + 1_000);
+    CONNECTIONS.min(for_traffic / 2)
+}
+
+fn filled(template: &str, connections: u64) -> String {
     template
         .replace("DIR", DIR)
-        .replace("CONNECTIONS", &CONNECTIONS.to_string())
+        .replace("CONNECTIONS", &connections.to_string())
 }
 
 fn push(text: &mut String, line: &str) {
