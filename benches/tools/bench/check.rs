@@ -48,11 +48,11 @@ fn answers(running: &Running, service: usize) -> Outcome<()> {
 }
 
 fn takes_datagrams(running: &Running, sink: &Sink) -> Outcome<()> {
-    let before = Sink::delivered()?;
+    let before = Sink::delivered(running.system)?;
     wait_until("a datagram at the server", PATIENCE, || {
         let blast = sink.blast(running, 1, None)?;
         rig::within(Place::Client, CLIENT_CPU, || blast.send(|sent| sent == 0).map(drop))?;
         std::thread::sleep(Duration::from_millis(50));
-        Ok(Sink::delivered()? > before)
+        Ok(Sink::delivered(running.system)? > before)
     })
 }

@@ -9,6 +9,8 @@ pub(crate) struct Effort {
     pub(crate) warm_up: Duration,
     /// One measurement.
     pub(crate) window: Duration,
+    /// Frames a second, where CPU time is compared.
+    pub(crate) rate: f64,
     /// Flows of the UDP question.
     pub(crate) flows: Vec<u32>,
     /// Services of the questions about new connections and changes.
@@ -26,6 +28,7 @@ impl Effort {
             rounds: 3,
             warm_up: Duration::from_millis(300),
             window: Duration::from_millis(1200),
+            rate: 100_000.0,
             flows: vec![1, 1_000, 100_000],
             services: vec![1, 100, 1_000, 10_000],
             changing_services: vec![100, 1_000, 10_000],

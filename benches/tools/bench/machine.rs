@@ -10,11 +10,19 @@ use crate::{Outcome, rig};
 /// `USER_HZ`: ticks a second in /proc/stat.
 const TICKS: f64 = 100.0;
 
-/// A reading of /proc/stat.
+/// A reading of /proc/stat: what was not used. The kernel measures idle time (`get_cpu_idle_time_us`), whereas busy time is
+/// guessed from what runs when the clock ticks, which misses work that a timer starts between two ticks: a generator at a
+/// fixed rate, and all that its frames cause, would be nearly free.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     at: Instant,
+    unused: Unused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unused {
     ticks: u64,
+    cpus: u32,
 }
 
 impl Reading {
@@ -22,7 +30,7 @@ impl Reading {
         let stat = fs::read_to_string("/proc/stat")?;
         Ok(Self {
             at: Instant::now(),
-            ticks: busy_ticks(&stat).ok_or("/proc/stat has no line `cpu`")?,
+            unused: unused(&stat).ok_or("/proc/stat has no line `cpu`")?,
         })
     }
 
@@ -33,16 +41,27 @@ impl Reading {
 
     /// The same up to a later reading.
     pub(crate) fn until(self, then: Self) -> (f64, Duration) {
-        ((then.ticks - self.ticks) as f64 / TICKS, then.at - self.at)
+        let time = then.at - self.at;
+        (busy_seconds(self.unused, then.unused, time), time)
     }
 }
 
-/// All of the line `cpu` but idle and iowait, without the guests that user and nice hold already (proc_stat(5)); and
-/// without what was stolen, which no system here has used.
-fn busy_ticks(stat: &str) -> Option<u64> {
+fn busy_seconds(before: Unused, after: Unused, time: Duration) -> f64 {
+    let unused = after.ticks.saturating_sub(before.ticks) as f64 / TICKS;
+    // Both are rounded down to a tick: an idle machine must not be busy for less than no time.
+    (f64::from(after.cpus) * time.as_secs_f64() - unused).max(0.0)
+}
+
+/// Of the line `cpu` idle, iowait and what the hypervisor has stolen, which no system here has used (proc_stat(5)); and how
+/// many CPUs have lines of their own.
+fn unused(stat: &str) -> Option<Unused> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let fields: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    Some([0, 1, 2, 5, 6].iter().filter_map(|&field| fields.get(field)).sum())
+    let cpus = stat.lines().filter(|line| line.starts_with("cpu")).count() - 1;
+    Some(Unused {
+        ticks: [3, 4, 7].iter().filter_map(|&field| fields.get(field)).sum(),
+        cpus: u32::try_from(cpus).ok()?,
+    })
 }
 
 /// The machine and the circumstances of a run.
@@ -56,9 +75,8 @@ pub(crate) struct Machine {
     pub(crate) memory_gb: f64,
     pub(crate) kernel: String,
     pub(crate) versions: Vec<String>,
-    /// The share of the machine that was busy while the harness did nothing: before the run, and the most between turns.
+    /// The share of the machine that was busy before the run.
     pub(crate) busy_before: f64,
-    pub(crate) busiest_pause: f64,
 }
 
 impl Machine {
@@ -75,7 +93,6 @@ impl Machine {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             versions: versions(),
             busy_before: busy,
-            busiest_pause: busy,
         })
     }
 }
@@ -132,8 +149,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idle_and_stolen_time_is_not_busy_time() {
-        let stat = "cpu  10 1 5 1000 50 2 3 400 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(busy_ticks(stat), Some(21));
+    fn what_is_neither_idle_nor_waiting_nor_stolen_is_used() {
+        let stat = "cpu  10 1 5 1000 50 2 3 400 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\ncpu1 1 1 1 1 1 1 1 1 1 1\nintr 1\n";
+        let before = unused(stat).unwrap();
+        assert_eq!(before, Unused { ticks: 1450, cpus: 2 });
+        let after = Unused { ticks: 1550, cpus: 2 };
+        assert_eq!(busy_seconds(before, after, Duration::from_secs(2)), 3.0);
     }
 }

@@ -64,6 +64,9 @@ struct Arguments {
     /// Systems, e.g. routing,iptables,lbd-tun-ipvs [default: all]
     #[arg(long, value_delimiter = ',', value_parser = System::named)]
     systems: Vec<System>,
+    /// UDP frames a second where CPU time is compared [default: 100000]
+    #[arg(long)]
+    rate: Option<f64>,
     /// Where the results go
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -156,6 +159,7 @@ fn effort_of(arguments: &Arguments) -> Effort {
         (false, false) => Effort::full(),
     };
     effort.rounds = arguments.rounds.unwrap_or(effort.rounds);
+    effort.rate = arguments.rate.unwrap_or(effort.rate);
     effort.proxied = effort.proxied.min(limits::proxied_connections());
     effort
 }
@@ -194,32 +198,51 @@ fn turn(bench: &Bench, report: &mut Report, round: u32, stage: &Stage, system: S
     if asked.is_empty() {
         return;
     }
-    let mut add = |question, finding: Finding| {
+    let begin = Instant::now();
+    let started = start(bench, system, stage);
+    report.spend_around(begin.elapsed());
+    match started {
+        Ok(mut running) => {
+            for question in asked {
+                let begin = Instant::now();
+                add(
+                    report,
+                    round,
+                    question,
+                    system,
+                    questions::ask(question, bench, &mut running),
+                );
+                report.spend(question, begin.elapsed());
+            }
+            end(report, running);
+        }
+        Err(error) => {
+            for question in asked {
+                let finding = Finding::failed(stage.world, error.to_string());
+                add(report, round, question, system, vec![finding]);
+            }
+        }
+    }
+}
+
+fn add(report: &mut Report, round: u32, question: Question, system: System, findings: Vec<Finding>) {
+    for finding in findings {
         let record = Record::new(round, question, system, finding);
         tell(&format!("round {}  {record}", round + 1));
         report.add(record);
-    };
-    let mut running = match start(bench, system, stage) {
-        Ok(running) => running,
-        Err(error) => {
-            let why = error.to_string();
-            for question in asked {
-                add(question, Finding::failed(stage.world, why.clone()));
-            }
-            return;
-        }
-    };
-    for question in asked {
-        for finding in questions::ask(question, bench, &mut running) {
-            add(question, finding);
-        }
     }
+}
+
+fn end(report: &mut Report, running: Running) {
+    let begin = Instant::now();
+    let name = running.system.name();
     if let Err(error) = running.stop() {
-        tell(&format!("{}: cannot be taken down: {error}", system.name()));
+        tell(&format!("{name}: cannot be taken down: {error}"));
     }
     if let Ok(busy) = machine::strangers(Duration::from_millis(150)) {
         report.note_pause(busy);
     }
+    report.spend_around(begin.elapsed());
 }
 
 fn start(bench: &Bench, system: System, stage: &Stage) -> Outcome<Running> {

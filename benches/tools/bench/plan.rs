@@ -79,7 +79,7 @@ fn setup(world: World, system: System) -> f64 {
     match system {
         System::Iptables => 0.6 + services * 1.3e-3,
         System::Nftables | System::Ipvs | System::Haproxy | System::Nginx => 0.6 + services * 0.3e-3,
-        System::Routing | System::Lbd(..) | System::Bare => 0.7 + services * 0.1e-3,
+        System::Generator | System::Routing | System::Lbd(..) | System::Bare => 0.7 + services * 0.1e-3,
     }
 }
 

@@ -10,11 +10,8 @@ use crate::links;
 use crate::load::blast::Blast;
 use crate::machine::Reading;
 use crate::rig::{self, CLIENT_CPU, Place, shell};
-use crate::systems::Running;
+use crate::systems::{Running, System};
 use crate::world::{UDP_PORT, backend};
-
-/// Frames a second, where CPU time is compared.
-pub(crate) const FIXED_RATE: f64 = 200_000.0;
 
 /// Where server 1 counts the datagrams that are addressed to it, and drops them as early as can be.
 #[derive(Debug)]
@@ -42,9 +39,14 @@ impl Sink {
         })
     }
 
-    /// Datagrams that have arrived so far.
-    pub(crate) fn delivered() -> Outcome<u64> {
-        let listed = shell(Place::Server(1), "nft -j list counters")?;
+    /// Datagrams that have come to the end of their way so far.
+    pub(crate) fn delivered(system: System) -> Outcome<u64> {
+        let end = match system {
+            System::Generator => Place::Balancer,
+            System::Routing | System::Iptables | System::Nftables | System::Ipvs => Place::Server(1),
+            System::Haproxy | System::Nginx | System::Lbd(..) | System::Bare => Place::Server(1),
+        };
+        let listed = shell(end, "nft -j list counters")?;
         let listed: serde_json::Value = serde_json::from_str(&listed)?;
         let objects = listed["nftables"].as_array().ok_or("nft lists nothing")?;
         let packets = objects
@@ -74,8 +76,12 @@ pub(super) fn ask(bench: &Bench, running: &Running) -> Vec<Finding> {
 }
 
 fn measure(bench: &Bench, running: &Running, flows: u32) -> Outcome<Vec<Metric>> {
-    let fixed = rate(bench, &bench.sink.blast(running, flows, Some(FIXED_RATE))?)?;
-    let overload = rate(bench, &bench.sink.blast(running, flows, None)?)?;
+    let fixed = rate(
+        bench,
+        running.system,
+        &bench.sink.blast(running, flows, Some(bench.effort.rate))?,
+    )?;
+    let overload = rate(bench, running.system, &bench.sink.blast(running, flows, None)?)?;
     if overload.delivered == 0.0 || fixed.delivered == 0.0 {
         return Err("nothing arrived".into());
     }
@@ -95,7 +101,7 @@ struct Rate {
     cpus: f64,
 }
 
-fn rate(bench: &Bench, blast: &Blast) -> Outcome<Rate> {
+fn rate(bench: &Bench, system: System, blast: &Blast) -> Outcome<Rate> {
     let [warm_up, window] = bench.effort.time();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -104,8 +110,8 @@ fn rate(bench: &Bench, blast: &Blast) -> Outcome<Rate> {
             blast.send(|_sent| !stop.load(Ordering::Relaxed))
         });
         // New flows are not what is asked: each has been seen before the clock runs, where the time allows it.
-        thread::sleep(warm_up + Duration::from_secs_f64(f64::from(blast.flows) / FIXED_RATE));
-        let counted = count(window);
+        thread::sleep(warm_up + Duration::from_secs_f64(f64::from(blast.flows) / bench.effort.rate));
+        let counted = count(system, window);
         stop.store(true, Ordering::Relaxed);
         let sent = generator
             .join()
@@ -115,10 +121,10 @@ fn rate(bench: &Bench, blast: &Blast) -> Outcome<Rate> {
     })
 }
 
-fn count(window: Duration) -> Outcome<Rate> {
-    let before = Counters::now()?;
+fn count(system: System, window: Duration) -> Outcome<Rate> {
+    let before = Counters::now(system)?;
     thread::sleep(window);
-    let after = Counters::now()?;
+    let after = Counters::now(system)?;
     let (cpu, time) = before.clock.until(after.clock);
     let seconds = time.as_secs_f64();
     Ok(Rate {
@@ -136,9 +142,9 @@ struct Counters {
 }
 
 impl Counters {
-    fn now() -> Outcome<Self> {
+    fn now(system: System) -> Outcome<Self> {
         Ok(Self {
-            delivered: Sink::delivered()?,
+            delivered: Sink::delivered(system)?,
             sent: sent_by_client()?,
             clock: Reading::now()?,
         })

@@ -96,9 +96,13 @@ fn count(running: &Running) -> Outcome<u64> {
             let table = fs::read_to_string("/proc/net/ip_vs_conn").unwrap_or_default();
             Ok(table.lines().count() as u64)
         }
-        System::Routing | System::Iptables | System::Nftables | System::Haproxy | System::Nginx | System::Bare => {
-            conntrack::count()
-        }
+        System::Generator
+        | System::Routing
+        | System::Iptables
+        | System::Nftables
+        | System::Haproxy
+        | System::Nginx
+        | System::Bare => conntrack::count(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::load::serve::Taken;
 use crate::systems::{Running, System};
 use crate::world::World;
 
-pub(crate) use self::datagrams::{FIXED_RATE, Sink};
+pub(crate) use self::datagrams::Sink;
 
 /// A question of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,7 +64,9 @@ impl Question {
             Self::Bulk | Self::Connections | Self::Requests => system.without_tcp(),
             Self::Datagrams => system.without_udp(),
             Self::Change if system.ways().is_empty() => Some("it has no endpoints to change"),
-            Self::Memory if matches!(system, System::Routing | System::Bare) => Some("it keeps no flows"),
+            Self::Memory if matches!(system, System::Generator | System::Routing | System::Bare) => {
+                Some("it keeps no flows")
+            }
             Self::Change | Self::Memory => None,
         }
     }

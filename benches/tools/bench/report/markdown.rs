@@ -5,26 +5,27 @@ use super::figures::{Figures, iptables_row};
 use super::numbers::short;
 use super::{Report, goals};
 use crate::load::{blast, connects};
-use crate::questions::{self, FIXED_RATE, Question};
+use crate::questions::{self, Question};
 use crate::rig;
 use crate::systems;
 
-/// More of the machine than this must not be used by others.
+/// More of the machine than this must not be used by others, but in so few pauses.
 const QUIET: f64 = 0.1;
+const SELDOM: f64 = 0.1;
 
 pub(super) fn page(report: &Report, figures: &Figures<'_>) -> String {
     let mut page = circumstances(report);
     page += &goal_table(figures);
     for question in questions::ALL {
         if !figures.cases(question).is_empty() {
-            page += &section(question, figures);
+            page += &section(question, figures, report.effort.rate);
         }
     }
     page
 }
 
 fn circumstances(report: &Report) -> String {
-    let machine = &report.machine;
+    let (machine, loud) = (&report.machine, loud(&report.pauses));
     let (rounds, window) = (report.effort.rounds, report.effort.window.as_secs_f64());
     let mut text = format!(
         "# lbd and others, side by side\n\n\
@@ -40,33 +41,53 @@ fn circumstances(report: &Report) -> String {
         machine.versions.join("; "),
     );
     text += &format!(
-        "{rounds} rounds, each with every system in turn, in the opposite order every other round, on the same veth pairs \
+        "{rounds} round{}, each with every system in turn, in the opposite order every other round, on the same veth pairs \
          (client, balancer, two servers in namespaces of one machine); {window} s a measurement. The client runs on CPU {}, \
          the servers on CPU {}; the balancer runs where the kernel puts it, and a kernel's balancer runs on the CPU of \
-         whoever sends. CPU time is that of the whole machine: client, balancer, servers, interrupts. Figures are medians \
+         whoever sends. CPU time is that of the whole machine: client, balancer, servers, interrupts; it is what was not idle. Figures are medians \
          over the rounds, (least..most), and × how many times that of iptables DNAT.\n\n",
+        if rounds == 1 { "" } else { "s" },
         rig::CLIENT_CPU,
         rig::server_cpu(),
     );
     text += &format!(
-        "Others used {:.0} % of the machine before the run and at most {:.0} % in a pause between turns.{}\n\n",
+        "Others used {:.0} % of the machine before the run, and more than {:.0} % in {:.0} % of the pauses between turns.{}\n\n",
         machine.busy_before * 100.0,
-        machine.busiest_pause * 100.0,
-        if machine.busiest_pause > QUIET {
+        QUIET * 100.0,
+        loud * 100.0,
+        if loud > SELDOM {
             " **That is too much to trust these figures.**"
         } else {
             ""
         },
     );
+    text += &spent(report);
     for (system, why) in &report.skipped {
         writeln!(text, "- skipped: {}: {why}", system.name()).unwrap_or_default();
     }
     text
 }
 
+/// What the run took, for the next one.
+fn spent(report: &Report) -> String {
+    let questions = report
+        .spent
+        .iter()
+        .map(|(question, seconds)| format!("question {} {seconds:.0} s", question.number()));
+    let setting_up = std::iter::once(format!("setting up and taking down {:.0} s", report.setting_up));
+    let all: Vec<_> = questions.chain(setting_up).collect();
+    format!("Took: {}.\n\n", all.join(", "))
+}
+
+/// The share of pauses in which others used more than they may.
+fn loud(pauses: &[f64]) -> f64 {
+    let loud = pauses.iter().filter(|&&busy| busy > QUIET).count();
+    loud as f64 / pauses.len().max(1) as f64
+}
+
 fn goal_table(figures: &Figures<'_>) -> String {
     let mut text =
-        "\n## Goals\n\n| goal | system | wanted | worst found | |\n| --- | --- | --: | --: | --- |\n".to_owned();
+        "\n## Goals\n\n| goal (a ratio) | system | wanted at least | worst found | |\n| --- | --- | --: | --: | --- |\n".to_owned();
     for goal in goals::all(figures) {
         let found = match &goal.found {
             Some((found, case)) => format!("{} ({case})", short(*found)),
@@ -83,13 +104,13 @@ fn goal_table(figures: &Figures<'_>) -> String {
     text
 }
 
-fn section(question: Question, figures: &Figures<'_>) -> String {
+fn section(question: Question, figures: &Figures<'_>, rate: f64) -> String {
     let columns = columns(question);
     let mut text = format!(
         "\n## {}. {}\n\n{}\n\n",
         question.number(),
         question.title(),
-        explanation(question)
+        explanation(question, rate)
     );
     writeln!(text, "| case | system | {} |", columns.join(" | ")).unwrap_or_default();
     writeln!(text, "| --- | --- |{}", " --: |".repeat(columns.len())).unwrap_or_default();
@@ -167,7 +188,7 @@ fn is_compared(column: &str) -> bool {
         || column.ends_with("the command"))
 }
 
-fn explanation(question: Question) -> String {
+fn explanation(question: Question, rate: f64) -> String {
     match question {
         Question::Bulk => "As much as the streams carry, counted where it arrives; up is from client to server. `CPU s/GB`: \
                            CPU seconds of the whole machine for 10⁹ bytes."
@@ -175,7 +196,7 @@ fn explanation(question: Question) -> String {
         Question::Datagrams => format!(
             "Frames of 64 bytes with the check sequence, in bursts of {} from a packet socket (checksums done, flows in turn), \
              counted and dropped where they reach the server's device. First as many as the generator can make on its CPU; \
-             then {FIXED_RATE} a second. `CPU s/M`: CPU seconds of the whole machine, generator included, for a million \
+             then {rate} a second. `CPU s/M`: CPU seconds of the whole machine, generator included, for a million \
              that arrive.",
             blast::BURST
         ),
@@ -198,5 +219,16 @@ fn explanation(question: Question) -> String {
                              how much MemAvailable fell, which for proxies holds the sockets of client and server too. \
                              `bytes/flow`: growth of RSS and flow slab."
             .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_loud_by_the_share_of_its_pauses_that_others_used() {
+        assert_eq!(loud(&[0.01, 0.02, 0.5, 0.03]), 0.25);
+        assert_eq!(loud(&[]), 0.0);
     }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
@@ -94,6 +95,11 @@ pub(crate) struct Report {
     machine: Machine,
     effort: Effort,
     skipped: Vec<(System, String)>,
+    /// Seconds of each question, and of what is around them.
+    spent: BTreeMap<Question, f64>,
+    setting_up: f64,
+    /// The share of the machine that others used between turns.
+    pauses: Vec<f64>,
     records: Vec<Record>,
 }
 
@@ -103,6 +109,9 @@ impl Report {
             machine,
             effort,
             skipped: Vec::new(),
+            spent: BTreeMap::new(),
+            setting_up: 0.0,
+            pauses: Vec::new(),
             records: Vec::new(),
         }
     }
@@ -115,9 +124,18 @@ impl Report {
         self.records.push(record);
     }
 
+    /// Notes how long a question took of one system.
+    pub(crate) fn spend(&mut self, question: Question, time: Duration) {
+        *self.spent.entry(question).or_default() += time.as_secs_f64();
+    }
+
+    pub(crate) fn spend_around(&mut self, time: Duration) {
+        self.setting_up += time.as_secs_f64();
+    }
+
     /// The share of the machine that others used between two turns.
     pub(crate) fn note_pause(&mut self, busy: f64) {
-        self.machine.busiest_pause = self.machine.busiest_pause.max(busy);
+        self.pauses.push(busy);
     }
 
     pub(crate) fn markdown(&self) -> String {
@@ -143,6 +161,8 @@ impl Report {
             "rounds": self.effort.rounds,
             "window_seconds": self.effort.window.as_secs_f64(),
             "warm_up_seconds": self.effort.warm_up.as_secs_f64(),
+            "fixed_rate": self.effort.rate,
+            "pauses_busy": self.pauses,
             "goals": goals::all(figures),
             "skipped": skipped,
             "summary": figures.summary(),

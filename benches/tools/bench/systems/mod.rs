@@ -1,5 +1,6 @@
 //! The systems that are measured: how each is set up for a world, changed, and taken down.
 mod bare;
+mod generator;
 mod ipvs;
 mod kube_proxy;
 mod lbd;
@@ -20,6 +21,8 @@ pub(crate) use self::lbd::{Device, Mode};
 /// What carries the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum System {
+    /// Nothing: what the generator sends is dropped where it reaches the balancer. What is left is its own cost.
+    Generator,
     /// Nothing: the client sends to the server, and the kernel routes.
     Routing,
     Iptables,
@@ -33,7 +36,8 @@ pub(crate) enum System {
 }
 
 /// In the order of the tables.
-pub(crate) const ALL: [System; 11] = [
+pub(crate) const ALL: [System; 12] = [
+    System::Generator,
     System::Routing,
     System::Iptables,
     System::Nftables,
@@ -82,6 +86,7 @@ impl Way {
 impl System {
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Generator => "generator",
             Self::Routing => "routing",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
@@ -107,7 +112,7 @@ impl System {
         let command = match self {
             Self::Routing | Self::Lbd(Device::Tun, _) => return None,
             Self::Iptables => "iptables-restore",
-            Self::Nftables => "nft",
+            Self::Generator | Self::Nftables => "nft",
             Self::Ipvs => return ipvs::missing(),
             Self::Haproxy => "haproxy",
             Self::Nginx => return proxies::nginx_missing(),
@@ -122,7 +127,17 @@ impl System {
     }
 
     pub(crate) fn without_tcp(self) -> Option<&'static str> {
-        (self == Self::Bare).then_some("it translates no replies, so it carries no connection")
+        match self {
+            Self::Generator => Some("it carries nothing"),
+            Self::Bare => Some("it translates no replies, so it carries no connection"),
+            Self::Routing
+            | Self::Iptables
+            | Self::Nftables
+            | Self::Ipvs
+            | Self::Haproxy
+            | Self::Nginx
+            | Self::Lbd(..) => None,
+        }
     }
 
     /// A process of its own ends the client's connections and opens others to the server.
@@ -133,7 +148,7 @@ impl System {
     /// How its endpoints are changed.
     pub(crate) fn ways(self) -> &'static [Way] {
         match self {
-            Self::Routing | Self::Bare => &[],
+            Self::Generator | Self::Routing | Self::Bare => &[],
             Self::Iptables => &[Way::RestoreAll, Way::RestoreChanged],
             Self::Nftables => &[Way::NftTransaction],
             Self::Ipvs => &[Way::Ipvsadm],
@@ -170,6 +185,7 @@ impl Running {
 
     fn program(system: System, world: World) -> Outcome<Option<Program>> {
         Ok(match system {
+            System::Generator => generator::start().map(|()| None)?,
             System::Routing => None,
             System::Iptables => kube_proxy::start(world).map(|()| None)?,
             System::Nftables => nftables::start(world).map(|()| None)?,
@@ -237,7 +253,7 @@ impl Running {
 fn clean(system: System) -> Outcome<()> {
     match system {
         System::Iptables => kube_proxy::stop()?,
-        System::Nftables => nftables::stop()?,
+        System::Generator | System::Nftables => nftables::stop()?,
         System::Ipvs => ipvs::stop()?,
         System::Haproxy | System::Nginx => proxies::forget_addresses()?,
         System::Routing | System::Lbd(..) | System::Bare => {}
