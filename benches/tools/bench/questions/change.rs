@@ -20,8 +20,8 @@ const PAUSE: Duration = Duration::from_micros(500);
 const HELD: u32 = 10;
 /// Probes before the change, and after its effect.
 const CALM: Duration = Duration::from_millis(200);
-/// After so long there is no effect.
-const LIMIT: Duration = Duration::from_secs(60);
+/// So long after the end of the command there is no effect.
+const LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) fn ask(_bench: &Bench, running: &mut Running) -> Vec<Finding> {
     let case = services_words(running.world.services());
@@ -76,8 +76,7 @@ fn watch(target: SocketAddrV4, new: u8, change: &Change) -> Outcome<Seen> {
             rig::enter(Place::Client, Some(CLIENT_CPU))?;
             let mut settled = Settled::new(new);
             Ok(probe(&[target], PAUSE, |probes| {
-                settled.see(probes);
-                !(has_ended.load(Ordering::Relaxed) && settled.for_long())
+                settled.goes_on(probes.last(), has_ended.load(Ordering::Relaxed), Instant::now())
             }))
         });
         thread::sleep(CALM);
@@ -101,29 +100,34 @@ fn watch(target: SocketAddrV4, new: u8, change: &Change) -> Outcome<Seen> {
 /// Whether the change has come to stay: for a while every new connection has been answered by the new server.
 struct Settled {
     new: u8,
-    begin: Instant,
-    /// The start of the last probe that it did not answer.
-    last_other: Instant,
+    /// The start of the first of the last connections, all of which it has answered.
+    since: Option<Instant>,
+    /// When the command was first seen to have ended.
+    command_end: Option<Instant>,
 }
 
 impl Settled {
     fn new(new: u8) -> Self {
-        let now = Instant::now();
         Self {
             new,
-            begin: now,
-            last_other: now,
+            since: None,
+            command_end: None,
         }
     }
 
-    fn see(&mut self, probes: &[Probe]) {
-        if let Some(last) = probes.last().filter(|last| last.server != Some(self.new)) {
-            self.last_other = last.start;
+    /// Told of the last connection; whether to look on.
+    fn goes_on(&mut self, last: Option<&Probe>, has_ended: bool, now: Instant) -> bool {
+        if let Some(last) = last {
+            let is_new = last.server == Some(self.new);
+            self.since = is_new.then(|| self.since.unwrap_or(last.start));
         }
-    }
-
-    fn for_long(&self) -> bool {
-        self.last_other.elapsed() > CALM || self.begin.elapsed() > LIMIT
+        if has_ended {
+            self.command_end.get_or_insert(now);
+        }
+        let passed =
+            |since: Option<Instant>| since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let is_settled = has_ended && passed(self.since) > CALM;
+        !is_settled && passed(self.command_end) < LIMIT
     }
 }
 
@@ -187,5 +191,35 @@ mod tests {
     fn a_change_that_nobody_sees_has_no_effect() {
         let start = Instant::now();
         assert_eq!(effect(&probes(start, &[Some(1), Some(1), None]), 2, start), None);
+    }
+
+    #[test]
+    fn one_slow_answer_of_the_old_server_does_not_settle_a_change() {
+        let start = Instant::now();
+        let old = probes(start, &[Some(1)]);
+        let mut settled = Settled::new(2);
+        assert!(settled.goes_on(old.last(), true, start + Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn a_change_has_settled_when_the_new_server_has_answered_for_a_while() {
+        let start = Instant::now();
+        let new = probes(start, &[Some(2)]);
+        let mut settled = Settled::new(2);
+        assert!(settled.goes_on(new.last(), true, start + Duration::from_millis(1)));
+        assert!(
+            settled.goes_on(new.last(), false, start + 2 * CALM),
+            "the command still runs"
+        );
+        assert!(!settled.goes_on(new.last(), true, start + 2 * CALM));
+    }
+
+    #[test]
+    fn a_change_without_effect_is_given_up() {
+        let start = Instant::now();
+        let old = probes(start, &[Some(1)]);
+        let mut settled = Settled::new(2);
+        assert!(settled.goes_on(old.last(), true, start));
+        assert!(!settled.goes_on(old.last(), true, start + 2 * LIMIT));
     }
 }

@@ -149,7 +149,7 @@ impl<'a> Figures<'a> {
 /// The row that others are compared with.
 pub(crate) fn iptables_row(question: Question) -> &'static str {
     match question {
-        Question::Change => "iptables: iptables-restore",
+        Question::Change => "iptables: all chains",
         Question::Bulk | Question::Datagrams | Question::Connections | Question::Requests | Question::Memory => {
             "iptables"
         }

@@ -72,8 +72,8 @@ pub(crate) enum Way {
 impl Way {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::RestoreAll => "iptables-restore",
-            Self::RestoreChanged => "iptables-restore, changed chains",
+            Self::RestoreAll => "all chains",
+            Self::RestoreChanged => "changed chains",
             Self::NftTransaction => "nft -f",
             Self::Ipvsadm => "ipvsadm",
             Self::RuntimeApi => "runtime API",

@@ -29,6 +29,7 @@ defaults
 ";
 
 const NGINX: &str = "\
+user root;
 worker_processes auto;
 daemon off;
 pid DIR/nginx.pid;
