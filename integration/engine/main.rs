@@ -20,4 +20,5 @@ mod nat;
 mod properties;
 mod refusals;
 mod rules;
+mod sctp;
 mod sources;

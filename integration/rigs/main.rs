@@ -10,6 +10,7 @@ mod kernel;
 mod leaving;
 mod operator;
 mod reload;
+mod sctp;
 mod traffic;
 mod xdp;
 mod xdp_announce;
