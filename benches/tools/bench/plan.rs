@@ -91,7 +91,7 @@ fn seconds(effort: &Effort, question: Question, world: World, system: System) ->
         Question::Datagrams => effort
             .flows
             .iter()
-            .map(|&flows| 2.0 * (each + f64::from(flows) / 200_000.0))
+            .map(|&flows| 2.0 * (each + 0.03) + f64::from(flows) * (1.0 / effort.rate + 1.0 / 300_000.0))
             .sum(),
         Question::Connections => each + window,
         Question::Requests => each,

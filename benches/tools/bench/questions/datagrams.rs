@@ -13,6 +13,9 @@ use crate::rig::{self, CLIENT_CPU, Place, shell};
 use crate::systems::{Running, System};
 use crate::world::{UDP_PORT, backend};
 
+/// What the generator makes at least where nothing holds it back.
+const LIKELY_RATE: f64 = 300_000.0;
+
 /// Where server 1 counts the datagrams that are addressed to it, and drops them as early as can be.
 #[derive(Debug)]
 pub(crate) struct Sink {
@@ -110,7 +113,8 @@ fn rate(bench: &Bench, system: System, blast: &Blast) -> Outcome<Rate> {
             blast.send(|_sent| !stop.load(Ordering::Relaxed))
         });
         // New flows are not what is asked: each has been seen before the clock runs, where the time allows it.
-        thread::sleep(warm_up + Duration::from_secs_f64(f64::from(blast.flows) / bench.effort.rate));
+        let rate = blast.rate.unwrap_or(LIKELY_RATE);
+        thread::sleep(warm_up + Duration::from_secs_f64(f64::from(blast.flows) / rate));
         let counted = count(system, window);
         stop.store(true, Ordering::Relaxed);
         let sent = generator
