@@ -3,7 +3,9 @@
 //! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
 //! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
 //! between batches, whole, and for all workers at once.
+mod echo;
 mod errors;
+mod limits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::tcp;
@@ -23,7 +26,7 @@ use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
-use crate::policy::{OnBackendRemoved, Policy};
+use crate::policy::{OnBackendRemoved, Policy, UnknownTcp};
 use crate::rewrite;
 use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
@@ -73,6 +76,7 @@ pub struct Lane {
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
     exhausted: Exhausted,
+    limits: Limits,
 }
 
 /// The packet path with everything it knows.
@@ -100,6 +104,7 @@ impl Engine {
             counters: Arc::clone(counters),
             expired: Tick::default(),
             exhausted: Exhausted::default(),
+            limits: Limits::default(),
         });
         let lanes = lanes.collect();
         let engine = Self {
@@ -179,6 +184,7 @@ enum Stop {
     Reject(Reject),
     Abort(Tuple),
     Complain(Complaint),
+    Echo,
     Drop(Drop),
 }
 
@@ -224,9 +230,10 @@ pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Dir
     match (rule, segment.flags, opens) {
         // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
         (_, Some(_), true) | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
-        (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
+        // An answer under way still arrives.
+        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, None, false) => Orphan::GoesOn,
         (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
-        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
+        (OnBackendRemoved::Reset, _, false) | (OnBackendRemoved::Reschedule, Some(_), false) => Orphan::Ends,
     }
 }
 
@@ -255,9 +262,10 @@ impl Processor<'_> {
             Ok(()) => Verdict::Forward,
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
-            Err(Stop::Reject(reason)) => refuse(frame, reason),
+            Err(Stop::Reject(reason)) => self.refuse(frame, reason, now),
             Err(Stop::Abort(leaving)) => abort(frame, &leaving),
-            Err(Stop::Complain(complaint)) => self.complain(frame, complaint),
+            Err(Stop::Complain(complaint)) => self.complain(frame, complaint, now),
+            Err(Stop::Echo) => echo::answer(frame),
         };
         self.lane.counters.count(verdict);
         verdict
@@ -305,7 +313,10 @@ impl Processor<'_> {
                     return Known::No;
                 }
                 let before = connection.class();
-                if let Some(rule) = connection.backend.orphans(policy.on_backend_removed) {
+                if let Some(rule) = connection
+                    .backend
+                    .orphans(policy.on_backend_removed, connection.protocol)
+                {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => {
@@ -340,7 +351,7 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(Stop::Drop(Drop::NotSyn));
+            return Err(self.ruleset.policy.conntrack.unknown_tcp.into());
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, now) {
@@ -349,7 +360,8 @@ impl Processor<'_> {
                 Known::Flow(leaving) => Ok(leaving),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
-            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_))) => decided,
+            decided @ (Ok(_)
+            | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo)) => decided,
         }
     }
 
@@ -415,14 +427,7 @@ impl Processor<'_> {
     }
 }
 
-fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
-    let answered = Headers::parse(frame.bytes()).is_ok_and(|headers| refusal::answer(frame, &headers).is_ok());
-    match answered {
-        true => Verdict::Reject(reason),
-        false => Verdict::Drop(Drop::Unanswerable),
-    }
-}
-
+/// Not limited: there is one for each flow.
 fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
     match Headers::parse(frame.bytes()) {
         Ok(headers) if refusal::abort(frame, &headers, leaving).is_ok() => Verdict::Reject(Reject::BackendRemoved),
@@ -508,6 +513,16 @@ fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
 fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
     let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
     service.backends.get(chosen).map(Arc::clone)
+}
+
+impl From<UnknownTcp> for Stop {
+    fn from(rule: UnknownTcp) -> Self {
+        match rule {
+            UnknownTcp::Drop => Self::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Self::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => Self::Reject(Reject::NotSyn),
+        }
+    }
 }
 
 impl From<ParseError> for Stop {

@@ -11,13 +11,16 @@ mod world;
 
 mod affinity;
 mod backends;
+mod echo;
 mod errors;
 mod eviction;
 mod explain;
 mod flows;
 mod lanes;
+mod limits;
 mod nat;
 mod properties;
 mod refusals;
 mod rules;
 mod sources;
+mod unknown;

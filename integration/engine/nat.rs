@@ -261,15 +261,6 @@ fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
 }
 
 #[test]
-fn a_ping_to_a_service_passes() {
-    for case in Case::all() {
-        let mut world = case.setup().world();
-        let ping = packets::ping(case.client(2, 1).ip(), case.service().ip());
-        assert_eq!(world.send(&ping).verdict, Verdict::Pass(Pass::UntrackedProtocol));
-    }
-}
-
-#[test]
 fn fragments_to_a_service_are_dropped_and_others_pass() {
     for (to, verdict) in [
         (Case::UDP.service(), Verdict::Drop(Drop::Fragment)),

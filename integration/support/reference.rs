@@ -217,7 +217,13 @@ impl Model {
             self.flows.remove(at);
             return self.open(ends, flags);
         }
-        if orphan && self.rules.removed != Removed::Preserve {
+        let goes_on = match self.rules.removed {
+            Removed::Preserve => true,
+            // What the backend still answers arrives.
+            Removed::Reschedule => ends.udp && !original,
+            Removed::Reset => false,
+        };
+        if orphan && !goes_on {
             match reopens {
                 true => drop(self.flows.remove(at)),
                 false => self.end(at, original),

@@ -1,6 +1,7 @@
 //! ICMP errors: those of others about a flow, which follow it, and lbd's own, where lbd is the router.
 use std::net::IpAddr;
 
+use super::limits::Kind;
 use super::{Processor, Stop, count};
 use crate::flow::{Direction, Tuple};
 use crate::packet::Headers;
@@ -9,7 +10,7 @@ use crate::packet::icmp::{self, Quoted};
 use crate::packet::refusal::{self, Complaint};
 use crate::rewrite;
 use crate::time::Instant;
-use crate::verdict::{Drop, Reject, Verdict};
+use crate::verdict::{Drop, Pass, Reject, Verdict};
 
 /// What becomes of an ICMP error about a flow: where it seems to come from, and the tuple of the packet that it quotes.
 struct Translation {
@@ -29,7 +30,10 @@ impl Processor<'_> {
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {
-            return Err(self.without_flow(headers));
+            let stop = self.without_flow(headers);
+            let is_pinged =
+                matches!(stop, Stop::Pass(Pass::UntrackedProtocol)) && self.is_pinged(frame.bytes(), headers);
+            return Err(if is_pinged { Stop::Echo } else { stop });
         };
         self.may_go_on(frame.bytes(), headers, inner.source.address)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
@@ -81,19 +85,18 @@ impl Processor<'_> {
     }
 
     /// Tells the sender of a packet, which is as it came, why it goes no further.
-    pub(super) fn complain(&mut self, frame: &mut Frame<'_>, complaint: Complaint) -> Verdict {
+    pub(super) fn complain(&mut self, frame: &mut Frame<'_>, complaint: Complaint, now: Instant) -> Verdict {
         let reason = match complaint {
             Complaint::TooBig { .. } => Reject::TooBig,
             Complaint::TimeExceeded => Reject::TimeExceeded,
         };
-        let told = Headers::parse(frame.bytes()).is_ok_and(|headers| {
-            let router = self.router.as_mut();
-            let own = router.and_then(|router| router.own_address(headers.source));
+        let Ok(headers) = Headers::parse(frame.bytes()) else {
+            return Verdict::Drop(Drop::Unanswerable);
+        };
+        let router = self.router.as_mut();
+        let own = router.and_then(|router| router.own_address(headers.source));
+        self.within_limit(Kind::IcmpError, reason, now, || {
             refusal::complain(frame, &headers, complaint, own).is_ok()
-        });
-        match told {
-            true => Verdict::Reject(reason),
-            false => Verdict::Drop(Drop::Unanswerable),
-        }
+        })
     }
 }

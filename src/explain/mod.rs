@@ -2,7 +2,8 @@
 //!
 //! Nothing is counted, stored or drawn: flows and templates are only read, a scheduler picks on a copy of its state, and where
 //! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment;
-//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far.
+//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far, and where
+//! lbd has answered too many of late, there may be no answer.
 mod choice;
 mod packet;
 mod rules;
@@ -15,7 +16,8 @@ use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segme
 use crate::flow::{Direction, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
-use crate::packet::{Headers, ParseError, Payload, icmp, refusal};
+use crate::packet::{Headers, ParseError, Payload, echo, icmp, refusal};
+use crate::policy::UnknownTcp;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
@@ -101,7 +103,7 @@ impl<'a> Way<'a> {
             return (Known::No, None);
         };
         let rule = self.ruleset.policy.conntrack.on_backend_removed;
-        let orphan = connection.backend.orphans(rule);
+        let orphan = connection.backend.orphans(rule, connection.protocol);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
         let (known, outcome) = match orphan {
             _ if is_reopened(&connection, segment, direction) => (Known::No, "reopened"),
@@ -151,6 +153,10 @@ impl<'a> Way<'a> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
                 Payload::Fragment => Verdict::Pass(Pass::NoMatch),
+                Payload::Other if self.is_pinged(headers) => {
+                    let answered = self.on_a_copy(|frame| echo::answer(frame, headers).is_ok());
+                    self.answer(answered, "icmp_echo_reply", Reject::Echo)
+                }
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
@@ -160,6 +166,11 @@ impl<'a> Way<'a> {
 
     fn concerns_services(&self, headers: &Headers) -> bool {
         self.ruleset.is_known(&headers.source) || self.ruleset.is_known(&headers.destination)
+    }
+
+    fn is_pinged(&self, headers: &Headers) -> bool {
+        let is_answered = self.ruleset.policy.icmp.echo && self.ruleset.is_virtual(&headers.destination);
+        is_answered && echo::is_request(self.packet, headers)
     }
 
     /// `Processor::open`, in the place of the flow that is `forgotten`.
@@ -175,7 +186,11 @@ impl<'a> Way<'a> {
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
             self.push(Step::NotSyn);
-            return Verdict::Drop(Drop::NotSyn);
+            return match self.ruleset.policy.conntrack.unknown_tcp {
+                UnknownTcp::Drop => Verdict::Drop(Drop::NotSyn),
+                UnknownTcp::Pass => Verdict::Pass(Pass::NotSyn),
+                UnknownTcp::Reset => self.refuse(headers, Reject::NotSyn),
+            };
         }
         self.establish(headers, &segment.tuple, service, forgotten)
     }

@@ -134,4 +134,16 @@ impl<'a> Frame<'a> {
         self.checksum = Checksum::Complete;
         self.bytes_mut().copy_from_slice(&answer[..len]);
     }
+
+    /// The packet was turned into the answer to itself where it lies, and is `length` bytes long now; its checksums are
+    /// complete.
+    ///
+    /// # Panics
+    /// If it has no room.
+    pub(super) fn turned(&mut self, length: usize) {
+        assert!(length <= self.capacity(), "an answer lies within its storage");
+        self.end = self.start + length;
+        self.is_answer = true;
+        self.checksum = Checksum::Complete;
+    }
 }

@@ -3,6 +3,7 @@
 //! Own offsets instead of etherparse in the path: 3.3 ns against 7 to 12 a packet, and etherparse has neither mutable
 //! slices nor the ports of fragments. It is the independent decoder of the tests instead.
 pub mod checksum;
+pub mod echo;
 pub mod ethernet;
 pub mod frame;
 pub mod icmp;

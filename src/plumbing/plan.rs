@@ -216,7 +216,7 @@ fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::conntrack::timeout::Timeouts;
-    use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
+    use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownTcp};
     use crate::scheduler::Flags;
 
     fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
@@ -236,6 +236,7 @@ mod tests {
             flags: Flags::default(),
             persistence: None,
             one_packet: false,
+            on_backend_removed: None,
             backends: backends.iter().map(backend).collect(),
         }
     }
@@ -250,9 +251,11 @@ mod tests {
             nat: Nat::default(),
             conntrack: Conntrack {
                 max_flows: 1,
-                on_backend_removed: OnBackendRemoved::Preserve,
+                on_backend_removed: None,
+                unknown_tcp: UnknownTcp::Drop,
                 timeouts: Timeouts::default(),
             },
+            icmp: Icmp::default(),
             rules: Vec::new(),
             services,
         }
