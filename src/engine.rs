@@ -20,7 +20,7 @@ use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused};
-use crate::flow::{Direction, Tuple};
+use crate::flow::{Direction, Protocol, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
@@ -413,7 +413,9 @@ impl Processor<'_> {
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
+                Payload::Fragment if is_balanced(headers) && self.concerns_services(headers) => {
+                    Stop::Drop(Drop::Fragment)
+                }
                 Payload::Fragment => Stop::Pass(Pass::NoMatch),
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
                     Stop::Pass(Pass::UntrackedProtocol)
@@ -508,6 +510,11 @@ fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
             backend.service.stats.count_out(lane, bytes);
         }
     }
+}
+
+/// Whether it is of a protocol that services have. ICMP is not fragmented where it matters to lbd: an error is short.
+pub(crate) fn is_balanced(headers: &Headers) -> bool {
+    Protocol::from_number(headers.protocol).is_some()
 }
 
 fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {

@@ -6,9 +6,11 @@
 mod rig;
 
 mod bulk;
+mod icmp;
 mod kernel;
 mod leaving;
 mod operator;
+mod ports;
 mod reload;
 mod traffic;
 mod xdp;

@@ -54,7 +54,7 @@ fn a_server_with_big_frames_answers_a_client_with_small_ones() {
 
 /// 20 MB up and down, unchanged.
 #[track_caller]
-fn assert_transfers(rig: &Rig, family: Family) {
+pub(crate) fn assert_transfers(rig: &Rig, family: Family) {
     let file = format!("{DIR}/big");
     let sum = format!("[ -e {file} ] || head -c 20000000 /dev/urandom > {file}; sha256sum < {file}");
     let expected = rig.sh("client", &sum).ok();

@@ -73,7 +73,7 @@ impl Processor<'_> {
         let Some(router) = &mut self.router else {
             return Ok(());
         };
-        if headers.hop_limit(packet) <= 1 {
+        if headers.hop_limit(packet) <= 1 && !router.ends_here(destination) {
             return Err(Stop::Complain(Complaint::TimeExceeded));
         }
         match router.mtu(destination) {

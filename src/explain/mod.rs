@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use crate::conntrack::connection::{Connection, State};
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
-use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told};
+use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_reopened, orphaned, segment, told};
 use crate::flow::{Direction, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
@@ -151,7 +151,9 @@ impl<'a> Way<'a> {
             Match::Reject => self.refuse(headers, Reject::Rule),
             Match::Pass => Verdict::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
+                Payload::Fragment if is_balanced(headers) && self.concerns_services(headers) => {
+                    Verdict::Drop(Drop::Fragment)
+                }
                 Payload::Fragment => Verdict::Pass(Pass::NoMatch),
                 Payload::Other if self.is_pinged(headers) => {
                     let answered = self.on_a_copy(|frame| echo::answer(frame, headers).is_ok());

@@ -11,10 +11,12 @@
 //!  11: to NODE ipproto tcp dport 30080 -> 7763   node ports and services on local addresses   local
 //!  20: lookup local                              moved here from 0                            ports)
 //!  30: iif lbd0 goto 39
-//!  30: iif eth0 goto 32                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
+//!  30: iif eth0 goto 34                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: lookup 7762                               service, external and pool addresses -> lbd0
+//!  32: iif lo ipproto icmp goto 34               ICMP of this host itself is none of lbd's
+//!  33: ipproto icmp -> 7763                      a router's word to a client about a packet that lbd led to a backend
+//!  34: lookup 7762                               service, external and pool addresses -> lbd0
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
 //! 32766: lookup main
 //! ```
@@ -25,6 +27,11 @@
 //!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
 //!   another interface. On a host with no other address, IPv4 clients send from 0.0.0.0 and IPv6 clients from ::1.
 //! - The kernel walks policy rules one by one for each packet; see `cover` for the cost and what is done about it.
+//! - Rules cannot tell an ICMP error from an echo, nor whom an error is about. So all ICMP that this host forwards takes
+//!   the way over lbd, which passes on what is about none of its flows, at the price of one more hop in its TTL.
+//!   Where every flow is masqueraded, the errors come to lbd's own addresses, and there are no such rules.
+//! - The kernel's own ICMP errors about packets that lbd wrote are not led to lbd: a rule cannot tell them from what else
+//!   this host says in ICMP.
 //! - A rule with a port never matches a fragment (its ports are not dissected): a fragmented reply bypasses lbd.
 mod address;
 mod cover;

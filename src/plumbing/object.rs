@@ -29,7 +29,9 @@ const LOCAL_PORTS: u32 = 11;
 pub(super) const LOCAL: u32 = 20;
 const SKIP_ROUTES: u32 = 30;
 const REPLIES: u32 = 31;
-const SERVICES: u32 = 32;
+const SKIP_ICMP: u32 = 32;
+const ICMP: u32 = 33;
+const SERVICES: u32 = 34;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -54,6 +56,14 @@ impl Family {
         match self {
             Self::V4 => Ipv4Net::default().into(),
             Self::V6 => Ipv6Net::default().into(),
+        }
+    }
+
+    /// Its ICMP, as `ip` calls it.
+    const fn icmp(self) -> &'static str {
+        match self {
+            Self::V4 => "icmp",
+            Self::V6 => "ipv6-icmp",
         }
     }
 
@@ -91,6 +101,10 @@ pub(super) enum Selector {
     FromInterface(String),
     From(Cover),
     To(Cover),
+    /// ICMP, or ICMPv6, of this host itself.
+    OwnIcmp,
+    /// ICMP, or ICMPv6.
+    Icmp,
 }
 
 /// What a rule does.
@@ -195,6 +209,10 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let diverted = covers_of(&plan.diverted, family).map(Selector::To);
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
+            if plan.has_replies(family) {
+                objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
+                objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
+            }
             objects.push(at(SERVICES, Selector::All, Action::Lookup(SERVICES_TABLE)));
         }
     }
@@ -306,6 +324,8 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
+            Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
+            Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
             Selector::From(cover) => {
                 let (first, last) = cover.ports;
                 write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;
@@ -358,7 +378,9 @@ mod tests {
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
                 "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 32 lookup 7762",
+                "ip -4 rule add pref 32 iif lo ipproto icmp goto 34",
+                "ip -4 rule add pref 33 ipproto icmp lookup 7763",
+                "ip -4 rule add pref 34 lookup 7762",
             ]
         );
     }

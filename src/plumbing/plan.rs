@@ -135,6 +135,14 @@ impl Plan {
         !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
     }
 
+    /// Whether backends of `family` answer to clients themselves, so that routers also tell these about what lbd sent in
+    /// their name.
+    pub(super) fn has_replies(&self, family: Family) -> bool {
+        self.replies
+            .iter()
+            .any(|(_, backend)| Family::of(backend.address) == family)
+    }
+
     pub(super) fn uses(&self, family: Family) -> bool {
         let endpoints = || self.local_ports.iter().chain(&self.replies);
         self.routes.iter().any(|route| Family::of(route.addr()) == family)
