@@ -120,16 +120,25 @@ pub struct Connection {
     pub expires: Instant,
 }
 
+impl Class {
+    /// A client alone makes no established flow: SYN and ACK can be forged blindly.
+    #[must_use]
+    #[inline]
+    pub const fn of(state: State, answered: bool) -> Self {
+        match (answered, state) {
+            (false, _) => Self::Embryonic,
+            (true, State::Tcp(state)) if state.is_embryonic() => Self::Embryonic,
+            (true, State::Tcp(tcp::State::Established) | State::Udp) => Self::Established,
+            (true, State::Tcp(_)) => Self::Closing,
+        }
+    }
+}
+
 impl Connection {
-    /// What eviction makes of it. A client alone makes no established flow: SYN and ACK can be forged blindly.
+    /// What eviction makes of it.
     #[must_use]
     pub const fn class(&self) -> Class {
-        match (self.answered, self.state) {
-            (false, _) => Class::Embryonic,
-            (true, State::Tcp(state)) if state.is_embryonic() => Class::Embryonic,
-            (true, State::Tcp(tcp::State::Established) | State::Udp) => Class::Established,
-            (true, State::Tcp(_)) => Class::Closing,
-        }
+        Class::of(self.state, self.answered)
     }
 
     /// Where the backend gets this flow's packets.
@@ -147,22 +156,6 @@ impl Connection {
             Direction::Original => self.tuple(self.client, self.virtual_address),
             Direction::Reply => self.tuple(self.server(), self.source),
         }
-    }
-
-    /// Whether packets in `direction` arrive with `tuple`.
-    #[inline]
-    #[must_use]
-    pub fn arrives_with(&self, direction: Direction, tuple: &Tuple) -> bool {
-        let Tuple {
-            protocol,
-            source,
-            destination,
-        } = tuple;
-        let ends_match = match direction {
-            Direction::Original => self.client == *source && self.virtual_address == *destination,
-            Direction::Reply => self.source == *destination && self.server() == *source,
-        };
-        ends_match && self.protocol == *protocol
     }
 
     /// The tuple that packets in `direction` leave with.

@@ -8,7 +8,7 @@ impl Processor<'_> {
     /// Whether it is an echo request that nobody else would answer. Those to this host's own addresses are the kernel's.
     pub(super) fn is_pinged(&self, packet: &[u8], headers: &Headers) -> bool {
         let ruleset = &self.ruleset;
-        ruleset.policy.icmp.echo && echo::is_request(packet, headers) && ruleset.is_virtual(&headers.destination)
+        ruleset.policy.icmp.echo && echo::is_request(packet, headers) && ruleset.is_virtual(&headers.destination.into())
     }
 }
 

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::control::protocol::explanation::{Hex, PacketStep, Question};
-use crate::flow::{Endpoint, Protocol};
+use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::packet::ip::{IPV4_HEADER, IPV6_HEADER};
 use crate::packet::{Headers, Payload, TcpFlags, Version, icmp};
 
@@ -99,7 +99,7 @@ pub(super) fn step(headers: &Headers, packet: &[u8]) -> PacketStep {
         tcp_flags: flags,
         length: headers.length,
         kind: Cow::Borrowed(kind),
-        about: icmp::quoted(packet, headers).map(|quoted| quoted.tuple.to_string()),
+        about: icmp::quoted(packet, headers).map(|quoted| Tuple::from(quoted.key).to_string()),
     }
 }
 

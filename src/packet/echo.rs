@@ -48,7 +48,7 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
     };
     packet.copy_within(headers.transport..headers.length, header);
     let length = header + headers.length - headers.transport;
-    match (headers.source, headers.destination) {
+    match (IpAddr::from(headers.source), IpAddr::from(headers.destination)) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             packet[0] = 0x45;
             // Not longer than before.

@@ -10,9 +10,7 @@ pub mod icmp;
 pub mod ip;
 pub mod refusal;
 
-use std::net::IpAddr;
-
-use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::flow::{Address, Key, Protocol, Tuple};
 
 /// Why bytes are no packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +87,9 @@ pub struct Headers {
     /// IP version.
     pub version: Version,
     /// Sender.
-    pub source: IpAddr,
+    pub source: Address,
     /// Receiver.
-    pub destination: IpAddr,
+    pub destination: Address,
     /// IANA number of the upper-layer protocol.
     pub protocol: u8,
     /// Offset of the upper-layer header.
@@ -129,7 +127,8 @@ impl Headers {
     /// answer to the packet that it quotes.
     #[must_use]
     pub fn flow(&self, packet: &[u8]) -> Option<Tuple> {
-        self.tuple().or_else(|| Some(icmp::quoted(packet, self)?.tuple.reply()))
+        self.tuple()
+            .or_else(|| Some(icmp::quoted(packet, self)?.key.reply().into()))
     }
 
     /// Offset of the checksum field in the transport header (RFC 9293 section 3.1, RFC 768).
@@ -165,16 +164,25 @@ impl Headers {
     /// The 5-tuple, where the packet has one.
     #[must_use]
     #[inline]
-    pub const fn tuple(&self) -> Option<Tuple> {
+    pub fn tuple(&self) -> Option<Tuple> {
+        self.key().map(Tuple::from)
+    }
+
+    /// The 5-tuple in words.
+    #[must_use]
+    #[inline]
+    pub const fn key(&self) -> Option<Key> {
         let (protocol, ports) = match self.payload {
             Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
             Payload::Udp(ports) => (Protocol::Udp, ports),
             Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
         };
-        Some(Tuple {
+        Some(Key {
+            source: self.source,
+            destination: self.destination,
+            source_port: ports.source,
+            destination_port: ports.destination,
             protocol,
-            source: Endpoint::new(self.source, ports.source),
-            destination: Endpoint::new(self.destination, ports.destination),
         })
     }
 }

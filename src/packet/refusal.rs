@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use super::icmp::{HEADER as ICMP_HEADER, ICMP, ICMPV6};
 use super::ip::{IPV4_HEADER, IPV6_HEADER};
 use super::{Headers, Payload, TcpFlags, Version, checksum};
-use crate::flow::Tuple;
+use crate::flow::{Address, Key};
 use crate::packet::frame::Frame;
 
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
@@ -85,7 +85,7 @@ pub fn complain(
         return Err(Unanswerable);
     }
     let answered = Headers {
-        destination: own.unwrap_or(headers.destination),
+        destination: own.map_or(headers.destination, Address::from),
         ..*headers
     };
     let mut buffer = [0; MAX_ICMPV6];
@@ -119,7 +119,7 @@ impl Complaint {
 ///
 /// # Errors
 /// For anything but a TCP segment, or a segment that is a RST already. The frame is unchanged then.
-pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Result<(), Unanswerable> {
+pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Key) -> Result<(), Unanswerable> {
     let Payload::Tcp(_, flags) = headers.payload else {
         return Err(Unanswerable);
     };
@@ -128,16 +128,16 @@ pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Resul
     }
     // Headers of the packet that the RST would be the answer to.
     let answered = Headers {
-        source: leaving.destination.address,
-        destination: leaving.source.address,
+        source: leaving.destination,
+        destination: leaving.source,
         ..*headers
     };
     let mut buffer = [0; MAX_ICMPV6];
     let start = ip_header(&mut buffer, &answered, 6, TCP_HEADER);
     let tcp = &mut buffer[start..start + TCP_HEADER];
     tcp[..12].copy_from_slice(&frame.bytes()[headers.transport..headers.transport + 12]);
-    tcp[0..2].copy_from_slice(&leaving.source.port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&leaving.destination.port.to_be_bytes());
+    tcp[0..2].copy_from_slice(&leaving.source_port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&leaving.destination_port.to_be_bytes());
     tcp[13] = TcpFlags::RST | (flags.0 & TcpFlags::ACK);
     seal(tcp, &answered);
     frame.replace(&buffer[..start + TCP_HEADER]);
@@ -165,7 +165,8 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-pub(super) fn is_one_host(address: IpAddr) -> bool {
+pub(super) fn is_one_host(address: Address) -> bool {
+    let address = IpAddr::from(address);
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())
 }
@@ -220,7 +221,7 @@ fn message(buffer: &mut [u8], packet: &[u8], headers: &Headers, Kind(kind, code,
 
 /// Writes the IP header of an answer, from the refused packet's destination to its source; returns its length.
 fn ip_header(buffer: &mut [u8], headers: &Headers, protocol: u8, payload: usize) -> usize {
-    match (headers.source, headers.destination) {
+    match (IpAddr::from(headers.source), IpAddr::from(headers.destination)) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let header = &mut buffer[..IPV4_HEADER];
             header[0] = 0x45;
