@@ -333,7 +333,11 @@ impl Processor<'_> {
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
-            Known::No => self.open(headers, segment, *trace, now)?,
+            Known::No => {
+                let leaving = self.open(headers, segment, *trace, now)?;
+                frame.opens_flow = true;
+                leaving
+            }
         };
         // 5. Where lbd is the router: does it fit, and may it go on?
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;

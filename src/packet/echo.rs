@@ -30,22 +30,28 @@ pub fn is_request(packet: &[u8], headers: &Headers) -> bool {
         && message[..2] == [types(headers.version).0, 0]
 }
 
+/// The longest packet that may get shorter: a longer one may lie in several pieces, of which only the first is rewritten.
+const MAX_SHORTENED: usize = 1280;
+
 /// Turns an echo request, see [`is_request`], into its reply. IP options and extension headers are not sent back; what is
 /// asked with them is no balancer's to answer.
 ///
 /// # Errors
-/// For a request from or to an address that is no single host's (RFC 1122 section 3.2.2.6, RFC 4443 section 4.2). The frame
-/// is unchanged then.
+/// For a request from or to an address that is no single host's (RFC 1122 section 3.2.2.6, RFC 4443 section 4.2), and a long
+/// one with options. The frame is unchanged then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
     if !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
     }
-    let packet = frame.bytes_mut();
-    turn(&mut packet[headers.transport..], types(headers.version));
     let header = match headers.version {
         Version::V4 => IPV4_HEADER,
         Version::V6 => IPV6_HEADER,
     };
+    if headers.transport != header && headers.length > MAX_SHORTENED {
+        return Err(Unanswerable);
+    }
+    let packet = frame.bytes_mut();
+    turn(&mut packet[headers.transport..], types(headers.version));
     packet.copy_within(headers.transport..headers.length, header);
     let length = header + headers.length - headers.transport;
     match (IpAddr::from(headers.source), IpAddr::from(headers.destination)) {

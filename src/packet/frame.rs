@@ -40,6 +40,9 @@ pub struct Frame<'a> {
     start: usize,
     end: usize,
     is_answer: bool,
+    /// Whether the packet has opened a flow: what was known of packets with its tuple, or that of the answer to it, no longer
+    /// counts.
+    pub opens_flow: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -68,6 +71,7 @@ impl<'a> Frame<'a> {
             start,
             end,
             is_answer: false,
+            opens_flow: false,
             checksum,
             fate: Fate::Send,
         }
