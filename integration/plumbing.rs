@@ -219,9 +219,10 @@ fn the_rules_are_as_the_documentation_shows_them() {
                 "30:\tfrom all iif lbd0 goto 39 proto 108",
                 "31:\tfrom 10.9.0.0/16 lookup main proto static",
                 "31:\tfrom 10.2.0.11 ipproto tcp sport 8080 lookup 7763 proto 108",
-                "32:\tfrom all iif lo ipproto icmp goto 34 proto 108",
-                "33:\tfrom all ipproto icmp lookup 7763 proto 108",
-                "34:\tfrom all lookup 7762 proto 108",
+                "32:\tfrom all iif lo ipproto icmp dport 772 lookup 7763 proto 108",
+                "33:\tfrom all iif lo ipproto icmp goto 35 proto 108",
+                "34:\tfrom all ipproto icmp lookup 7763 proto 108",
+                "35:\tfrom all lookup 7762 proto 108",
                 "39:\tfrom all iif lbd0 lookup 7764 proto 108",
                 "32766:\tfrom all lookup main",
                 "32767:\tfrom all lookup default",
@@ -566,7 +567,7 @@ fn what_a_killed_lbd_left_is_cleared_by_the_next_one() {
         assert!(ip("rule").contains("proto 108"));
         let summary = clear_leftovers(journal.path()).unwrap().unwrap();
         // Both ip_forward, IPv6 forwarding and accept_ra of some interfaces.
-        assert!(summary.rules == 18 && summary.sysctls >= 3, "{summary}");
+        assert!(summary.rules == 20 && summary.sysctls >= 3, "{summary}");
         assert_same(&before, &state());
         assert_eq!(clear_leftovers(journal.path()).unwrap(), None);
     });
@@ -580,7 +581,7 @@ fn leftovers_without_a_journal_are_cleared_too() {
         for command in [
             "rule add pref 20 lookup local protocol 108",
             "rule delete pref 0",
-            "-6 rule add pref 34 lookup 7762 protocol 108",
+            "-6 rule add pref 35 lookup 7762 protocol 108",
             "route add unreachable 203.0.113.10 table 7764 proto 108",
         ] {
             ip(command);

@@ -113,6 +113,7 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
 const OWN: &str = "lo";
 
 fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
+    let own = || RuleAttribute::Iifname(OWN.to_owned());
     let icmp = || RuleAttribute::IpProtocol(IpProtocol::from(icmp_number(rule.family)));
     match &rule.selector {
         Selector::All => {}
@@ -121,10 +122,15 @@ fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
-        Selector::OwnIcmp => {
-            let own = RuleAttribute::Iifname(OWN.to_owned());
-            message.attributes.extend([own, icmp()]);
+        Selector::OwnTooBig => {
+            let number = rule.family.too_big();
+            let range = RuleAttribute::DestinationPortRange(RulePortRange {
+                start: number,
+                end: number,
+            });
+            message.attributes.extend([own(), icmp(), range]);
         }
+        Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),
         Selector::Icmp => message.attributes.push(icmp()),
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
