@@ -2,7 +2,10 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::rig::{Config, Family, Rig, Sender, Service, isolated, matrix, reuse_port, udp_echo};
+use crate::rig::{
+    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_echo, udp_echo,
+};
+use std::io::ErrorKind;
 
 #[test]
 fn a_thousand_connections_from_one_port_go_without_a_stall() {
@@ -14,6 +17,29 @@ fn a_thousand_connections_from_one_port_go_without_a_stall() {
             println!("slowest: {slowest:?}");
             // A SYN that is lost or misled is sent again after a second (RFC 6298 section 2.1).
             assert!(slowest < Duration::from_millis(900), "{slowest:?}");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_client_whose_connection_lbd_does_not_know_is_told_at_once_where_that_is_set() {
+    isolated(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            tcp_echo("s1", &family.server(1, 7));
+        }
+        for (mode, family) in matrix() {
+            let mut config = Config::new(mode, vec![Service::tcp(family, 7, 7, &[1])]);
+            config.more = "[conntrack]\nunknown_tcp = \"reset\"\n";
+            let lbd = rig.lbd(&config);
+            let mut old = Conversation::open("client", &family.vip(7));
+            old.say("hello");
+            lbd.kill9();
+            let lbd = rig.lbd(&config);
+            assert_eq!(lbd.status()["unknown_tcp"], "reset");
+            assert_eq!(old.say_in_vain("still there?").kind(), ErrorKind::ConnectionReset);
+            Conversation::open("client", &family.vip(7)).say("hello again");
             lbd.terminate();
         }
     });
