@@ -17,6 +17,7 @@ use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::shard::Shard;
+use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
@@ -26,6 +27,7 @@ use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
+use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
 use crate::policy::{OnBackendRemoved, Policy, UnknownTcp};
 use crate::rewrite;
@@ -206,16 +208,16 @@ enum Stop {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
     pub(crate) key: Key,
-    /// None for UDP.
-    pub(crate) flags: Option<TcpFlags>,
+    /// What it says to its flow.
+    pub(crate) signal: Signal,
     /// Of the IP packet, in bytes.
     length: usize,
 }
 
 impl Segment {
-    /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN.
-    pub(crate) fn opens(&self) -> bool {
-        self.flags.is_none_or(TcpFlags::opens)
+    /// Whether it may open a flow.
+    pub(crate) const fn opens(&self) -> bool {
+        self.signal.opens()
     }
 }
 
@@ -241,13 +243,17 @@ pub(crate) enum Orphan {
 
 pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
     let opens = segment.opens() && direction == Direction::Original;
-    match (rule, segment.flags, opens) {
-        // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
-        (_, Some(_), true) | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
+    match (rule, segment.signal, opens) {
+        // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
+        // backend.
+        (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
+            Orphan::IsForgotten(Known::No)
+        }
         // An answer under way still arrives.
-        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, None, false) => Orphan::GoesOn,
-        (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
-        (OnBackendRemoved::Reset, _, false) | (OnBackendRemoved::Reschedule, Some(_), false) => Orphan::Ends,
+        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
+        (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
+        (OnBackendRemoved::Reset, _, false)
+        | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
     }
 }
 
@@ -373,7 +379,7 @@ impl Processor<'_> {
                     }
                 }
                 count(&flow.backend, direction, lane, segment.length);
-                advance(shard, slot, direction, segment.flags, now, &policy.timeouts);
+                advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
                 shard.leaving(slot, direction).map_or(Known::No, Known::Flow)
             });
         found.unwrap_or(Known::No)
@@ -391,7 +397,7 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(self.ruleset.policy.conntrack.unknown_tcp.into());
+            return Err(self.stray(segment));
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, &tuple, now) {
@@ -402,6 +408,14 @@ impl Processor<'_> {
             },
             decided @ (Ok(_)
             | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo)) => decided,
+        }
+    }
+
+    /// What becomes of a packet to a service that has no flow and opens none.
+    fn stray(&self, segment: &Segment) -> Stop {
+        match segment.signal {
+            Signal::Tcp(_) | Signal::Udp => self.ruleset.policy.conntrack.unknown_tcp.into(),
+            Signal::Sctp(_) => Stop::Drop(Drop::NotInit),
         }
     }
 
@@ -421,7 +435,7 @@ impl Processor<'_> {
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
-        let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
+        let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
         let connection = Connection {
             protocol: tuple.protocol,
             client: tuple.source,
@@ -457,7 +471,7 @@ impl Processor<'_> {
                     Stop::Drop(Drop::Fragment)
                 }
                 Payload::Fragment => Stop::Pass(Pass::NoMatch),
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -479,13 +493,9 @@ fn abort(frame: &mut Frame<'_>, leaving: &Key) -> Verdict {
 
 #[inline]
 pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
-    let flags = match headers.payload {
-        Payload::Tcp(_, flags) => Some(flags),
-        Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
-    };
     Some(Segment {
         key: headers.key()?,
-        flags,
+        signal: Signal::of(headers.payload)?,
         length: headers.length,
     })
 }
@@ -496,6 +506,7 @@ pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
 pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, direction: Direction) -> bool {
     let over = match state {
         State::Tcp(state) => state.is_reusable(),
+        State::Sctp(state) => state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
         State::Udp => backend.is_one_packet(),
     };
@@ -509,12 +520,14 @@ fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeout
     let (Some((state, class)), Some(leaving)) = (known, shard.leaving(slot, direction)) else {
         return Known::Ended;
     };
-    match state {
-        State::Tcp(_) => {
-            let reset = Some(TcpFlags(TcpFlags::RST));
-            advance(shard, slot, direction, reset, now, timeouts);
-        }
-        State::Udp => shard.changed(slot, class),
+    let last = match state {
+        State::Tcp(_) => Some(Signal::Tcp(TcpFlags(TcpFlags::RST))),
+        State::Sctp(_) => Some(Signal::Sctp(Chunk::Abort)),
+        State::Udp => None,
+    };
+    match last {
+        Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
+        None => shard.changed(slot, class),
     }
     told_by(state, direction, leaving)
 }
@@ -522,26 +535,19 @@ fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeout
 /// Who is told that a flow ends, by its next packet, which would leave with `leaving`.
 pub(crate) const fn told_by(state: State, direction: Direction, leaving: Key) -> Known {
     match (state, direction) {
-        (State::Udp, _) | (State::Tcp(_), Direction::Original) | (State::Tcp(tcp::State::Close), Direction::Reply) => {
-            Known::Ended
-        }
+        (State::Udp | State::Sctp(_), _)
+        | (State::Tcp(_), Direction::Original)
+        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
         (State::Tcp(_), Direction::Reply) => Known::Aborted(leaving),
     }
 }
 
 /// Takes note of a packet of a flow.
 #[inline]
-fn advance(
-    shard: &mut Shard,
-    slot: u32,
-    direction: Direction,
-    flags: Option<TcpFlags>,
-    now: Instant,
-    timeouts: &Timeouts,
-) {
+fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, now: Instant, timeouts: &Timeouts) {
     let Some(flow) = shard.get_mut(slot) else { return };
     let (before, was_active) = (flow.class(), flow.state.is_active());
-    flow.state = flow.state.next(direction, flags);
+    flow.state = flow.state.next(direction, signal);
     flow.answered |= direction == Direction::Reply;
     flow.expires = now + flow.state.timeout(timeouts);
     let is_active = flow.state.is_active();

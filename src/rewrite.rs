@@ -1,4 +1,6 @@
 //! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
+mod sctp;
+
 use crate::flow::{Address, Key, Protocol};
 use crate::packet::checksum::{self, Difference};
 use crate::packet::frame::{Checksum, Frame};
@@ -8,6 +10,9 @@ use crate::packet::{Headers, Payload, Version};
 /// Gives the packet the addresses and ports of `key`, which is of its version and protocol.
 #[inline]
 pub fn apply(frame: &mut Frame<'_>, headers: &Headers, key: &Key) {
+    if let Payload::Sctp(..) = headers.payload {
+        return sctp::apply(frame, headers, key);
+    }
     let partial = is_partial(frame, headers);
     let bytes = frame.bytes_mut();
     let addresses = set_addresses(bytes, key.source, key.destination);
@@ -66,6 +71,13 @@ fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
 /// what is no packet, is not touched.
 pub fn finish_checksum(packet: &mut [u8]) {
     let Ok(headers) = Headers::parse(packet) else { return };
+    if let Payload::Sctp(..) = headers.payload {
+        let packet = &mut packet[headers.transport..headers.length];
+        if sctp::looks_unfinished(packet) {
+            sctp::finish(packet);
+        }
+        return;
+    }
     if !holds_pseudo_header(packet, &headers) {
         return;
     }
@@ -96,6 +108,7 @@ pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: 
 fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Key) -> Difference {
     let addresses = set_addresses(&mut packet[quoted.start..], inner.source, inner.destination);
     let transport = &mut packet[quoted.transport..];
+    let before = sctp::ports(transport);
     let ports = set_ports(transport, inner);
     let header = match inner.source.as_v4() {
         // An IPv4 header sums to the same as before, since its own checksum makes up for the addresses.
@@ -105,8 +118,7 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Key) -> Difference {
     let at = match inner.protocol {
         Protocol::Tcp => 16,
         Protocol::Udp => 6,
-        // Its CRC covers no addresses, and cannot be computed over a part (RFC 5508 section 4.2).
-        Protocol::Sctp => return header,
+        Protocol::Sctp => return header.and(sctp::quoted_change(packet, quoted, before)),
     };
     // The quotation may end before the checksum, and a datagram may have none.
     match transport.get_mut(at..at + 2) {
@@ -183,6 +195,14 @@ fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usiz
 const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
     match (headers.payload, checksum) {
         (Payload::Udp(_), 0) => 0xffff,
-        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other, _) => checksum,
+        (
+            Payload::Udp(_)
+            | Payload::Tcp(..)
+            | Payload::Sctp(..)
+            | Payload::Fragment
+            | Payload::IcmpError
+            | Payload::Other,
+            _,
+        ) => checksum,
     }
 }

@@ -249,7 +249,7 @@ impl Backend {
     #[cold]
     fn fate(&self, general: Option<OnBackendRemoved>, protocol: Protocol, is_cut: bool) -> OnBackendRemoved {
         let rule = self.service.on_backend_removed.lock().or(general);
-        match rule.unwrap_or(OnBackendRemoved::default_of(protocol)) {
+        match rule.unwrap_or_else(|| OnBackendRemoved::default_of(protocol)) {
             OnBackendRemoved::Preserve if is_cut => OnBackendRemoved::Reset,
             rule @ (OnBackendRemoved::Preserve | OnBackendRemoved::Reset | OnBackendRemoved::Reschedule) => rule,
         }

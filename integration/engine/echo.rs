@@ -15,16 +15,16 @@ const PASSED: Verdict = Verdict::Pass(Pass::UntrackedProtocol);
 #[track_caller]
 fn reply(packet: &[u8]) -> (u16, u16, Vec<u8>) {
     let sliced = SlicedPacket::from_ip(packet).unwrap();
-    let (header, data) = match sliced.transport.unwrap() {
-        TransportSlice::Icmpv4(icmp) => match icmp.icmp_type() {
-            Icmpv4Type::EchoReply(header) => (header, icmp.payload().to_vec()),
-            other => panic!("{other:?}"),
-        },
-        TransportSlice::Icmpv6(icmp) => match icmp.icmp_type() {
-            Icmpv6Type::EchoReply(header) => (header, icmp.payload().to_vec()),
-            other => panic!("{other:?}"),
-        },
-        other => panic!("{other:?}"),
+    let (header, data) = if let Some(TransportSlice::Icmpv4(icmp)) = &sliced.transport
+        && let Icmpv4Type::EchoReply(header) = icmp.icmp_type()
+    {
+        (header, icmp.payload().to_vec())
+    } else if let Some(TransportSlice::Icmpv6(icmp)) = &sliced.transport
+        && let Icmpv6Type::EchoReply(header) = icmp.icmp_type()
+    {
+        (header, icmp.payload().to_vec())
+    } else {
+        panic!("no echo reply: {sliced:?}");
     };
     (header.id, header.seq, data)
 }

@@ -22,5 +22,6 @@ mod nat;
 mod properties;
 mod refusals;
 mod rules;
+mod sctp;
 mod sources;
 mod unknown;

@@ -368,7 +368,8 @@ proptest! {
                 }
                 Event::Answer(flags) => {
                     if let Some((source, backend)) = last {
-                        let _ = world.send(&crate::world::packet(case.protocol, backend, source, flags)).verdict;
+                        let answer = crate::world::packet(case.protocol, backend, source, flags);
+                        drop(world.send(&answer));
                     }
                 }
                 Event::Wait(seconds) => world.seconds(seconds),

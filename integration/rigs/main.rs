@@ -12,6 +12,7 @@ mod leaving;
 mod operator;
 mod ports;
 mod reload;
+mod sctp;
 mod traffic;
 mod xdp;
 mod xdp_announce;

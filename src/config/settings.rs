@@ -3,7 +3,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, UNKNOWN_TCP, word_of,
+    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_TCP,
+    word_of,
 };
 use super::{AfXdp, Config, Datapath, Tun};
 use crate::policy::{Conntrack, Icmp, Nat, Policy};
@@ -115,6 +116,7 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
         ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
     ];
     let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);
-    all.extend(tcp.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));
+    let states = tcp.chain(SCTP_TIMEOUTS.into_iter().zip(timeouts.sctp));
+    all.extend(states.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));
     all
 }

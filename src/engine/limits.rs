@@ -70,7 +70,9 @@ impl Processor<'_> {
         };
         let kind = match headers.payload {
             Payload::Tcp(..) => Kind::TcpReset,
-            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => Kind::IcmpError,
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => {
+                Kind::IcmpError
+            }
         };
         self.within_limit(kind, reason, now, || refusal::answer(frame, &headers).is_ok())
     }

@@ -11,6 +11,7 @@ mod rules;
 use std::borrow::Cow;
 
 use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
 use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_reopened, orphaned, segment, told_by};
 use crate::flow::{Direction, Key, Tuple};
@@ -113,7 +114,7 @@ impl<'a> Way<'a> {
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
-        let next = connection.state.next(direction, segment.flags);
+        let next = connection.state.next(direction, segment.signal);
         self.found(&connection, direction, next, outcome);
         (known, Some(connection))
     }
@@ -160,7 +161,7 @@ impl<'a> Way<'a> {
                     let answered = self.on_a_copy(|frame| echo::answer(frame, headers).is_ok());
                     self.answer(answered, "icmp_echo_reply", Reject::Echo)
                 }
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -188,14 +189,23 @@ impl<'a> Way<'a> {
         };
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
-            self.push(Step::NotSyn);
-            return match self.ruleset.policy.conntrack.unknown_tcp {
-                UnknownTcp::Drop => Verdict::Drop(Drop::NotSyn),
-                UnknownTcp::Pass => Verdict::Pass(Pass::NotSyn),
-                UnknownTcp::Reset => self.refuse(headers, Reject::NotSyn),
-            };
+            return self.stray(headers, segment);
         }
         self.establish(headers, &segment.key.into(), service, forgotten)
+    }
+
+    /// `Processor::stray`
+    fn stray(&mut self, headers: &Headers, segment: &Segment) -> Verdict {
+        if matches!(segment.signal, Signal::Sctp(_)) {
+            self.push(Step::NotInit);
+            return Verdict::Drop(Drop::NotInit);
+        }
+        self.push(Step::NotSyn);
+        match self.ruleset.policy.conntrack.unknown_tcp {
+            UnknownTcp::Drop => Verdict::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Verdict::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => self.refuse(headers, Reject::NotSyn),
+        }
     }
 
     fn leave(&mut self, leaving: &Tuple, of_quoted: bool) -> Verdict {
@@ -207,7 +217,9 @@ impl<'a> Way<'a> {
         let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
         let answer = match headers.payload {
             Payload::Tcp(..) => "tcp_reset",
-            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => {
+                "icmp_port_unreachable"
+            }
         };
         self.answer(answered, answer, reason)
     }

@@ -43,6 +43,7 @@ pub struct Frame<'a> {
     /// Whether the packet has opened a flow: what was known of packets with its tuple, or that of the answer to it, no longer
     /// counts.
     pub opens_flow: bool,
+    is_finished: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -72,6 +73,7 @@ impl<'a> Frame<'a> {
             end,
             is_answer: false,
             opens_flow: false,
+            is_finished: false,
             checksum,
             fate: Fate::Send,
         }
@@ -106,13 +108,13 @@ impl<'a> Frame<'a> {
         self.storage.len() - self.start
     }
 
-    /// The packet with the `length` bytes before it; they are zero for an answer made by the engine, which they did not
-    /// come with.
+    /// The packet with the `length` bytes before it; they are zero where they do not fit it any more: for an answer
+    /// made by the engine, and after [`Self::finish`].
     ///
     /// # Panics
     /// If there are fewer bytes before the packet.
     pub fn with_header(&mut self, length: usize) -> &[u8] {
-        if self.is_answer {
+        if self.is_answer || self.is_finished {
             self.storage[self.start - length..self.start].fill(0);
         }
         &self.storage[self.start - length..self.end]
@@ -128,6 +130,12 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub const fn range(&self) -> std::ops::Range<usize> {
         self.start..self.end
+    }
+
+    /// Takes note that lbd itself has finished the checksum: nobody else is to.
+    pub const fn finish(&mut self) {
+        self.is_finished = true;
+        self.checksum = Checksum::Complete;
     }
 
     /// Replaces the packet by `answer`, whose checksums are complete; cut to what fits.
@@ -149,5 +157,22 @@ impl<'a> Frame<'a> {
         self.end = self.start + length;
         self.is_answer = true;
         self.checksum = Checksum::Complete;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packet_came_with_goes_with_it_unless_lbd_has_finished_its_checksum() {
+        let unfinished = Checksum::Partial { start: 0, offset: 1 };
+        let mut storage = *b"headpacket";
+        let mut frame = Frame::new(&mut storage, 4, 10, unfinished);
+        assert_eq!(frame.with_header(4), b"headpacket");
+        frame.finish();
+        assert_eq!(frame.checksum, Checksum::Complete);
+        assert_eq!(frame.with_header(4), b"\0\0\0\0packet");
+        assert!(!frame.is_answer());
     }
 }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use super::icmp::{HEADER as ICMP_HEADER, ICMP, ICMPV6};
 use super::ip::{IPV4_HEADER, IPV6_HEADER};
+use super::sctp::Chunk;
 use super::{Headers, Payload, TcpFlags, Version, checksum};
 use crate::flow::{Address, Key};
 use crate::packet::frame::Frame;
@@ -23,7 +24,7 @@ pub struct Unanswerable;
 /// Replaces a refused packet by the answer to its sender.
 ///
 /// # Errors
-/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP error, a fragment, or one from or to
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ABORT, an ICMP error, a fragment, or one from or to
 /// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
 /// then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
@@ -35,7 +36,9 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
         Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
         Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
-        Payload::Udp(_) | Payload::Other => {
+        // As the kernel (`is_sctp_abort`, ip_vs_core.c).
+        Payload::Sctp(_, Chunk::Abort) => return Err(Unanswerable),
+        Payload::Udp(_) | Payload::Sctp(..) | Payload::Other => {
             let kind = match headers.version {
                 // RFC 792: destination unreachable, port unreachable.
                 Version::V4 => Kind(3, 3, 0),
@@ -79,7 +82,7 @@ pub fn complain(
     let is_silent = match headers.payload {
         Payload::Fragment | Payload::IcmpError => true,
         Payload::Other => is_icmp_error(frame.bytes(), headers),
-        Payload::Tcp(..) | Payload::Udp(_) => false,
+        Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => false,
     };
     if is_silent || !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
