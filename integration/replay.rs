@@ -127,7 +127,11 @@ fn each_packet_gets_a_line_and_what_lbd_would_emit_is_in_out() {
         "(10.1.0.2:40000, 10.2.0.11:8080)",
     ];
     assert_eq!(ends, expected);
-    assert_eq!(packets::addresses(&out[3].1).1.to_string(), "10.1.0.2", "the ping's answer");
+    assert_eq!(
+        packets::addresses(&out[3].1).1.to_string(),
+        "10.1.0.2",
+        "the ping's answer"
+    );
     assert_eq!(packets::addresses(&out[4].1).1.to_string(), "fd00:1::2");
 }
 
