@@ -147,10 +147,10 @@ fn known_flows(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(BATCH as u64));
     for count in [1, 1_000, 1_000_000] {
         for (name, v6, tcp) in [("udp4", false, false), ("tcp4", false, true), ("tcp6", true, true)] {
-            let mut flows = Flows::new(count, v6, tcp);
-            let mut rng = fastrand::Rng::with_seed(7);
-            let mut buffers = vec![vec![0; 2048]; BATCH];
             group.bench_function(BenchmarkId::new(name, count), |bencher| {
+                let mut flows = Flows::new(count, v6, tcp);
+                let mut rng = fastrand::Rng::with_seed(7);
+                let mut buffers = vec![vec![0; 2048]; BATCH];
                 bencher.iter(|| batch(&mut flows, &mut buffers, &mut rng));
             });
         }
