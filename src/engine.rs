@@ -372,7 +372,7 @@ impl Processor<'_> {
                     shard.remove(slot);
                     return Known::No;
                 }
-                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol) {
+                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
