@@ -170,6 +170,8 @@ fn status() -> Status {
         backends: 1,
         flows: 6,
         max_flows: 1_048_576,
+        unknown_tcp: "drop".to_owned(),
+        echo: true,
         flows_by_state: Vec::new(),
         packets: PacketCounts {
             received: 3,

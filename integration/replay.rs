@@ -103,7 +103,7 @@ const VERDICTS: &str = r#"{"packet":1,"time":0.0,"verdict":"forward","direction"
 {"packet":2,"time":0.5,"verdict":"forward","direction":"reply","service":"default/web:http","backend":"10.2.0.11:8080","source":"10.1.0.2:40000"}
 {"packet":3,"time":1.0,"verdict":"forward","direction":"original","service":"default/web:http","backend":"10.2.0.11:8080","source":"10.1.0.2:40000"}
 {"packet":4,"time":1.5,"verdict":"drop","reason":"not_syn"}
-{"packet":5,"time":2.0,"verdict":"pass","reason":"untracked_protocol"}
+{"packet":5,"time":2.0,"verdict":"reject","reason":"echo"}
 {"packet":6,"time":2.5,"verdict":"reject","reason":"no_backend"}
 {"packet":7,"time":3.0,"verdict":"pass","reason":"no_match"}
 {"packet":8,"time":3.5,"verdict":"forward","direction":"original","service":"default/web:http","backend":"10.2.0.12:8080","source":"10.1.0.2:40001"}
@@ -117,7 +117,7 @@ fn each_packet_gets_a_line_and_what_lbd_would_emit_is_in_out() {
     let (header, out) = read_pcap(&out);
     assert_eq!(header.datalink, DataLink::RAW);
     let times: Vec<u64> = out.iter().map(|(time, _)| (time - START) * 2 / SECOND).collect();
-    assert_eq!(times, [0, 1, 2, 5, 7]);
+    assert_eq!(times, [0, 1, 2, 4, 5, 7]);
     out.iter().for_each(|(_, packet)| packets::assert_valid(packet));
     let ends: Vec<String> = out[..3]
         .iter()
@@ -129,7 +129,12 @@ fn each_packet_gets_a_line_and_what_lbd_would_emit_is_in_out() {
         "(10.1.0.2:40000, 10.2.0.11:8080)",
     ];
     assert_eq!(ends, expected);
-    assert_eq!(packets::addresses(&out[3].1).1.to_string(), "fd00:1::2");
+    assert_eq!(
+        packets::addresses(&out[3].1).1.to_string(),
+        "10.1.0.2",
+        "the ping's answer"
+    );
+    assert_eq!(packets::addresses(&out[4].1).1.to_string(), "fd00:1::2");
 }
 
 #[test]
@@ -218,7 +223,7 @@ fn link_headers_are_kept_as_they_came() {
     assert_eq!(verdicts, format!("{VERDICTS}{not_ip}"));
     let (header, out) = read_pcap(&out);
     assert_eq!(header.datalink, DataLink::ETHERNET);
-    assert_eq!(out.len(), 5);
+    assert_eq!(out.len(), 6);
     for (time, frame) in &out {
         let (_, came) = frames.iter().find(|(other, _)| other == time).unwrap();
         let header = came.len() - conversation().iter().find(|(other, _)| other == time).unwrap().1.len();
@@ -233,7 +238,7 @@ fn a_pcapng_stays_one() {
     let file = captures::pcapng(&packets, &[DataLink::RAW], Endianness::Little);
     let (out, verdicts) = Run::new(CONFIG, &file).replay("");
     assert_eq!(verdicts, VERDICTS);
-    assert_eq!(read_pcapng(&out).len(), 5);
+    assert_eq!(read_pcapng(&out).len(), 6);
 }
 
 #[test]

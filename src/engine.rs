@@ -3,8 +3,10 @@
 //! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
 //! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
 //! between batches, whole, and for all workers at once.
+mod echo;
 mod errors;
 mod fragments;
+mod limits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::shard::Shard;
@@ -20,15 +23,15 @@ use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused, Trace};
-use crate::flow::{Direction, Key, Tuple};
-use crate::fragments::{Holding, Limits, Table};
+use crate::flow::{Direction, Key, Protocol, Tuple};
+use crate::fragments::{Holding, Table};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
 use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
-use crate::policy::{OnBackendRemoved, Policy};
+use crate::policy::{OnBackendRemoved, Policy, UnknownTcp};
 use crate::rewrite;
 use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
@@ -81,6 +84,7 @@ pub struct Lane {
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
     exhausted: Exhausted,
+    limits: Limits,
     /// Room for the packets of a batch.
     arrivals: Vec<Arrival>,
 }
@@ -115,7 +119,7 @@ impl Engine {
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
         let ports = nat::ports(&policy.nat).len();
-        let fragments = Table::new(seeds.hashing.clone(), Limits::default());
+        let fragments = Table::new(seeds.hashing.clone(), crate::fragments::Limits::default());
         let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
             index,
@@ -123,6 +127,7 @@ impl Engine {
             counters: Arc::clone(counters),
             expired: Tick::default(),
             exhausted: Exhausted::default(),
+            limits: Limits::default(),
             arrivals: Vec::new(),
         });
         let lanes = lanes.collect();
@@ -223,6 +228,7 @@ enum Stop {
     Reject(Reject),
     Abort(Key),
     Complain(Complaint),
+    Echo,
     Drop(Drop),
     Hold,
 }
@@ -241,14 +247,6 @@ impl Segment {
     /// Whether it may open a flow.
     pub(crate) const fn opens(&self) -> bool {
         self.signal.opens()
-    }
-
-    /// Why it is dropped where it has no flow and opens none.
-    pub(crate) const fn stray(&self) -> Drop {
-        match self.signal {
-            Signal::Tcp(_) | Signal::Udp => Drop::NotSyn,
-            Signal::Sctp(_) => Drop::NotInit,
-        }
     }
 }
 
@@ -281,9 +279,11 @@ pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Dir
         (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
             Orphan::IsForgotten(Known::No)
         }
-        (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
+        // An answer under way still arrives.
+        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
         (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
-        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
+        (OnBackendRemoved::Reset, _, false)
+        | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
     }
 }
 
@@ -338,20 +338,21 @@ impl Processor<'_> {
     #[inline]
     fn decide(&mut self, frame: &mut Frame<'_>, arrival: &Arrival, now: Instant) -> Verdict {
         let result = self.forward(frame, arrival, now);
-        let verdict = self.conclude(frame, result);
+        let verdict = self.conclude(frame, result, now);
         self.lane.counters.count(verdict);
         verdict
     }
 
     #[inline]
-    fn conclude(&mut self, frame: &mut Frame<'_>, result: Result<(), Stop>) -> Verdict {
+    fn conclude(&mut self, frame: &mut Frame<'_>, result: Result<(), Stop>, now: Instant) -> Verdict {
         match result {
             Ok(()) => Verdict::Forward,
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
-            Err(Stop::Reject(reason)) => refuse(frame, reason),
+            Err(Stop::Reject(reason)) => self.refuse(frame, reason, now),
             Err(Stop::Abort(leaving)) => abort(frame, &leaving),
-            Err(Stop::Complain(complaint)) => self.complain(frame, complaint),
+            Err(Stop::Complain(complaint)) => self.complain(frame, complaint, now),
+            Err(Stop::Echo) => echo::answer(frame),
             Err(Stop::Hold) => Verdict::Hold,
         }
     }
@@ -380,7 +381,10 @@ impl Processor<'_> {
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
-            Known::No => leaving = self.open(headers, segment, *trace, now)?,
+            Known::No => {
+                leaving = self.open(headers, segment, *trace, now)?;
+                frame.opens_flow = true;
+            }
         }
         // 5. Where lbd is the router: does it fit, and may it go on?
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
@@ -407,7 +411,7 @@ impl Processor<'_> {
                     shard.remove(slot);
                     return Known::No;
                 }
-                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed) {
+                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
@@ -436,7 +440,7 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(Stop::Drop(segment.stray()));
+            return Err(self.stray(segment));
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, &tuple, now) {
@@ -449,7 +453,17 @@ impl Processor<'_> {
                 }
             }
             decided @ (Ok(_)
-            | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Hold)) => decided,
+            | Err(
+                Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
+            )) => decided,
+        }
+    }
+
+    /// What becomes of a packet to a service that has no flow and opens none.
+    fn stray(&self, segment: &Segment) -> Stop {
+        match segment.signal {
+            Signal::Tcp(_) | Signal::Udp => self.ruleset.policy.conntrack.unknown_tcp.into(),
+            Signal::Sctp(_) => Stop::Drop(Drop::NotInit),
         }
     }
 
@@ -501,7 +515,9 @@ impl Processor<'_> {
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment(_) if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
+                Payload::Fragment(_) if is_balanced(headers) && self.concerns_services(headers) => {
+                    Stop::Drop(Drop::Fragment)
+                }
                 Payload::Fragment(_) => Stop::Pass(Pass::NoMatch),
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Stop::Pass(Pass::UntrackedProtocol)
@@ -515,14 +531,7 @@ impl Processor<'_> {
     }
 }
 
-fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
-    let answered = Headers::parse(frame.bytes()).is_ok_and(|headers| refusal::answer(frame, &headers).is_ok());
-    match answered {
-        true => Verdict::Reject(reason),
-        false => Verdict::Drop(Drop::Unanswerable),
-    }
-}
-
+/// Not limited: there is one for each flow.
 fn abort(frame: &mut Frame<'_>, leaving: &Key) -> Verdict {
     match Headers::parse(frame.bytes()) {
         Ok(headers) if refusal::abort(frame, &headers, leaving).is_ok() => Verdict::Reject(Reject::BackendRemoved),
@@ -613,9 +622,24 @@ fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
     }
 }
 
+/// Whether it is of a protocol that services have. ICMP is not fragmented where it matters to lbd: an error is short.
+pub(crate) fn is_balanced(headers: &Headers) -> bool {
+    Protocol::from_number(headers.protocol).is_some()
+}
+
 fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
     let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
     service.backends.get(chosen).map(Arc::clone)
+}
+
+impl From<UnknownTcp> for Stop {
+    fn from(rule: UnknownTcp) -> Self {
+        match rule {
+            UnknownTcp::Drop => Self::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Self::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => Self::Reject(Reject::NotSyn),
+        }
+    }
 }
 
 impl From<ParseError> for Stop {

@@ -8,7 +8,7 @@ pub enum Verdict {
     Forward,
     /// Not lbd's; send it on untouched.
     Pass(Pass),
-    /// Refused; the packet buffer now holds the answer to its sender.
+    /// Refused, or a question to lbd itself; the packet buffer now holds the answer to its sender.
     Reject(Reject),
     /// Gone.
     Drop(Drop),
@@ -43,6 +43,8 @@ reasons! {
         NoMatch = "no_match",
         /// A rule with `action = "pass"`.
         Rule = "rule",
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "pass"`.
+        NotSyn = "not_syn",
         /// A protocol that lbd does not balance, e.g. GRE.
         UntrackedProtocol = "untracked_protocol",
         /// Not IP at all, e.g. ARP.
@@ -51,7 +53,7 @@ reasons! {
 }
 
 reasons! {
-    /// Why a packet was answered with a TCP RST or an ICMP error.
+    /// Why a packet was answered with a TCP RST or an ICMP message.
     Reject {
         /// The service has no backend that may take a new flow.
         NoBackend = "no_backend",
@@ -64,6 +66,10 @@ reasons! {
         TooBig = "too_big",
         /// Its time to live, or hop limit, is over; answered with ICMP time exceeded. Only where lbd is the router.
         TimeExceeded = "time_exceeded",
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "reset"`.
+        NotSyn = "not_syn",
+        /// No refusal, but an echo request to a service's address: lbd answered it with an echo reply.
+        Echo = "echo",
     }
 }
 
@@ -102,6 +108,9 @@ reasons! {
         FragmentTimeout = "fragment_timeout",
         /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2).
         Unanswerable = "unanswerable",
+        /// The packet had to be refused, but lbd has answered too many of late (RFC 4443 section 2.4(f), RFC 1812 section
+        /// 4.3.2.8).
+        RateLimited = "rate_limited",
     }
 }
 

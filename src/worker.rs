@@ -209,6 +209,10 @@ mod tests {
             None
         }
 
+        fn ends_here(&mut self, _: IpAddr) -> bool {
+            false
+        }
+
         fn own_address(&mut self, _: IpAddr) -> Option<IpAddr> {
             None
         }

@@ -13,6 +13,7 @@ mod world;
 
 mod affinity;
 mod backends;
+mod echo;
 mod errors;
 mod eviction;
 mod explain;
@@ -20,9 +21,11 @@ mod flows;
 #[path = "fragments.rs"]
 mod in_fragments;
 mod lanes;
+mod limits;
 mod nat;
 mod properties;
 mod refusals;
 mod rules;
 mod sctp;
 mod sources;
+mod unknown;

@@ -262,15 +262,6 @@ fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
 }
 
 #[test]
-fn a_ping_to_a_service_passes() {
-    for case in Case::all() {
-        let mut world = case.setup().world();
-        let ping = packets::ping(case.client(2, 1).ip(), case.service().ip());
-        assert_eq!(world.send(&ping).verdict, Verdict::Pass(Pass::UntrackedProtocol));
-    }
-}
-
-#[test]
 fn a_do_not_fragment_bit_makes_no_fragment() {
     let case = Case::UDP;
     let mut world: World = case.setup().world();

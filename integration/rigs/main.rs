@@ -14,10 +14,12 @@ mod packets;
 mod rig;
 
 mod bulk;
+mod icmp;
 mod in_fragments;
 mod kernel;
 mod leaving;
 mod operator;
+mod ports;
 mod reload;
 mod sctp;
 mod traffic;

@@ -150,6 +150,23 @@ fn a_passed_flow_is_looked_at_again_after_a_second() {
 }
 
 #[test]
+fn answers_of_a_new_flow_are_taken_although_a_straggler_of_the_one_before_was_passed() {
+    let name = "judgement::answers_of_a_new_flow_are_taken_although_a_straggler_of_the_one_before_was_passed";
+    lab(name, &every_kind(), |lab| {
+        let answer = ack("10.2.0.11:8080", "10.1.0.2:40000");
+        let answers = tuple(Tcp, "10.2.0.11:8080", "10.1.0.2:40000");
+        let path = lab.filter.kernel_path();
+        path.remember_passed(&answers).unwrap();
+        assert!(!lab.takes(&answer));
+        path.forget_passed(&answers).unwrap();
+        assert!(lab.takes(&answer));
+        // Another worker, which found no flow before it was opened, says so only now.
+        path.remember_passed(&answers).unwrap();
+        assert!(lab.takes(&answer));
+    });
+}
+
+#[test]
 fn with_another_configuration_passed_flows_are_looked_at_again() {
     let name = "judgement::with_another_configuration_passed_flows_are_looked_at_again";
     lab(name, &every_kind(), |mut lab| {

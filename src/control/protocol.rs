@@ -181,6 +181,12 @@ pub struct Status {
     pub flows: usize,
     /// As many may be.
     pub max_flows: usize,
+    /// What becomes of TCP segments of unknown connections: `drop`, `pass` or `reset`.
+    #[serde(default)]
+    pub unknown_tcp: String,
+    /// Whether services' addresses answer echo requests.
+    #[serde(default)]
+    pub echo: bool,
     /// Flows by protocol and state; states without a flow may be left out.
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.

@@ -199,7 +199,7 @@ impl Processor<'_> {
             let result = Headers::parse(frame.bytes())
                 .map_err(Stop::from)
                 .and_then(|headers| self.go_after(&mut frame, &headers, course, now));
-            let verdict = self.conclude(&mut frame, result);
+            let verdict = self.conclude(&mut frame, result, now);
             let length = frame.len();
             packet.truncate(length);
             self.lane.counters.count(verdict);
@@ -224,7 +224,9 @@ impl Course {
             Err(Stop::Pass(reason)) => Self::Pass(*reason),
             Err(Stop::Drop(reason)) => Self::Drop(*reason),
             // The sender has its answer, and none may be about a later fragment.
-            Err(Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Hold) => Self::Drop(Drop::Unanswerable),
+            Err(Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold) => {
+                Self::Drop(Drop::Unanswerable)
+            }
         }
     }
 }

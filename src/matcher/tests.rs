@@ -13,7 +13,7 @@ use crate::conntrack::timeout::Timeouts;
 use crate::flow::{Direction, Endpoint, Protocol};
 use crate::packet::fragment::Fragment;
 use crate::packet::{Headers, Payload, Ports, TcpFlags, Version};
-use crate::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::{Flags, Rng};
 use crate::service::Service;
@@ -176,6 +176,7 @@ fn service(rng: &mut Rng, name: u8) -> ServiceSpec {
         flags: Flags::default(),
         persistence: None,
         one_packet: false,
+        on_backend_removed: None,
         backends: backends(rng, v4),
     }
 }
@@ -219,9 +220,11 @@ fn policy(rng: &mut Rng) -> Policy {
         nat: Nat::default(),
         conntrack: Conntrack {
             max_flows: 1,
-            on_backend_removed: OnBackendRemoved::Preserve,
+            on_backend_removed: None,
+            unknown_tcp: UnknownTcp::Drop,
             timeouts: Timeouts::default(),
         },
+        icmp: Icmp::default(),
         rules: rules(rng),
         services,
     }

@@ -4,6 +4,7 @@
 //! slices nor the ports of fragments. It is the independent decoder of the tests instead.
 pub mod checksum;
 pub mod crc32c;
+pub mod echo;
 pub mod ethernet;
 pub mod fragment;
 pub mod frame;

@@ -9,7 +9,7 @@ use crate::flow::{Address, Key};
 use crate::packet::frame::Frame;
 
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
-const TTL: u8 = 64;
+pub(super) const TTL: u8 = 64;
 const TCP_HEADER: usize = 20;
 /// "The ICMP datagram SHOULD contain as much of the original datagram as possible without the length of the ICMP
 /// datagram exceeding 576 bytes" (RFC 1812 section 4.3.2.3).
@@ -173,7 +173,7 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-fn is_one_host(address: Address) -> bool {
+pub(super) fn is_one_host(address: Address) -> bool {
     let address = IpAddr::from(address);
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())

@@ -12,6 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::object::{Action, Family, LAST_PORT, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
 use crate::flow::Protocol;
+use crate::packet::icmp;
 
 /// What messages need to know beside the object.
 #[derive(Clone, Debug)]
@@ -94,7 +95,7 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
     message
         .attributes
         .push(RuleAttribute::Protocol(RouteProtocol::from(OWNER)));
-    select(&mut message, &rule.selector, context);
+    select(&mut message, rule, context);
     match rule.action {
         Action::Lookup(table) => {
             message.header.action = RuleAction::ToTable;
@@ -108,14 +109,29 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
     message
 }
 
-fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
-    match selector {
+/// Where the kernel says that a packet of its own comes from (`LOOPBACK_IFINDEX`, `ip_route_output_key_hash`).
+const OWN: &str = "lo";
+
+fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
+    let own = || RuleAttribute::Iifname(OWN.to_owned());
+    let icmp = || RuleAttribute::IpProtocol(IpProtocol::from(icmp_number(rule.family)));
+    match &rule.selector {
         Selector::All => {}
         Selector::FromDevice => {
             let device = context.device.clone();
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
+        Selector::OwnTooBig => {
+            let number = rule.family.too_big();
+            let range = RuleAttribute::DestinationPortRange(RulePortRange {
+                start: number,
+                end: number,
+            });
+            message.attributes.extend([own(), icmp(), range]);
+        }
+        Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),
+        Selector::Icmp => message.attributes.push(icmp()),
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
             let source = RuleAttribute::Source(cover.net.addr());
@@ -148,6 +164,13 @@ fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
             let destination = RuleAttribute::Destination(net.addr());
             message.attributes.extend([destination, protocol(*of)]);
         }
+    }
+}
+
+const fn icmp_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => icmp::ICMP,
+        Family::V6 => icmp::ICMPV6,
     }
 }
 

@@ -35,9 +35,12 @@ const LOCAL_FRAGMENTS: u32 = 13;
 pub(super) const LOCAL: u32 = 20;
 const SKIP_ROUTES: u32 = 30;
 const REPLIES: u32 = 31;
-const SKIP_FRAGMENTS: u32 = 32;
-const FRAGMENTS: u32 = 33;
-const SERVICES: u32 = 34;
+const OWN_TOO_BIG: u32 = 32;
+const SKIP_ICMP: u32 = 33;
+const ICMP: u32 = 34;
+const SKIP_FRAGMENTS: u32 = 35;
+const FRAGMENTS: u32 = 36;
+const SERVICES: u32 = 37;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -62,6 +65,24 @@ impl Family {
         match self {
             Self::V4 => Ipv4Net::default().into(),
             Self::V6 => Ipv6Net::default().into(),
+        }
+    }
+
+    /// Its ICMP, as `ip` calls it.
+    const fn icmp(self) -> &'static str {
+        match self {
+            Self::V4 => "icmp",
+            Self::V6 => "ipv6-icmp",
+        }
+    }
+
+    /// Fragmentation needed, or packet too big (RFC 792, RFC 4443 section 3.2), as the kernel has it in place of a destination
+    /// port when it looks for the way of its own ICMP: the type in the upper byte, the code in the lower one (`union
+    /// flowi_uli`, include/net/flow.h; `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
+    pub(super) const fn too_big(self) -> u16 {
+        match self {
+            Self::V4 => 3 << 8 | 4,
+            Self::V6 => 2 << 8,
         }
     }
 
@@ -108,6 +129,12 @@ pub(super) enum Selector {
     AllFrom(Protocol, IpNet),
     /// Whatever the port.
     AllTo(Protocol, IpNet),
+    /// What this host itself says in ICMP, or ICMPv6, about packets that are too long to be sent on.
+    OwnTooBig,
+    /// All that it says in ICMP.
+    OwnIcmp,
+    /// ICMP, or ICMPv6.
+    Icmp,
 }
 
 /// What a rule does.
@@ -215,6 +242,11 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let diverted = diverted.into_iter().map(Selector::To);
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
+            if plan.has_replies(family) {
+                objects.push(at(OWN_TOO_BIG, Selector::OwnTooBig, Action::Lookup(DIVERT_TABLE)));
+                objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
+                objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
+            }
             objects.push(at(SERVICES, Selector::All, Action::Lookup(SERVICES_TABLE)));
             objects.extend(fragments);
         }
@@ -358,6 +390,12 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
+            Selector::OwnTooBig => {
+                let (icmp, number) = (self.family.icmp(), self.family.too_big());
+                write!(f, " iif lo ipproto {icmp} dport {number}")?;
+            }
+            Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
+            Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
             Selector::From(cover) => {
                 let (first, last) = cover.ports;
                 write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;
@@ -414,10 +452,13 @@ mod tests {
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
                 "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 34 lookup 7762",
-                "ip -4 rule add pref 32 sport 1-65534 goto 34",
-                "ip -4 rule add pref 32 dport 1-65534 goto 34",
-                "ip -4 rule add pref 33 from 10.2.0.11/32 ipproto tcp lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772 lookup 7763",
+                "ip -4 rule add pref 33 iif lo ipproto icmp goto 37",
+                "ip -4 rule add pref 34 ipproto icmp lookup 7763",
+                "ip -4 rule add pref 37 lookup 7762",
+                "ip -4 rule add pref 35 sport 1-65534 goto 37",
+                "ip -4 rule add pref 35 dport 1-65534 goto 37",
+                "ip -4 rule add pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
             ]
         );
     }

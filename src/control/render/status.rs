@@ -17,6 +17,8 @@ pub fn status(status: &Status) -> String {
         ("services", status.services.to_string()),
         ("backends", status.backends.to_string()),
         ("flows", format!("{} of {}", status.flows, status.max_flows)),
+        ("unknown TCP", status.unknown_tcp.clone()),
+        ("echo", if status.echo { "answered" } else { "not answered" }.to_owned()),
         ("packets", packets(status)),
         ("fragments", fragments(status)),
         ("last reload", last_reload(status)),
@@ -189,6 +191,8 @@ mod tests {
             backends: 9,
             flows: 5,
             max_flows: 1_048_576,
+            unknown_tcp: "drop".to_owned(),
+            echo: true,
             flows_by_state: vec![StateCount {
                 protocol: Protocol::Tcp,
                 state: "ESTABLISHED".into(),
@@ -227,6 +231,8 @@ services     3
 backends     9
 flows        5 of 1048576
   tcp  ESTABLISHED 5
+unknown TCP  drop
+echo         answered
 packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the device
 fragments    3 datagrams under way; 2 fragments (2960 bytes) held for their first one
 last reload  1m 1s ago, refused: a:1:1: x

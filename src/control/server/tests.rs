@@ -48,6 +48,8 @@ fn status() -> Status {
         backends: 0,
         flows: 0,
         max_flows: 1,
+        unknown_tcp: "drop".to_owned(),
+        echo: true,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
         fragments: FragmentsView::default(),

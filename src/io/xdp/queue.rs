@@ -56,6 +56,7 @@ struct Decision {
     range: Range<usize>,
     checksum: Checksum,
     is_answer: bool,
+    opens_flow: bool,
 }
 
 impl PacketIo for Queue {
@@ -163,6 +164,9 @@ impl Queue {
     /// Sends a packet out of the interface that it must leave by, or has the kernel find the way.
     fn forward(&mut self, mut packet: Packet, decision: &Decision) {
         let (bytes, checksum) = (packet.bytes(&decision.range), decision.checksum);
+        if decision.opens_flow {
+            self.kernel.take_answers(bytes);
+        }
         let way = self.forwarding.way(bytes);
         if matches!(checksum, Checksum::Partial { .. }) {
             count(&self.kernel.tally().finished_checksums);
@@ -214,7 +218,9 @@ impl Queue {
             return (arrival, decision.range.clone());
         };
         let start = arrival.range().start + start;
-        let end = if decision.is_answer {
+        // A longer answer is the question, turned where it lies.
+        let is_short = start + decision.range.len() <= arrival.storage().len();
+        let end = if decision.is_answer && is_short {
             self.bundle.truncate(&mut arrival);
             let end = start + decision.range.len();
             arrival.storage()[start..end].copy_from_slice(&whole[decision.range.clone()]);
@@ -301,6 +307,7 @@ impl Decision {
             range: frame.range(),
             checksum: frame.checksum,
             is_answer: frame.is_answer(),
+            opens_flow: frame.opens_flow,
         }
     }
 }
