@@ -506,8 +506,8 @@ mod tests {
             commands(&old, &new),
             [
                 "ip -4 rule add pref 31 from 10.2.0.12/32 ipproto tcp sport 80-80 lookup 7763",
-                "ip -4 rule add pref 33 from 10.2.0.12/32 ipproto tcp lookup 7763",
-                "ip -4 rule del pref 33 from 10.2.0.11/32 ipproto tcp lookup 7763",
+                "ip -4 rule add pref 36 from 10.2.0.12/32 ipproto tcp lookup 7763",
+                "ip -4 rule del pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
                 "ip -4 rule del pref 31 from 10.2.0.11/32 ipproto tcp sport 80-80 lookup 7763",
             ]
         );
