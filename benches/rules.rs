@@ -83,6 +83,7 @@ fn service(number: u32, backends: u32) -> ServiceSpec {
 fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> Policy {
     Policy {
         mode,
+        shadow: false,
         evaluation,
         scheduler: None,
         node_addresses: Vec::new(),

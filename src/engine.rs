@@ -332,7 +332,7 @@ impl Processor<'_> {
     /// Finds a service and a backend for a packet without a flow, and remembers the choice.
     fn open(&mut self, headers: &Headers, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
-        let service = match self.ruleset.matcher.find(headers, Some(&segment.tuple), rng, *lane) {
+        let service = match self.ruleset.find(headers, Some(&segment.tuple), rng, *lane, now) {
             Match::Service(service) => service,
             Match::None => return Err(Stop::Pass(Pass::NoMatch)),
             Match::Pass => return Err(Stop::Pass(Pass::Rule)),
@@ -394,9 +394,9 @@ impl Processor<'_> {
     }
 
     /// A packet that lbd does not track: a rule may still have a say, and fragments of services cannot be told apart.
-    fn without_flow(&mut self, headers: &Headers) -> Stop {
+    fn without_flow(&mut self, headers: &Headers, now: Instant) -> Stop {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
-        match self.ruleset.matcher.find(headers, None, rng, *lane) {
+        match self.ruleset.find(headers, None, rng, *lane, now) {
             Match::Drop => Stop::Drop(Drop::Rule),
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),

@@ -31,6 +31,15 @@ impl Mode {
         }
     }
 
+    /// The mode that this one is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Iptables => Self::Ipvs,
+            Self::Ipvs => Self::Iptables,
+        }
+    }
+
     /// The scheduler of services that name none, where the configuration names none either: kube-proxy's own defaults.
     #[must_use]
     pub const fn default_scheduler(self) -> Kind {
@@ -174,6 +183,8 @@ impl ServiceSpec {
 pub struct Policy {
     /// Which matcher.
     pub mode: Mode,
+    /// Whether the other mode's matcher is asked, too, and both answers are compared.
+    pub shadow: bool,
     /// How rules are looked through, in iptables mode.
     pub evaluation: Evaluation,
     /// For services that name no scheduler.

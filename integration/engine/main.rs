@@ -20,4 +20,5 @@ mod nat;
 mod properties;
 mod refusals;
 mod rules;
+mod shadow;
 mod sources;

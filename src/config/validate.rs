@@ -143,6 +143,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
     policy::check_pool_families(table!(file.nat), &nat, &services, report);
     Policy {
         mode,
+        shadow: file.shadow.given().is_some_and(|value| *value.get_ref()),
         evaluation,
         scheduler,
         node_addresses: nodes.to_vec(),

@@ -13,7 +13,9 @@ use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::validate::load;
 use crate::config::{Config, save};
+use crate::control::protocol::shadow::DisagreementView;
 use crate::control::protocol::{DrainView, LastReload};
+use crate::control::render::disagreement;
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
@@ -90,6 +92,19 @@ fn plan(policy: &Policy, interfaces: Option<&Interfaces>) -> Result<Plan, Error>
         plan.serve(interfaces.names(), policy.nat.own.as_ref());
     }
     Ok(plan)
+}
+
+/// So many are told of at a time, every two seconds.
+const DISAGREEMENTS: usize = 4;
+
+/// What the other mode would have done otherwise, each once.
+fn warn_of_disagreements(ruleset: &Ruleset, now: Instant) {
+    let Some(shadow) = &ruleset.shadow else { return };
+    for each in shadow.record().news(DISAGREEMENTS) {
+        let view = DisagreementView::new(&each, now);
+        let told = disagreement(&view, shadow.matcher().mode().name());
+        tracing::warn!("shadow: {told}; `lbctl status` counts them");
+    }
 }
 
 impl Control {
@@ -285,6 +300,7 @@ impl Control {
         for late in state.drains.cut(&ruleset, self.datapath.clock.now()) {
             tracing::info!("{late}: its time to drain is over, the flows that are left are reset");
         }
+        warn_of_disagreements(&ruleset, self.datapath.clock.now());
         drop(ruleset);
         self.follow_routes(&mut state);
         if let Some(leads) = &mut state.leads {

@@ -29,7 +29,7 @@ impl Processor<'_> {
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {
-            return Err(self.without_flow(headers));
+            return Err(self.without_flow(headers, now));
         };
         self.may_go_on(frame.bytes(), headers, inner.source.address)?;
         rewrite::error(frame, headers, &quoted, source, &inner);

@@ -203,6 +203,7 @@ fn policy(rng: &mut Rng) -> Policy {
     }
     Policy {
         mode: Mode::Iptables,
+        shadow: false,
         evaluation: Evaluation::Compiled,
         scheduler: None,
         node_addresses: vec![address(rng, true), address(rng, false)],

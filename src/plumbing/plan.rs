@@ -243,6 +243,7 @@ mod tests {
     fn policy(services: Vec<ServiceSpec>) -> Policy {
         Policy {
             mode: Mode::Ipvs,
+            shadow: false,
             evaluation: crate::policy::Evaluation::Compiled,
             scheduler: None,
             node_addresses: vec!["192.168.0.2".parse().unwrap()],
