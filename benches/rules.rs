@@ -95,7 +95,9 @@ fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> P
             timeouts: Timeouts::default(),
         },
         rules: Vec::new(),
-        services: (0..services).map(|number| service(number, backends)).collect(),
+        services: (0..services)
+            .map(|number| Arc::new(service(number, backends)))
+            .collect(),
     }
 }
 
@@ -145,7 +147,7 @@ fn lookups(criterion: &mut Criterion) {
 fn with_another_backend(policy: &Policy) -> Policy {
     let mut policy = policy.clone();
     let middle = policy.services.len() / 2;
-    let port = &mut policy.services[middle].backends[0].address.port;
+    let port = &mut Arc::make_mut(&mut policy.services[middle]).backends[0].address.port;
     *port += 1;
     policy
 }

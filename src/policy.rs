@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -199,8 +200,23 @@ pub struct Policy {
     pub conntrack: Conntrack,
     /// Checked in order before the services' own rules, in iptables mode.
     pub rules: Vec<Rule>,
-    /// In the order of the configuration.
-    pub services: Vec<ServiceSpec>,
+    /// In the order of the configuration. Policies share the services that they have in common.
+    pub services: Vec<Arc<ServiceSpec>>,
+}
+
+/// What is left of two lists without what they have in common at their beginning and at their end.
+#[must_use]
+pub fn differing<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> (&'a [T], &'a [T]) {
+    let (head, tail) = common(old, new);
+    (&old[head..old.len() - tail], &new[head..new.len() - tail])
+}
+
+/// How many members two lists have in common at their beginning, and of the others at their end.
+#[must_use]
+pub fn common<T: PartialEq>(old: &[T], new: &[T]) -> (usize, usize) {
+    let head = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let both = old[head..].iter().rev().zip(new[head..].iter().rev());
+    (head, both.take_while(|(old, new)| old == new).count())
 }
 
 impl Policy {

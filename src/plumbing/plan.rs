@@ -214,6 +214,8 @@ fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::conntrack::timeout::Timeouts;
     use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
@@ -255,7 +257,7 @@ mod tests {
                 timeouts: Timeouts::default(),
             },
             rules: Vec::new(),
-            services,
+            services: services.into_iter().map(Arc::new).collect(),
         }
     }
 

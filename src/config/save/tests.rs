@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -91,6 +92,7 @@ fn apart(policy: &mut Policy) {
         .map(|service| policy.scheduler_of(service))
         .collect();
     for ((n, service), kind) in (1..).zip(&mut policy.services).zip(kinds) {
+        let service = Arc::make_mut(service);
         let v4 = service.address.address.is_ipv4();
         service.name += &n.to_string();
         service.address.address = host(v4, 96, n);
@@ -149,6 +151,7 @@ prop_compose! {
         node_addresses in vec(any::<bool>(), 0..2),
         masquerade in select(vec![Masquerade::Auto, Masquerade::Always, Masquerade::Never]),
         own_pool in any::<bool>(),
+        shadow in any::<bool>(),
         max_flows in 1..=1_usize << 30,
         on_backend_removed in select(vec![OnBackendRemoved::Preserve, OnBackendRemoved::Reset, OnBackendRemoved::Reschedule]),
         tcp in proptest::array::uniform11(duration()),
@@ -163,7 +166,7 @@ prop_compose! {
         let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };
-        let mut policy = Policy { mode, evaluation, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services };
+        let mut policy = Policy { mode, evaluation, scheduler, shadow, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services: services.into_iter().map(Arc::new).collect() };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
             policy.rules.push(Rule {
