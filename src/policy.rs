@@ -102,7 +102,7 @@ pub struct OwnSources {
     /// Ports that nobody else on this host uses.
     pub ports: RangeInclusive<u16>,
     /// The host's address towards each backend. One that is missing is reached from the pool.
-    pub towards: BTreeMap<IpAddr, IpAddr>,
+    pub towards: Arc<BTreeMap<IpAddr, IpAddr>>,
 }
 
 /// Limits of the connection table.

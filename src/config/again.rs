@@ -4,9 +4,11 @@
 //! So the text is cut at its `[[services]]`, and those that differ from the last time are read together with all other
 //! tables. Only what is right is read this way, and only where it is plain that it means the same as the whole: at any
 //! doubt, and at any mistake, the whole file is read, which knows the line of each mistake.
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+
+use ahash::RandomState;
 
 use super::neighbours::{Novelties, targets};
 use super::validate::{Loaded, parse};
@@ -54,36 +56,56 @@ fn read_changes(file_name: &str, text: &str, before: &Loaded) -> Option<Loaded> 
     if then.len() != known.len() {
         return None;
     }
-    let (head, tail) = common(&then, &now);
-    let (gone, kept) = (&known[head..known.len() - tail], &known[known.len() - tail..]);
-    let is_changed = |at: usize| (head..now.len() - tail).contains(&at);
+    let origins = origins(&then, &now);
     let special = special(before, &former);
-    let is_special = |at: usize| special.contains(&if at < head { at } else { at + then.len() - now.len() });
     // One at least, which `services = []` in some other place would not go with.
-    let is_read = |at: usize| at == 0 || is_changed(at) || is_special(at);
+    let is_read = |at: usize| at == 0 || origins[at].is_none_or(|former| special.contains(&former));
 
-    let places: Vec<usize> = (0..now.len()).filter(|&at| is_read(at)).collect();
     let part = parse(file_name, &excerpt(&sections, is_read)).ok()?;
-    let read = &part.config.policy.services;
     let is_same_around = rest_of(&part.config) == rest_of(&before.config)
         && general(&part.warnings, &sections) == general(&before.warnings, &former);
-    if !is_same_around || read.len() != places.len() {
+    let read = (0..now.len()).filter(|&at| is_read(at)).count();
+    if !is_same_around || part.config.policy.services.len() != read {
         return None;
     }
-    let changed = places.iter().zip(read).filter(|(at, _)| is_changed(**at));
-    let changed: Vec<Arc<ServiceSpec>> = changed.map(|(_, service)| Arc::clone(service)).collect();
-    let nodes = before.config.node_addresses.as_deref().unwrap_or(&[]);
-    let novelties = Novelties::new(gone.iter(), changed.iter(), nodes);
-    let mut others = known[..head].iter().chain(kept);
-    if others.any(|other| novelties.concern(other, nodes)) {
+    let mut read = part.config.policy.services.iter();
+    let mut services = Vec::with_capacity(now.len());
+    for (at, origin) in origins.iter().enumerate() {
+        let read = if is_read(at) { read.next() } else { None };
+        services.push(Arc::clone(origin.map_or(read, |former| known.get(former))?));
+    }
+    if is_at_odds(&services, &origins, before) {
         return None;
     }
-    let services = [&known[..head], &changed, kept].concat();
     Some(Loaded {
         config: with_services(&part.config, services),
         warnings: part.warnings,
         text: text.to_owned(),
     })
+}
+
+/// For each service now the place of the same text then, each of which is one's only.
+fn origins(then: &[&str], now: &[&str]) -> Vec<Option<usize>> {
+    let (head, tail) = common(then, now);
+    let (old, new) = (head..then.len() - tail, head..now.len() - tail);
+    let mut free: HashMap<&str, usize, RandomState> = old.clone().map(|at| (then[at], at)).collect();
+    let between = new.map(|at| free.remove(now[at]));
+    (0..head)
+        .map(Some)
+        .chain(between)
+        .chain((old.end..then.len()).map(Some))
+        .collect()
+}
+
+/// Whether a service that is new or not as it was has something to do with one of the others.
+fn is_at_odds(services: &[Arc<ServiceSpec>], origins: &[Option<usize>], before: &Loaded) -> bool {
+    let nodes = before.config.node_addresses.as_deref().unwrap_or(&[]);
+    let stay: HashSet<usize, RandomState> = origins.iter().copied().flatten().collect();
+    let known = before.config.policy.services.iter().enumerate();
+    let gone = known.filter(|(at, _)| !stay.contains(at)).map(|(_, service)| service);
+    let (same, changed): (Vec<_>, Vec<_>) = services.iter().zip(origins).partition(|(_, origin)| origin.is_some());
+    let novelties = Novelties::new(gone, changed.iter().map(|(service, _)| *service), nodes);
+    same.iter().any(|(service, _)| novelties.concern(service, nodes))
 }
 
 /// The places of services that are read whether they changed or not: those that rules lead to, and those with a warning.

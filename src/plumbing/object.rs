@@ -201,6 +201,24 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
     objects
 }
 
+/// The rule that leads what `cover` answers to lbd.
+pub(super) const fn reply_rule(family: Family, cover: Cover) -> Rule {
+    Rule {
+        family,
+        priority: REPLIES,
+        selector: Selector::From(cover),
+        action: Action::Lookup(DIVERT_TABLE),
+    }
+}
+
+/// Whether it is the rule before which those of [`reply_rule`] come.
+pub(super) fn is_services_rule(object: &Object, family: Family) -> bool {
+    match object {
+        Object::Rule(rule) => rule.family == family && rule.priority == SERVICES,
+        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+    }
+}
+
 fn routes(plan: &Plan, family: Family) -> Vec<Route> {
     let to_device = |net, table| Route {
         net,

@@ -66,6 +66,10 @@ fn services_that_come_and_go_are_read_without_the_others() {
     assert!(is_quick(&with_more, &whole));
     let reordered = text(&[&parts[0], &parts[3], &parts[2], &parts[1], &parts[4], &parts[5]]);
     assert!(is_quick(&whole, &reordered));
+    let twice = text(&[
+        &parts[0], &parts[1], &parts[2], &parts[3], &parts[1], &parts[4], &parts[5],
+    ]);
+    assert!(!is_quick(&whole, &twice), "names are unique");
 }
 
 #[test]

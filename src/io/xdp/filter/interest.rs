@@ -18,6 +18,9 @@ pub struct Interest {
     announced: BTreeSet<IpAddr>,
 }
 
+/// Backends.
+pub type Replies = BTreeSet<(Protocol, Endpoint)>;
+
 /// First and last port by destination. The filter finds the longest prefix only, so the ports at each prefix are widened
 /// to those of the prefixes around it.
 type Covers = BTreeMap<(Protocol, IpNet), (u16, u16)>;
@@ -72,6 +75,23 @@ impl Interest {
         let gone = old.covers.iter().filter(|(key, _)| !self.covers.contains_key(key));
         changes.remove.extend(gone.map(cover_entry));
         changes
+    }
+
+    /// Adds and removes backends. Those of `come` are new ones, and those of `gone` are there.
+    pub(super) fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Changes {
+        self.replies.extend(come);
+        for reply in gone {
+            self.replies.remove(reply);
+        }
+        let entry = |&(protocol, endpoint): &(Protocol, Endpoint)| Entry::Reply(protocol, endpoint);
+        let put = |reply| Put {
+            entry: entry(reply),
+            replaces: None,
+        };
+        Changes {
+            put: come.iter().map(put).collect(),
+            remove: gone.iter().map(entry).collect(),
+        }
     }
 
     fn cover_puts(&self, old: &Self) -> impl Iterator<Item = Put> {
@@ -239,7 +259,7 @@ mod tests {
         let (backend, own) = ("10.2.0.11".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let own = OwnSources {
             ports: 32_768..=60_999,
-            towards: [(backend, own)].into(),
+            towards: std::sync::Arc::new([(backend, own)].into()),
         };
         let mut plan = Plan::default();
         plan.serve(BTreeSet::new(), Some(&own));
