@@ -165,10 +165,9 @@ fn batch(flows: &mut Flows, buffers: &mut [Vec<u8>], rng: &mut fastrand::Rng) {
     });
     let mut frames: Vec<Frame<'_>> = frames.collect();
     let mut processor = flows.engine.enter(&mut flows.lane, flows.now);
-    for frame in &mut frames {
-        let verdict = processor.process(frame, flows.now);
+    processor.process_batch(&mut frames, flows.now, |_, verdict| {
         assert_eq!(black_box(verdict), Verdict::Forward);
-    }
+    });
 }
 
 fn settings() -> Criterion {

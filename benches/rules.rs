@@ -108,8 +108,8 @@ fn first_packet(flow: u32, service: u32) -> Headers {
     };
     Headers {
         version: Version::V4,
-        source: address([100, 64, 0, 0], flow & 0xffff),
-        destination: address([10, 96, 0, 0], service),
+        source: address([100, 64, 0, 0], flow & 0xffff).into(),
+        destination: address([10, 96, 0, 0], service).into(),
         protocol: 6,
         transport: 20,
         length: 60,

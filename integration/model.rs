@@ -28,7 +28,7 @@ use world::{Case, World, packet};
 enum Op {
     /// From a client that may have no flow.
     Client {
-        udp: bool,
+        protocol: Protocol,
         n: u16,
         port: u16,
         to: usize,
@@ -79,11 +79,32 @@ fn rules() -> impl Strategy<Value = Rules> {
         )
 }
 
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)]
+}
+
+/// Something else to say, in SCTP: a chunk, so that handshakes come about (INIT, INIT ACK, COOKIE ECHO, COOKIE ACK).
+const fn chunk(flags: u8) -> u8 {
+    const SYN_ACK: u8 = SYN | ACK;
+    const FIN_ACK: u8 = FIN | ACK;
+    const RST_ACK: u8 = RST | ACK;
+    match flags {
+        SYN => 1,
+        SYN_ACK => 2,
+        PSH => 10,
+        ACK => 11,
+        FIN_ACK => 7,
+        RST_ACK => 8,
+        RST => 6,
+        other => other % 16,
+    }
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let wait = prop_oneof![3 => 0..3_000_u64, 2 => 0..130_000_u64, 1 => 0..1_000_000_u64, 1 => (0..1_000_u64).prop_map(|s| s * 1_000)];
     prop_oneof![
-        6 => (any::<bool>(), 1..5_u16, 1..4_u16, 0..3_usize, flags())
-            .prop_map(|(udp, n, port, to, flags)| Op::Client { udp, n, port, to, flags }),
+        6 => (protocol(), 1..5_u16, 1..4_u16, 0..3_usize, flags())
+            .prop_map(|(protocol, n, port, to, flags)| Op::Client { protocol, n, port, to, flags }),
         12 => (any::<prop::sample::Index>(), any::<bool>(), flags())
             .prop_map(|(which, up, flags)| Op::Flow { which, up, flags }),
         3 => wait.prop_map(|millis| Op::Wait(Duration::from_millis(millis))),
@@ -123,11 +144,12 @@ fn toml(rules: &Rules) -> String {
     };
     format!(
         "mode = \"{mode}\"\nscheduler = \"rr\"\n[nat]\nmasquerade = \"{masquerade}\"\n[conntrack]\n\
-         on_backend_removed = \"{removed}\"\nmax_flows = {}\n[[rules]]\nsource = \"{}\"\naction = \"drop\"\n{}{}",
+         on_backend_removed = \"{removed}\"\nmax_flows = {}\n[[rules]]\nsource = \"{}\"\naction = \"drop\"\n{}{}{}",
         rules.max_flows,
         rules.banned.ip(),
         service("tcp"),
-        service("udp")
+        service("udp"),
+        service("sctp")
     )
 }
 
@@ -154,7 +176,7 @@ impl Pair {
     fn step(&mut self, op: &Op) {
         match op {
             Op::Client {
-                udp,
+                protocol,
                 n,
                 port,
                 to,
@@ -162,12 +184,13 @@ impl Pair {
             } => {
                 let to = [Case::TCP.service(), Case::TCP.external(), Case::TCP.node(80)][*to];
                 let from = Case::TCP.client(*n, *port);
-                self.send(Ends { udp: *udp, from, to }, *flags);
+                let protocol = *protocol;
+                self.send(Ends { protocol, from, to }, *flags);
             }
             Op::Flow { which, up, flags } if !self.known.is_empty() => {
                 let (arrives, leaves) = *which.get(&self.known);
                 let reply = Ends {
-                    udp: leaves.udp,
+                    protocol: leaves.protocol,
                     from: leaves.to,
                     to: leaves.from,
                 };
@@ -187,10 +210,13 @@ impl Pair {
     }
 
     fn send(&mut self, ends: Ends, flags: u8) {
-        let protocol = if ends.udp { Protocol::Udp } else { Protocol::Tcp };
-        let outcome = self.world.send(&packet(protocol, ends.from, ends.to, flags));
+        let (told, packet) = match ends.protocol {
+            Protocol::Tcp | Protocol::Udp => (flags, packet(ends.protocol, ends.from, ends.to, flags)),
+            Protocol::Sctp => (chunk(flags), packets::sctp(ends.from, ends.to, chunk(flags))),
+        };
+        let outcome = self.world.send(&packet);
         let (from, to) = packets::endpoints(&outcome.packet);
-        let expected = self.model.packet(ends, flags);
+        let expected = self.model.packet(ends, told);
         match expected {
             Expected::Verdict(verdict) => assert_eq!(outcome.verdict, verdict),
             Expected::Forward(left) => {
@@ -211,11 +237,10 @@ impl Pair {
         assert_eq!(self.world.engine.conntrack().len(), self.model.flows.len(), "flows");
         let ruleset = self.world.engine.ruleset();
         for service in &ruleset.services {
-            let udp = service.protocol == Protocol::Udp;
             for backend in &service.backends {
                 let address: SocketAddr = SocketAddr::new(backend.address.address, backend.address.port);
                 let flows = self.model.flows.iter();
-                let mine = flows.filter(|flow| flow.arrives.udp == udp && flow.leaves.to == address);
+                let mine = flows.filter(|flow| flow.arrives.protocol == service.protocol && flow.leaves.to == address);
                 let (active, inactive): (Vec<_>, Vec<_>) = mine.partition(|flow| flow.is_active());
                 assert_eq!(
                     (backend.active() as usize, backend.inactive() as usize),

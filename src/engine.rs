@@ -13,15 +13,18 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
+use crate::conntrack::shard::Shard;
+use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
-use crate::conntrack::{Conntrack, Refused};
-use crate::flow::{Direction, Tuple};
+use crate::conntrack::{Conntrack, Refused, Trace};
+use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
+use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
 use crate::policy::{OnBackendRemoved, Policy};
 use crate::rewrite;
@@ -73,7 +76,19 @@ pub struct Lane {
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
     exhausted: Exhausted,
+    /// Room for the packets of a batch.
+    arrivals: Vec<Arrival>,
 }
+
+/// A packet that was checked, and its parts found.
+#[derive(Clone, Copy, Debug)]
+struct Arrived {
+    headers: Headers,
+    /// None for a packet without ports.
+    segment: Option<(Segment, Trace)>,
+}
+
+type Arrival = Result<Arrived, ParseError>;
 
 /// The packet path with everything it knows.
 #[derive(Debug)]
@@ -100,6 +115,7 @@ impl Engine {
             counters: Arc::clone(counters),
             expired: Tick::default(),
             exhausted: Exhausted::default(),
+            arrivals: Vec::new(),
         });
         let lanes = lanes.collect();
         let engine = Self {
@@ -177,7 +193,7 @@ impl Engine {
 enum Stop {
     Pass(Pass),
     Reject(Reject),
-    Abort(Tuple),
+    Abort(Key),
     Complain(Complaint),
     Drop(Drop),
 }
@@ -185,30 +201,38 @@ enum Stop {
 /// A packet that belongs, or could belong, to a flow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
-    pub(crate) tuple: Tuple,
-    /// None for UDP.
-    pub(crate) flags: Option<TcpFlags>,
+    pub(crate) key: Key,
+    /// What it says to its flow.
+    pub(crate) signal: Signal,
     /// Of the IP packet, in bytes.
     length: usize,
 }
 
 impl Segment {
-    /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN.
-    pub(crate) fn opens(&self) -> bool {
-        self.flags.is_none_or(TcpFlags::opens)
+    /// Whether it may open a flow.
+    pub(crate) const fn opens(&self) -> bool {
+        self.signal.opens()
+    }
+
+    /// Why it is dropped where it has no flow and opens none.
+    pub(crate) const fn stray(&self) -> Drop {
+        match self.signal {
+            Signal::Tcp(_) | Signal::Udp => Drop::NotSyn,
+            Signal::Sctp(_) => Drop::NotInit,
+        }
     }
 }
 
 /// What the connection table says about a packet.
 pub(crate) enum Known {
     /// It leaves with this tuple.
-    Flow(Tuple),
+    Flow(Key),
     /// It belongs to no flow, or opens a new one in the place of an old one.
     No,
     /// Its flow has lost its backend, and ends: the sender is told.
     Ended,
     /// The same, but the receiver of this TCP segment, which would leave with this tuple, is told first.
-    Aborted(Tuple),
+    Aborted(Key),
 }
 
 /// What becomes of a flow whose backend was removed, at its next packet.
@@ -221,11 +245,14 @@ pub(crate) enum Orphan {
 
 pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
     let opens = segment.opens() && direction == Direction::Original;
-    match (rule, segment.flags, opens) {
-        // A SYN, sent again or for a new connection from an old port, has nothing to preserve: never to a removed backend.
-        (_, Some(_), true) | (OnBackendRemoved::Reschedule, None, true) => Orphan::IsForgotten(Known::No),
+    match (rule, segment.signal, opens) {
+        // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
+        // backend.
+        (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
+            Orphan::IsForgotten(Known::No)
+        }
         (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
-        (OnBackendRemoved::Reset, None, true) => Orphan::IsForgotten(Known::Ended),
+        (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
         (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
     }
 }
@@ -249,9 +276,34 @@ impl<'a> Processor<'a> {
 }
 
 impl Processor<'_> {
+    /// Decides on a batch of packets as [`Self::process`] does on each, and tells `done` about each as it goes.
+    pub fn process_batch(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        now: Instant,
+        mut done: impl FnMut(&mut Frame<'_>, Verdict),
+    ) {
+        let mut arrivals = std::mem::take(&mut self.lane.arrivals);
+        arrivals.extend(frames.iter().map(|frame| self.read(frame)));
+        let arrived = arrivals.iter().flatten();
+        self.conntrack
+            .touch(arrived.filter_map(|arrived| Some(arrived.segment.as_ref()?.1)));
+        for (frame, arrival) in frames.iter_mut().zip(arrivals.drain(..)) {
+            let verdict = self.decide(frame, &arrival, now);
+            done(frame, verdict);
+        }
+        self.lane.arrivals = arrivals;
+    }
+
     /// Decides on a packet and rewrites it. After [`Verdict::Reject`] the frame holds the answer to its sender.
     pub fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict {
-        let verdict = match self.forward(frame, now) {
+        let arrival = self.read(frame);
+        self.decide(frame, &arrival, now)
+    }
+
+    #[inline]
+    fn decide(&mut self, frame: &mut Frame<'_>, arrival: &Arrival, now: Instant) -> Verdict {
+        let verdict = match self.forward(frame, arrival, now) {
             Ok(()) => Verdict::Forward,
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
@@ -263,76 +315,76 @@ impl Processor<'_> {
         verdict
     }
 
-    /// The way of a packet.
-    fn forward(&mut self, frame: &mut Frame<'_>, now: Instant) -> Result<(), Stop> {
-        // 1. Check it and find its parts, once.
+    /// Checks a packet and finds its parts, once.
+    #[inline]
+    fn read(&self, frame: &Frame<'_>) -> Arrival {
         let headers = Headers::parse(frame.bytes())?;
+        let segment = segment(&headers).map(|segment| (segment, self.conntrack.trace(&segment.key)));
+        Ok(Arrived { headers, segment })
+    }
+
+    /// The way of a packet.
+    #[inline]
+    fn forward(&mut self, frame: &mut Frame<'_>, arrival: &Arrival, now: Instant) -> Result<(), Stop> {
+        // 1. It was checked, and its parts found, with all of its batch, so that what it needs next is in the cache.
+        let Arrived { headers, segment } = arrival.as_ref().map_err(|&error| Stop::from(error))?;
         // 2. Whose is it? A packet without ports can only be about another one, or meet a rule.
-        let Some(segment) = segment(&headers) else {
-            return self.forward_without_ports(frame, &headers, now);
+        let Some((segment, trace)) = segment else {
+            return self.forward_without_ports(frame, headers, now);
         };
         // 3. A packet of a known flow follows its flow.
-        let leaving = match self.follow(&segment, now) {
+        let leaving = match self.follow(segment, *trace, now) {
             Known::Flow(leaving) => leaving,
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
-            Known::No => self.open(&headers, &segment, now)?,
+            Known::No => self.open(headers, segment, *trace, now)?,
         };
         // 5. Where lbd is the router: does it fit, and may it go on?
-        self.may_go_on(frame.bytes(), &headers, leaving.destination.address)?;
+        self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         // 6. Translate it.
-        rewrite::apply(frame, &headers, &leaving);
+        rewrite::apply(frame, headers, &leaving);
         Ok(())
     }
 
     /// Looks up the packet's flow and takes note of the packet there.
-    fn follow(&self, segment: &Segment, now: Instant) -> Known {
+    #[inline]
+    fn follow(&self, segment: &Segment, trace: Trace, now: Instant) -> Known {
         let policy = &self.ruleset.policy.conntrack;
         let lane = self.lane.index;
-        let likely = match self.ruleset.is_to_service(&segment.tuple) {
-            true => Direction::Original,
-            false => Direction::Reply,
-        };
+        let likely = || self.ruleset.likely(&segment.key);
         let found = self
             .conntrack
-            .with_flow(&segment.tuple, likely, now, |shard, slot, direction| {
-                let Some(connection) = shard.get_mut(slot) else {
+            .with_flow(&segment.key, trace, likely, now, |shard, slot, direction| {
+                let Some(flow) = shard.get_mut(slot) else {
                     return Known::No;
                 };
-                if is_reopened(connection, segment, direction) {
+                if is_reopened(flow.state, &flow.backend, segment, direction) {
                     shard.remove(slot);
                     return Known::No;
                 }
-                let before = connection.class();
-                if let Some(rule) = connection.backend.orphans(policy.on_backend_removed) {
+                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed) {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
-                        Orphan::Ends => {
-                            let told = end(connection, direction, now, &policy.timeouts);
-                            shard.changed(slot, before);
-                            return told;
-                        }
+                        Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
                         Orphan::IsForgotten(then) => {
                             shard.remove(slot);
                             return then;
                         }
                     }
                 }
-                advance(connection, direction, segment.flags);
-                connection.expires = now + connection.state.timeout(&policy.timeouts);
-                count(&connection.backend, direction, lane, segment.length);
-                let leaving = connection.leaving(direction);
-                shard.changed(slot, before);
-                Known::Flow(leaving)
+                count(&flow.backend, direction, lane, segment.length);
+                advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
+                shard.leaving(slot, direction).map_or(Known::No, Known::Flow)
             });
         found.unwrap_or(Known::No)
     }
 
     /// Finds a service and a backend for a packet without a flow, and remembers the choice.
-    fn open(&mut self, headers: &Headers, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
+    fn open(&mut self, headers: &Headers, segment: &Segment, trace: Trace, now: Instant) -> Result<Key, Stop> {
+        let tuple = Tuple::from(segment.key);
         let Lane { index: lane, rng, .. } = &mut *self.lane;
-        let service = match self.ruleset.find(headers, Some(&segment.tuple), rng, *lane, now) {
+        let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
             Match::None => return Err(Stop::Pass(Pass::NoMatch)),
             Match::Pass => return Err(Stop::Pass(Pass::Rule)),
@@ -340,12 +392,12 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(Stop::Drop(Drop::NotSyn));
+            return Err(Stop::Drop(segment.stray()));
         }
         let service = Arc::clone(service);
-        match self.establish(&service, segment, now) {
+        match self.establish(&service, segment, &tuple, now) {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
-            Err(stop @ Stop::Drop(_)) => match self.follow(segment, now) {
+            Err(stop @ Stop::Drop(_)) => match self.follow(segment, trace, now) {
                 Known::Flow(leaving) => Ok(leaving),
                 Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
             },
@@ -354,14 +406,14 @@ impl Processor<'_> {
     }
 
     /// Chooses a backend and a source for a new flow, and stores it.
-    fn establish(&mut self, service: &Service, segment: &Segment, now: Instant) -> Result<Tuple, Stop> {
+    fn establish(&mut self, service: &Service, segment: &Segment, tuple: &Tuple, now: Instant) -> Result<Key, Stop> {
         let Lane {
             index: lane,
             rng,
             exhausted,
             ..
         } = &mut *self.lane;
-        let (tuple, client) = (&segment.tuple, segment.tuple.source.address);
+        let client = tuple.source.address;
         let chosen = self
             .affinity
             .choose(service, client, now, self.conntrack.max_flows(), || {
@@ -369,7 +421,7 @@ impl Processor<'_> {
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
-        let state = State::new(tuple.protocol).next(Direction::Original, segment.flags);
+        let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
         let connection = Connection {
             protocol: tuple.protocol,
             client: tuple.source,
@@ -390,7 +442,7 @@ impl Processor<'_> {
         backend.stats.count_connection(*lane);
         backend.service.stats.count_connection(*lane);
         count(&backend, Direction::Original, *lane, segment.length);
-        Ok(leaving)
+        Ok(leaving.into())
     }
 
     /// A packet that lbd does not track: a rule may still have a say, and fragments of services cannot be told apart.
@@ -403,7 +455,7 @@ impl Processor<'_> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
                 Payload::Fragment => Stop::Pass(Pass::NoMatch),
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -411,7 +463,7 @@ impl Processor<'_> {
     }
 
     fn concerns_services(&self, headers: &Headers) -> bool {
-        self.ruleset.is_known(&headers.source) || self.ruleset.is_known(&headers.destination)
+        self.ruleset.is_known(&headers.source.into()) || self.ruleset.is_known(&headers.destination.into())
     }
 }
 
@@ -423,73 +475,82 @@ fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
     }
 }
 
-fn abort(frame: &mut Frame<'_>, leaving: &Tuple) -> Verdict {
+fn abort(frame: &mut Frame<'_>, leaving: &Key) -> Verdict {
     match Headers::parse(frame.bytes()) {
         Ok(headers) if refusal::abort(frame, &headers, leaving).is_ok() => Verdict::Reject(Reject::BackendRemoved),
         Ok(_) | Err(_) => Verdict::Drop(Drop::Unanswerable),
     }
 }
 
+#[inline]
 pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
-    let flags = match headers.payload {
-        Payload::Tcp(_, flags) => Some(flags),
-        Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
-    };
     Some(Segment {
-        tuple: headers.tuple()?,
-        flags,
+        key: headers.key()?,
+        signal: Signal::of(headers.payload)?,
         length: headers.length,
     })
 }
 
 /// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
 /// it gets a fresh choice at once.
-pub(crate) fn is_reopened(connection: &Connection, segment: &Segment, direction: Direction) -> bool {
-    let over = match connection.state {
+#[inline]
+pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, direction: Direction) -> bool {
+    let over = match state {
         State::Tcp(state) => state.is_reusable(),
+        State::Sctp(state) => state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
-        State::Udp => connection.backend.is_one_packet(),
+        State::Udp => backend.is_one_packet(),
     };
     over && direction == Direction::Original && segment.opens()
 }
 
 /// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
 /// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
-fn end(connection: &mut Connection, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
-    let told = told(connection, direction);
-    match connection.state {
-        State::Udp => {}
-        State::Tcp(_) => {
-            advance(connection, direction, Some(TcpFlags(TcpFlags::RST)));
-            connection.expires = now + connection.state.timeout(timeouts);
-        }
+fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
+    let known = shard.get_mut(slot).map(|flow| (flow.state, flow.class()));
+    let (Some((state, class)), Some(leaving)) = (known, shard.leaving(slot, direction)) else {
+        return Known::Ended;
+    };
+    let last = match state {
+        State::Tcp(_) => Some(Signal::Tcp(TcpFlags(TcpFlags::RST))),
+        State::Sctp(_) => Some(Signal::Sctp(Chunk::Abort)),
+        State::Udp => None,
+    };
+    match last {
+        Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
+        None => shard.changed(slot, class),
     }
-    told
+    told_by(state, direction, leaving)
 }
 
-/// Who is told that a flow ends, by its next packet.
-pub(crate) fn told(connection: &Connection, direction: Direction) -> Known {
-    match (connection.state, direction) {
-        (State::Udp, _) | (State::Tcp(_), Direction::Original) | (State::Tcp(tcp::State::Close), Direction::Reply) => {
-            Known::Ended
-        }
-        (State::Tcp(_), Direction::Reply) => Known::Aborted(connection.leaving(direction)),
+/// Who is told that a flow ends, by its next packet, which would leave with `leaving`.
+pub(crate) const fn told_by(state: State, direction: Direction, leaving: Key) -> Known {
+    match (state, direction) {
+        (State::Udp | State::Sctp(_), _)
+        | (State::Tcp(_), Direction::Original)
+        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
+        (State::Tcp(_), Direction::Reply) => Known::Aborted(leaving),
     }
 }
 
-fn advance(connection: &mut Connection, direction: Direction, flags: Option<TcpFlags>) {
-    let was_active = connection.state.is_active();
-    connection.state = connection.state.next(direction, flags);
-    connection.answered |= direction == Direction::Reply;
-    let is_active = connection.state.is_active();
+/// Takes note of a packet of a flow.
+#[inline]
+fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, now: Instant, timeouts: &Timeouts) {
+    let Some(flow) = shard.get_mut(slot) else { return };
+    let (before, was_active) = (flow.class(), flow.state.is_active());
+    flow.state = flow.state.next(direction, signal);
+    flow.answered |= direction == Direction::Reply;
+    flow.expires = now + flow.state.timeout(timeouts);
+    let is_active = flow.state.is_active();
     if was_active != is_active {
-        connection.backend.set_active(is_active);
+        flow.backend.set_active(is_active);
     }
-    if connection.class() == Class::Established
-        && let Some(template) = &connection.template
+    if flow.class() == Class::Established
+        && let Some(template) = shard.template(slot)
     {
         template.assure();
     }
+    shard.changed(slot, before);
 }
 
 fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {

@@ -1,8 +1,11 @@
 //! Who talks to whom: endpoints, the 5-tuple of a packet, and the direction of a packet within its flow.
+mod key;
+
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+
+pub use self::key::{Address, Key};
 
 /// A transport protocol that lbd balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,7 +73,7 @@ impl FromStr for Protocol {
 pub struct UnknownProtocol;
 
 /// An address and a port. Written `10.96.0.10:80` or `[fd00::10]:80`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// The host.
     pub address: IpAddr,
@@ -83,45 +86,6 @@ impl Endpoint {
     #[must_use]
     pub const fn new(address: IpAddr, port: u16) -> Self {
         Self { address, port }
-    }
-}
-
-/// Whole words, since every packet is looked up by several of these: derived, an address alone is two or three writes.
-impl Hash for Endpoint {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let port = u64::from(self.port);
-        match self.address {
-            IpAddr::V4(address) => state.write_u64(u64::from(address.to_bits()) << 16 | port),
-            IpAddr::V6(address) => {
-                state.write_u128(address.to_bits());
-                state.write_u64(port);
-            }
-        }
-    }
-}
-
-/// See [`Endpoint`]'s.
-impl Hash for Tuple {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self {
-            protocol,
-            source,
-            destination,
-        } = *self;
-        let ports = u64::from(source.port) << 16 | u64::from(destination.port);
-        match (source.address, destination.address) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                state.write_u64(u64::from(from.to_bits()) << 32 | u64::from(to.to_bits()));
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                state.write_u128(from.to_bits());
-                state.write_u128(to.to_bits());
-            }
-            (from @ IpAddr::V4(_), to @ IpAddr::V6(_)) | (from @ IpAddr::V6(_), to @ IpAddr::V4(_)) => {
-                (from, to).hash(state);
-            }
-        }
-        state.write_u64(u64::from(protocol.number()) << 32 | ports);
     }
 }
 
@@ -146,7 +110,7 @@ impl FromStr for Endpoint {
 }
 
 /// The 5-tuple of one packet, as it is on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tuple {
     /// Transport protocol.
     pub protocol: Protocol,

@@ -9,7 +9,7 @@
 //!    ([`worker`]).
 //! 3. [`engine::Processor::process`] decides. It is the one place where the order of the steps is written:
 //!    - [`packet`] checks it once and keeps where its parts are;
-//!    - [`conntrack`] finds its flow and takes note: the TCP state, the timeout, the counters;
+//!    - [`conntrack`] finds its flow and takes note: the TCP or SCTP state, the timeout, the counters;
 //!    - a packet without a flow needs a service ([`matcher`]: ordered rules or hashed virtual servers), a backend
 //!      ([`affinity`], else [`scheduler`]), a sender that the backend can answer ([`nat`]), and a place in the table;
 //!    - an ICMP error about a flow follows it; where lbd itself sends packets on, [`router`] knows what fits the way;

@@ -1,18 +1,22 @@
 //! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
-use std::net::IpAddr;
+mod sctp;
 
-use crate::flow::{Protocol, Tuple};
+use crate::flow::{Address, Key, Protocol};
 use crate::packet::checksum::{self, Difference};
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::icmp::Quoted;
 use crate::packet::{Headers, Payload, Version};
 
-/// Gives the packet the addresses and ports of `tuple`, which is of its version and protocol.
-pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
+/// Gives the packet the addresses and ports of `key`, which is of its version and protocol.
+#[inline]
+pub fn apply(frame: &mut Frame<'_>, headers: &Headers, key: &Key) {
+    if let Payload::Sctp(..) = headers.payload {
+        return sctp::apply(frame, headers, key);
+    }
     let partial = is_partial(frame, headers);
     let bytes = frame.bytes_mut();
-    let addresses = set_addresses(bytes, tuple.source.address, tuple.destination.address);
-    let ports = set_ports(&mut bytes[headers.transport..], tuple);
+    let addresses = set_addresses(bytes, key.source, key.destination);
+    let ports = set_ports(&mut bytes[headers.transport..], key);
     if let Some(field) = checksum_field(headers, bytes, partial) {
         let old = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
         let new = match partial {
@@ -25,6 +29,7 @@ pub fn apply(frame: &mut Frame<'_>, headers: &Headers, tuple: &Tuple) {
 }
 
 /// Whether the transport checksum is unfinished; where the device does not tell, lbd finds out and takes note.
+#[inline]
 fn is_partial(frame: &mut Frame<'_>, headers: &Headers) -> bool {
     let start = headers.transport;
     match frame.checksum {
@@ -66,6 +71,13 @@ fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
 /// what is no packet, is not touched.
 pub fn finish_checksum(packet: &mut [u8]) {
     let Ok(headers) = Headers::parse(packet) else { return };
+    if let Payload::Sctp(..) = headers.payload {
+        let packet = &mut packet[headers.transport..headers.length];
+        if sctp::looks_unfinished(packet) {
+            sctp::finish(packet);
+        }
+        return;
+    }
     if !holds_pseudo_header(packet, &headers) {
         return;
     }
@@ -78,9 +90,9 @@ pub fn finish_checksum(packet: &mut [u8]) {
 
 /// Gives an ICMP error the addresses `source` and that of the one who sent the quoted packet, and the quoted packet the
 /// addresses and ports of `inner`. All are of the packet's version.
-pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: IpAddr, inner: &Tuple) {
+pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: Address, inner: &Key) {
     let packet = &mut frame.bytes_mut()[..headers.length];
-    let outer = set_addresses(packet, source, inner.source.address);
+    let outer = set_addresses(packet, source, inner.source);
     let within = set_quoted(packet, quoted, inner);
     let change = match headers.version {
         Version::V4 => within,
@@ -93,24 +105,20 @@ pub fn error(frame: &mut Frame<'_>, headers: &Headers, quoted: &Quoted, source: 
 }
 
 /// How the sum over the quoted packet changes.
-fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
-    let addresses = set_addresses(
-        &mut packet[quoted.start..],
-        inner.source.address,
-        inner.destination.address,
-    );
+fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Key) -> Difference {
+    let addresses = set_addresses(&mut packet[quoted.start..], inner.source, inner.destination);
     let transport = &mut packet[quoted.transport..];
+    let before = sctp::ports(transport);
     let ports = set_ports(transport, inner);
-    let header = match inner.source.address {
+    let header = match inner.source.as_v4() {
         // An IPv4 header sums to the same as before, since its own checksum makes up for the addresses.
-        IpAddr::V4(_) => ports,
-        IpAddr::V6(_) => ports.and(addresses),
+        Some(_) => ports,
+        None => ports.and(addresses),
     };
     let at = match inner.protocol {
         Protocol::Tcp => 16,
         Protocol::Udp => 6,
-        // Its CRC covers no addresses, and cannot be computed over a part (RFC 5508 section 4.2).
-        Protocol::Sctp => return header,
+        Protocol::Sctp => return header.and(sctp::quoted_change(packet, quoted, before)),
     };
     // The quotation may end before the checksum, and a datagram may have none.
     match transport.get_mut(at..at + 2) {
@@ -123,29 +131,45 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Tuple) -> Difference {
 }
 
 #[inline]
-fn set_addresses(bytes: &mut [u8], source: IpAddr, destination: IpAddr) -> Difference {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let change = replace(Difference::NONE, &mut bytes[12..16], &source.octets());
-            let change = replace(change, &mut bytes[16..20], &destination.octets());
-            let old = u16::from_be_bytes([bytes[10], bytes[11]]);
-            bytes[10..12].copy_from_slice(&change.update(old).to_be_bytes());
+fn set_addresses(bytes: &mut [u8], source: Address, destination: Address) -> Difference {
+    match (source.as_v4(), destination.as_v4()) {
+        (Some(source), Some(destination)) => {
+            let header: &mut [u8] = &mut bytes[10..20];
+            let change = set_word(Difference::NONE, &mut header[2..], source);
+            let change = set_word(change, &mut header[6..], destination);
+            let old = u16::from_be_bytes([header[0], header[1]]);
+            header[..2].copy_from_slice(&change.update(old).to_be_bytes());
             change
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let change = replace(Difference::NONE, &mut bytes[8..24], &source.octets());
-            replace(change, &mut bytes[24..40], &destination.octets())
-        }
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-            unreachable!("a flow has one IP version: {source}, {destination}")
+        (Some(_) | None, _) => {
+            let header: &mut [u8] = &mut bytes[8..40];
+            let change = set_v6(Difference::NONE, &mut header[..16], source);
+            set_v6(change, &mut header[16..], destination)
         }
     }
 }
 
 #[inline]
-fn set_ports(transport: &mut [u8], tuple: &Tuple) -> Difference {
-    let change = replace(Difference::NONE, &mut transport[0..2], &tuple.source.port.to_be_bytes());
-    replace(change, &mut transport[2..4], &tuple.destination.port.to_be_bytes())
+fn set_v6(change: Difference, field: &mut [u8], new: Address) -> Difference {
+    let [high, low] = new.halves();
+    let words = [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32];
+    let fields = field.chunks_exact_mut(4).zip(words);
+    fields.fold(change, |change, (field, word)| set_word(change, field, word))
+}
+
+/// Writes a word at the beginning of `field`.
+#[inline]
+fn set_word(change: Difference, field: &mut [u8], new: u32) -> Difference {
+    let field = &mut field[..4];
+    let old = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+    field.copy_from_slice(&new.to_be_bytes());
+    change.replaced_word(old, new)
+}
+
+#[inline]
+fn set_ports(transport: &mut [u8], key: &Key) -> Difference {
+    let ports = u32::from(key.source_port) << 16 | u32::from(key.destination_port);
+    set_word(Difference::NONE, transport, ports)
 }
 
 #[inline]
@@ -171,6 +195,14 @@ fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usiz
 const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
     match (headers.payload, checksum) {
         (Payload::Udp(_), 0) => 0xffff,
-        (Payload::Udp(_) | Payload::Tcp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other, _) => checksum,
+        (
+            Payload::Udp(_)
+            | Payload::Tcp(..)
+            | Payload::Sctp(..)
+            | Payload::Fragment
+            | Payload::IcmpError
+            | Payload::Other,
+            _,
+        ) => checksum,
     }
 }

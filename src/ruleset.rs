@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use self::addresses::Addresses;
 use self::former::Former;
-use crate::flow::{Endpoint, Tuple};
+use crate::flow::{Direction, Endpoint, Key, Tuple};
 use crate::matcher::{Difference, Match, Matcher};
 use crate::nat::Pool;
 use crate::packet::Headers;
@@ -96,10 +96,13 @@ impl Ruleset {
         self.known_addresses.contains(address)
     }
 
-    /// Whether a packet of `tuple` is more likely a client's than a backend's.
+    /// Whether a packet of `key` is more likely a client's or a backend's.
     #[must_use]
-    pub fn is_to_service(&self, tuple: &Tuple) -> bool {
-        self.matcher.is_address(tuple)
+    pub fn likely(&self, key: &Key) -> Direction {
+        match self.matcher.is_address(&Tuple::from(*key)) {
+            true => Direction::Original,
+            false => Direction::Reply,
+        }
     }
 }
 

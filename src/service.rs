@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
-use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::flow::{Address, Endpoint, Protocol, Tuple};
 use crate::policy::{BackendSpec, OnBackendRemoved, Persistence};
 use crate::scheduler::{Flags, Kind, Scheduler};
 
@@ -123,6 +123,8 @@ pub struct Backend {
     pub id: u64,
     /// Where it listens.
     pub address: Endpoint,
+    /// The host of `address`, in words for the packet path.
+    pub(crate) host: Address,
     /// Whose backend it is.
     pub service: Arc<ServiceIdentity>,
     /// Its traffic.
@@ -146,6 +148,7 @@ impl Backend {
         let backend = Self {
             id,
             address: spec.address,
+            host: spec.address.address.into(),
             service,
             stats: Stats::new(lanes),
             weight: AtomicU32::new(0),
@@ -171,6 +174,7 @@ impl Backend {
         Self {
             id: self.id,
             address: self.address,
+            host: self.host,
             service: Arc::clone(&self.service),
             stats: Stats::new(0),
             weight: number(&self.weight),
@@ -190,9 +194,15 @@ impl Backend {
     /// (`ip_vs_schedule`, ip_vs_core.c).
     #[must_use]
     pub const fn server(&self, port: u16) -> Endpoint {
-        match self.address {
-            Endpoint { address, port: 0 } => Endpoint::new(address, port),
-            endpoint => endpoint,
+        Endpoint::new(self.address.address, self.port(port))
+    }
+
+    /// The port of [`Self::server`].
+    #[inline]
+    pub(crate) const fn port(&self, asked: u16) -> u16 {
+        match self.address.port {
+            0 => asked,
+            own => own,
         }
     }
 

@@ -236,11 +236,14 @@ impl Shadow {
         let ports = tuple.map(|tuple| (tuple.source.port, tuple.destination.port)).unzip();
         let kind = Kind {
             protocol: headers.protocol,
-            destination: (headers.destination, ports.1),
+            destination: (headers.destination.into(), ports.1),
             live,
             shadow,
         };
-        self.record.seen.lock().note(kind, (headers.source, ports.0), now);
+        self.record
+            .seen
+            .lock()
+            .note(kind, (headers.source.into(), ports.0), now);
     }
 }
 

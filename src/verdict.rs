@@ -75,6 +75,8 @@ reasons! {
         Rule = "rule",
         /// A TCP packet to a service that belongs to no flow and does not open one.
         NotSyn = "not_syn",
+        /// An SCTP packet to a service that belongs to no flow and does not open one.
+        NotInit = "not_init",
         /// `max_flows` is reached, and no flow may be evicted for this one.
         TableFull = "table_full",
         /// Another flow to the same backend already has this client's address and port.

@@ -160,13 +160,13 @@ fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], router: Op
         router
     });
     let mut processor = engine.enter(lane, now).routed_by(router);
-    for frame in frames {
-        frame.fate = match processor.process(frame, now) {
+    processor.process_batch(frames, now, |frame, verdict| {
+        frame.fate = match verdict {
             Verdict::Forward | Verdict::Reject(_) => Fate::Send,
             Verdict::Pass(_) => Fate::Pass,
             Verdict::Drop(_) => Fate::Discard,
         };
-    }
+    });
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ fn reschedule_sends_the_next_datagram_elsewhere_and_resets_an_open_connection() 
         let mut world = on_removed(case, "reschedule").world();
         let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
         world.reload(&on_removed(case, "reschedule").backends(&[(2, 1)]).toml());
-        if case.protocol == Protocol::Tcp {
+        if case.protocol != Protocol::Udp {
             let verdict = world.try_up(&flow, ACK).verdict;
             assert_eq!(verdict, Verdict::Reject(Reject::BackendRemoved));
         }

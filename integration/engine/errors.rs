@@ -225,7 +225,8 @@ fn a_packet_that_is_too_long_for_the_way_on_is_answered_by_lbd_as_the_router() {
         };
         let to_service = |from, to| match case.protocol {
             Protocol::Tcp => packets::tcp(from, to, ACK, 1, 1, &payload),
-            Protocol::Udp | Protocol::Sctp => packets::udp(from, to, &payload),
+            Protocol::Udp => packets::udp(from, to, &payload),
+            Protocol::Sctp => packets::sctp_of(from, to, &packets::chunk(0, &payload)),
         };
         for (from, to) in [(flow.client, flow.service), (flow.backend, flow.source)] {
             let long = to_service(from, to);

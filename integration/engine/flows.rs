@@ -167,7 +167,12 @@ fn a_segment_of_a_forgotten_flow_is_dropped_and_a_datagram_opens_a_new_one() {
                     assert_eq!(world.try_up(&flow, flags).verdict, Verdict::Drop(Drop::NotSyn));
                 }
             }
-            Protocol::Udp | Protocol::Sctp => {
+            Protocol::Sctp => {
+                for flags in [ACK, FIN, RST, SYN | ACK] {
+                    assert_eq!(world.try_up(&flow, flags).verdict, Verdict::Drop(Drop::NotInit));
+                }
+            }
+            Protocol::Udp => {
                 let next = world.open(case.protocol, flow.client, flow.service);
                 assert_eq!(next.backend, case.backend(2));
             }

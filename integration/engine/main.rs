@@ -20,5 +20,6 @@ mod nat;
 mod properties;
 mod refusals;
 mod rules;
+mod sctp;
 mod shadow;
 mod sources;

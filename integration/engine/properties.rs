@@ -7,10 +7,10 @@ use lbd::policy::Mode;
 use lbd::verdict::Verdict;
 
 use crate::packets::{self, ACK, FIN, PSH, RST, SYN};
-use crate::world::{Case, World, packet, unfinished};
+use crate::world::{Case, World, chunk_type, packet, unfinished};
 
 fn case() -> impl Strategy<Value = Case> {
-    (0..8_usize).prop_map(|index| Case::all().nth(index).unwrap())
+    (0..Case::COUNT).prop_map(|index| Case::all().nth(index).unwrap())
 }
 
 /// IPv4 options: any list of no-operations and experimental options (RFC 4727), padded to words.
@@ -87,7 +87,8 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
 fn content(case: Case, from: std::net::SocketAddr, to: std::net::SocketAddr, flags: u8, payload: &[u8]) -> Vec<u8> {
     match case.protocol {
         lbd::flow::Protocol::Tcp => packets::tcp(from, to, flags, 9, if flags & ACK == 0 { 0 } else { 8 }, payload),
-        lbd::flow::Protocol::Udp | lbd::flow::Protocol::Sctp => packets::udp(from, to, payload),
+        lbd::flow::Protocol::Udp => packets::udp(from, to, payload),
+        lbd::flow::Protocol::Sctp => packets::sctp_of(from, to, &packets::chunk(chunk_type(flags), payload)),
     }
 }
 

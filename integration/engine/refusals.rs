@@ -49,7 +49,7 @@ fn quoted(packet: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn without_a_usable_backend_tcp_gets_a_reset_and_udp_port_unreachable() {
+fn without_a_usable_backend_tcp_gets_a_reset_and_udp_and_sctp_port_unreachable() {
     for case in Case::all() {
         for weights in [&[][..], &[0], &[0, 0, 0]] {
             let mut world = case.setup().weights(weights).world();
@@ -181,7 +181,8 @@ fn a_super_packet_with_unfinished_checksum_gets_one_whole_answer() {
         let (client, service) = (case.client(2, 40_000), case.service());
         let sent = match case.protocol {
             Protocol::Tcp => packets::tcp(client, service, ACK, 5, 9, &payload),
-            Protocol::Udp | Protocol::Sctp => packets::udp(client, service, &payload),
+            Protocol::Udp => packets::udp(client, service, &payload),
+            Protocol::Sctp => packets::sctp_of(client, service, &packets::chunk(0, &payload)),
         };
         let outcome = refusing(case).send_as(&sent, unfinished(&sent));
         assert_eq!(outcome.verdict, Verdict::Reject(Reject::Rule));

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use lbd::config::{Config, parse};
 use lbd::export::iptables_save::export;
+use lbd::flow::Protocol;
 use lbd::import::Imported;
 use lbd::import::iptables_save::import;
 use lbd::matcher::rules::Action;
@@ -366,16 +367,18 @@ fn node_ports_on_loopback_are_told_and_other_node_addresses_kept() {
 }
 
 #[test]
-fn sctp_is_carried_over_or_told() {
+fn sctp_is_carried_over() {
     let text = dump("masquerade-all-without-comments.txt").replace("-p udp -m udp", "-p sctp -m sctp");
     let (config, remarks) = imported(&text);
-    let carried = config
-        .policy
-        .services
-        .iter()
-        .any(|service| service.name == "sctp 10.96.0.2:53");
-    let told = lost(&remarks).iter().any(|line| line.contains("-p sctp"));
-    assert!(carried != told, "{remarks:#?}");
+    let mut services = config.policy.services.iter();
+    let sctp = services.find(|service| service.name == "sctp 10.96.0.2:53").unwrap();
+    assert_eq!(sctp.protocol, Protocol::Sctp);
+    assert!(
+        !lost(&remarks).iter().any(|line| line.contains("-p sctp")),
+        "{remarks:#?}"
+    );
+    let (again, _) = imported(&export(&config).text);
+    assert_eq!(again.policy.services, config.policy.services);
 }
 
 #[test]

@@ -6,10 +6,12 @@
 mod rig;
 
 mod bulk;
+mod churn;
 mod kernel;
 mod leaving;
 mod operator;
 mod reload;
+mod sctp;
 mod traffic;
 mod xdp;
 mod xdp_announce;

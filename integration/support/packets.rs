@@ -77,12 +77,26 @@ pub fn udp(source: impl Display, destination: impl Display, payload: &[u8]) -> V
 
 /// An SCTP packet with one chunk of this type (RFC 9260 section 3) and its CRC32c.
 pub fn sctp(source: impl Display, destination: impl Display, chunk_type: u8) -> Vec<u8> {
+    sctp_of(source, destination, &chunk(chunk_type, b""))
+}
+
+/// A chunk, padded to whole words.
+pub fn chunk(chunk_type: u8, value: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(4 + value.len()).unwrap().to_be_bytes();
+    let mut chunk = [&[chunk_type, 0, high, low], value].concat();
+    chunk.resize(chunk.len().next_multiple_of(4), 0);
+    chunk
+}
+
+/// An SCTP packet of these chunks.
+pub fn sctp_of(source: impl Display, destination: impl Display, chunks: &[u8]) -> Vec<u8> {
     const SCTP: u8 = 132;
     let (source, destination) = (socket(source), socket(destination));
     let mut segment = Vec::new();
     segment.extend_from_slice(&source.port().to_be_bytes());
     segment.extend_from_slice(&destination.port().to_be_bytes());
-    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, chunk_type, 0, 0, 4]);
+    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0]);
+    segment.extend_from_slice(chunks);
     let crc = crc32c(&segment).to_le_bytes();
     segment[8..12].copy_from_slice(&crc);
     let builder = ip(source.ip(), destination.ip());
@@ -154,9 +168,20 @@ pub fn endpoints(packet: &[u8]) -> (SocketAddr, SocketAddr) {
     let (from, to) = match sliced.transport {
         Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
         Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
-        _ => (0, 0),
+        _ => sctp_ports(&sliced).unwrap_or((0, 0)),
     };
     (SocketAddr::new(source, from), SocketAddr::new(destination, to))
+}
+
+/// etherparse does not look into SCTP.
+fn sctp_ports(sliced: &SlicedPacket<'_>) -> Option<(u16, u16)> {
+    let (segment, number) = match sliced.net.as_ref()? {
+        NetSlice::Ipv4(v4) => (v4.payload().payload, v4.payload().ip_number),
+        NetSlice::Ipv6(v6) => (v6.payload().payload, v6.payload().ip_number),
+        NetSlice::Arp(_) => return None,
+    };
+    let port = |at| u16::from_be_bytes([segment[at], segment[at + 1]]);
+    (number.0 == 132).then(|| (port(0), port(2)))
 }
 
 /// Source and destination address of a packet.

@@ -1,7 +1,8 @@
 //! A slow and obvious engine: lists that are searched from end to end, one rule after the other, as CONTRACT.md tells it.
 //!
-//! It shares no code with lbd's engine, only the names of verdicts. It knows one service each for TCP and UDP with two
-//! addresses, round robin, persistence, and one rule.
+//! It shares no code with lbd's engine, only the names of verdicts, and SCTP's state table, whose unit tests compare every
+//! cell with the kernel's. It knows one service each for TCP, UDP and SCTP with two addresses, round robin, persistence,
+//! and one rule.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -10,6 +11,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use lbd::conntrack::sctp;
+use lbd::flow::{Direction, Protocol};
+use lbd::packet::sctp::Chunk;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use super::packets::{ACK, FIN, RST, SYN};
@@ -45,7 +49,7 @@ pub enum Removed {
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub iptables: bool,
-    /// Backend and weight, in order, of both services.
+    /// Backend and weight, in order, of each service.
     pub backends: Vec<(u16, u32)>,
     pub removed: Removed,
     pub masquerade: bool,
@@ -57,7 +61,7 @@ pub struct Rules {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    pub udp: bool,
+    pub protocol: Protocol,
     pub from: SocketAddr,
     pub to: SocketAddr,
 }
@@ -67,7 +71,7 @@ pub struct ModelFlow {
     pub arrives: Ends,
     pub leaves: Ends,
     pub backend: u16,
-    /// "UDP", or a word of STATES.
+    /// "UDP", a word of STATES, or that of `ipvsadm -Lc` for SCTP.
     pub state: &'static str,
     answered: bool,
     expires: u64,
@@ -98,8 +102,8 @@ pub struct Model {
     /// Address of backend number n.
     address: fn(u16) -> SocketAddr,
     services: Vec<SocketAddr>,
-    last: HashMap<bool, u16>,
-    templates: HashMap<(bool, std::net::IpAddr), Template>,
+    last: HashMap<Protocol, u16>,
+    templates: HashMap<(Protocol, std::net::IpAddr), Template>,
     sequence: u64,
 }
 
@@ -107,20 +111,59 @@ impl ModelFlow {
     fn class(&self) -> u8 {
         match self.state {
             _ if !self.answered => 0,
-            "UDP" | "ES" => 2,
+            "UDP" | "ES" | "ESTABLISHED" => 2,
             "SR" | "SS" | "NO" => 0,
+            "NONE" | "INIT1" | "INIT" | "C-SENT" | "C-REPLIED" | "C-WAIT" | "COOKIE" | "C-ECHOED" => 0,
             _ => 1,
         }
     }
 
     pub fn is_active(&self) -> bool {
-        ["ES", "SR", "SS"].contains(&self.state)
+        ["ES", "SR", "SS", "ESTABLISHED"].contains(&self.state)
     }
 
     fn timeout(&self) -> u64 {
         let place = STATES.split(' ').position(|state| state == self.state);
-        SECOND * place.map_or(300, |place| TIMEOUTS[place])
+        let seconds = match self.state {
+            "UDP" => 300,
+            "NONE" => 2,
+            "INIT1" | "REJECTED" => 4,
+            "ESTABLISHED" => 900,
+            _ => place.map_or(61, |place| TIMEOUTS[place]),
+        };
+        SECOND * seconds
     }
+}
+
+/// The SCTP chunks that tell a state, by their numbers (RFC 9260 table 1); any other one is as DATA.
+const CHUNKS: [(u8, Chunk); 9] = [
+    (INIT, Chunk::Init),
+    (2, Chunk::InitAck),
+    (ABORT, Chunk::Abort),
+    (7, Chunk::Shutdown),
+    (8, Chunk::ShutdownAck),
+    (9, Chunk::Error),
+    (10, Chunk::CookieEcho),
+    (11, Chunk::CookieAck),
+    (14, Chunk::ShutdownComplete),
+];
+const INIT: u8 = 1;
+const ABORT: u8 = 6;
+
+fn next_sctp(state: &'static str, original: bool, chunk: u8) -> &'static str {
+    let known = CHUNKS.iter().find(|(number, _)| *number == chunk);
+    let chunk = known.map_or(Chunk::Data, |(_, chunk)| *chunk);
+    let direction = if original {
+        Direction::Original
+    } else {
+        Direction::Reply
+    };
+    let mut states = sctp::State::ALL.into_iter();
+    states
+        .find(|other| other.name() == state)
+        .unwrap()
+        .next(direction, chunk)
+        .name()
 }
 
 fn next_state(state: &'static str, original: bool, flags: u8) -> &'static str {
@@ -132,8 +175,22 @@ fn next_state(state: &'static str, original: bool, flags: u8) -> &'static str {
     table[row].split(' ').nth(column).unwrap()
 }
 
-fn opens(ends: &Ends, flags: u8) -> bool {
-    ends.udp || flags & (SYN | ACK | RST) == SYN
+/// `told` are TCP flags, or the number of an SCTP chunk.
+fn opens(ends: &Ends, told: u8) -> bool {
+    match ends.protocol {
+        Protocol::Tcp => told & (SYN | ACK | RST) == SYN,
+        Protocol::Udp => true,
+        Protocol::Sctp => told == INIT,
+    }
+}
+
+/// RST and ABORT are never answered.
+fn is_last_word(ends: &Ends, told: u8) -> bool {
+    match ends.protocol {
+        Protocol::Tcp => told & RST != 0,
+        Protocol::Udp => false,
+        Protocol::Sctp => told == ABORT,
+    }
 }
 
 impl Model {
@@ -164,7 +221,7 @@ impl Model {
     }
 
     pub fn reload(&mut self, rules: Rules) {
-        for last in [false, true] {
+        for last in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let Some(place) = self.last.get(&last).copied() else {
                 continue;
             };
@@ -184,11 +241,11 @@ impl Model {
         let alive = |flow: &ModelFlow| flow.expires > self.now;
         let original = |flow: &ModelFlow| alive(flow) && flow.arrives == *ends;
         let reply = |flow: &ModelFlow| {
-            let Ends { udp, from, to } = flow.leaves;
+            let Ends { protocol, from, to } = flow.leaves;
             alive(flow)
                 && *ends
                     == Ends {
-                        udp,
+                        protocol,
                         from: to,
                         to: from,
                     }
@@ -202,76 +259,84 @@ impl Model {
     }
 
     /// What must become of the packet. A flow from the pool must be told its source by [`Self::learn`].
-    pub fn packet(&mut self, ends: Ends, flags: u8) -> Expected {
+    pub fn packet(&mut self, ends: Ends, told: u8) -> Expected {
         let Some((at, original)) = self.find(&ends) else {
-            return self.open(ends, flags);
+            return self.open(ends, told);
         };
         let flow = &self.flows[at];
-        let reopens = original && opens(&ends, flags);
-        if reopens && ["TW", "CL"].contains(&flow.state) {
+        let reopens = original && opens(&ends, told);
+        if reopens && ["TW", "CL", "CLOSED"].contains(&flow.state) {
             self.flows.remove(at);
-            return self.open(ends, flags);
+            return self.open(ends, told);
         }
         let orphan = !self.is_configured(flow.backend);
-        if orphan && reopens && (!ends.udp || self.rules.removed == Removed::Reschedule) {
+        if orphan && reopens && (ends.protocol != Protocol::Udp || self.rules.removed == Removed::Reschedule) {
             self.flows.remove(at);
-            return self.open(ends, flags);
+            return self.open(ends, told);
         }
         if orphan && self.rules.removed != Removed::Preserve {
             match reopens {
                 true => drop(self.flows.remove(at)),
                 false => self.end(at, original),
             }
-            return Expected::Verdict(match !ends.udp && flags & RST != 0 {
+            return Expected::Verdict(match is_last_word(&ends, told) {
                 true => Verdict::Drop(Drop::Unanswerable),
                 false => Verdict::Reject(Reject::BackendRemoved),
             });
         }
-        self.follow(at, original, flags)
+        self.follow(at, original, told)
     }
 
-    /// Both sides of a TCP flow are told in turn, as by a RST of the other one, so the flow is closed.
+    /// Both sides of a TCP or SCTP flow are told in turn, as by a RST or ABORT of the other one, so the flow is closed.
     fn end(&mut self, at: usize, original: bool) {
         if self.flows[at].state == "UDP" {
             self.sequence += 1;
             self.flows[at].since = self.sequence;
             return;
         }
-        self.follow(at, original, RST);
+        let last = if self.flows[at].arrives.protocol == Protocol::Tcp {
+            RST
+        } else {
+            ABORT
+        };
+        self.follow(at, original, last);
     }
 
-    fn follow(&mut self, at: usize, original: bool, flags: u8) -> Expected {
+    fn follow(&mut self, at: usize, original: bool, told: u8) -> Expected {
         self.sequence += 1;
         let flow = &mut self.flows[at];
         let class = flow.class();
         flow.answered |= !original;
-        if flow.state != "UDP" {
-            flow.state = next_state(flow.state, original, flags);
-        }
+        flow.state = match flow.arrives.protocol {
+            Protocol::Tcp => next_state(flow.state, original, told),
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => next_sctp(flow.state, original, told),
+        };
         if flow.class() != class || class == 0 {
             flow.since = self.sequence;
         }
         flow.expires = self.now + flow.timeout();
-        let Ends { udp, from, to } = flow.arrives;
+        let Ends { protocol, from, to } = flow.arrives;
         Expected::Forward(match original {
             true => flow.leaves,
             false => Ends {
-                udp,
+                protocol,
                 from: to,
                 to: from,
             },
         })
     }
 
-    fn open(&mut self, ends: Ends, flags: u8) -> Expected {
+    fn open(&mut self, ends: Ends, told: u8) -> Expected {
         if self.rules.iptables && ends.from.ip() == self.rules.banned.ip() {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
         if !self.services.contains(&ends.to) {
             return Expected::Verdict(Verdict::Pass(Pass::NoMatch));
         }
-        if !opens(&ends, flags) {
-            return Expected::Verdict(Verdict::Drop(Drop::NotSyn));
+        if !opens(&ends, told) {
+            let is_sctp = ends.protocol == Protocol::Sctp;
+            return Expected::Verdict(Verdict::Drop(if is_sctp { Drop::NotInit } else { Drop::NotSyn }));
         }
         let Some((backend, template)) = self.choose(&ends) else {
             return Expected::Verdict(Verdict::Reject(Reject::NoBackend));
@@ -309,7 +374,11 @@ impl Model {
             arrives,
             leaves,
             backend,
-            state: if arrives.udp { "UDP" } else { "SR" },
+            state: match arrives.protocol {
+                Protocol::Tcp => "SR",
+                Protocol::Udp => "UDP",
+                Protocol::Sctp => "INIT1",
+            },
             answered: false,
             expires: 0,
             since: self.sequence,
@@ -320,7 +389,7 @@ impl Model {
         let expires = self.now + 60 * SECOND;
         if let Some(known) = self
             .templates
-            .get_mut(&(arrives.udp, arrives.from.ip()))
+            .get_mut(&(arrives.protocol, arrives.from.ip()))
             .filter(|_| template.is_some())
         {
             known.expires = expires;
@@ -346,9 +415,9 @@ impl Model {
 
     fn choose(&mut self, ends: &Ends) -> Option<(u16, Option<u64>)> {
         if !self.rules.persistent {
-            return Some((self.round_robin(ends.udp)?, None));
+            return Some((self.round_robin(ends.protocol)?, None));
         }
-        let key = (ends.udp, ends.from.ip());
+        let key = (ends.protocol, ends.from.ip());
         if let Some(known) = self.templates.get(&key) {
             let usable = self
                 .rules
@@ -360,7 +429,7 @@ impl Model {
                 return Some((known.backend, Some(known.id)));
             }
         }
-        let backend = self.round_robin(ends.udp)?;
+        let backend = self.round_robin(ends.protocol)?;
         if self.templates.len() >= self.rules.max_flows && !self.templates.contains_key(&key) {
             return Some((backend, None));
         }
@@ -377,13 +446,13 @@ impl Model {
         Some((backend, Some(id)))
     }
 
-    fn round_robin(&mut self, udp: bool) -> Option<u16> {
+    fn round_robin(&mut self, protocol: Protocol) -> Option<u16> {
         let backends = &self.rules.backends;
-        let last = self.last.get(&udp);
+        let last = self.last.get(&protocol);
         let start = last.map_or(0, |last| 1 + backends.iter().position(|(n, _)| n == last).unwrap());
         let turn = backends.iter().cycle().skip(start).take(backends.len());
         let chosen = turn.copied().find(|(_, weight)| *weight > 0)?.0;
-        self.last.insert(udp, chosen);
+        self.last.insert(protocol, chosen);
         Some(chosen)
     }
 }

@@ -24,6 +24,10 @@ use lbd::verdict::Verdict;
 
 use super::packets::{self, ACK, FIN, RST, SYN, socket};
 
+/// SCTP chunks (RFC 9260 table 1).
+pub const COOKIE_ECHO: u8 = 10;
+pub const COOKIE_ACK: u8 = 11;
+
 /// Bytes before a packet in its buffer, which are a link header's.
 const HEAD: usize = 18;
 /// Bytes behind it, room for an answer.
@@ -80,12 +84,23 @@ pub fn policy(toml: &str) -> Arc<Policy> {
     Arc::new(config.policy)
 }
 
-/// A packet of a protocol; UDP has no flags.
+/// A packet of a protocol; UDP has no flags, and in SCTP a chunk stands for them.
 pub fn packet(protocol: Protocol, from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     match protocol {
         Protocol::Tcp => packets::tcp(from, to, flags, 1_000, if flags & ACK == 0 { 0 } else { 7_000 }, b""),
         Protocol::Udp => packets::udp(from, to, b"hello"),
-        Protocol::Sctp => packets::sctp(from, to, 1),
+        Protocol::Sctp => packets::sctp(from, to, chunk_type(flags)),
+    }
+}
+
+/// The SCTP chunk that says what these TCP flags say: ABORT, INIT ACK, INIT, SHUTDOWN, or DATA.
+pub const fn chunk_type(flags: u8) -> u8 {
+    match flags {
+        _ if flags & RST != 0 => 6,
+        _ if flags & SYN != 0 && flags & ACK != 0 => 2,
+        _ if flags & SYN != 0 => 1,
+        _ if flags & FIN != 0 => 7,
+        _ => 0,
     }
 }
 
@@ -162,7 +177,9 @@ impl World {
         match verdict {
             Verdict::Forward => {
                 assert_eq!(out.len(), packet.len());
-                assert!(after == checksum || checksum == Checksum::Unsure);
+                // A device would finish SCTP's with the Internet checksum.
+                let finished = after == Checksum::Complete && Headers::parse(packet).unwrap().protocol == 132;
+                assert!(after == checksum || checksum == Checksum::Unsure || finished);
             }
             Verdict::Pass(_) | Verdict::Drop(_) => assert_eq!(out, packet, "{verdict:?} changes nothing"),
             Verdict::Reject(_) => assert_eq!(after, Checksum::Complete),
@@ -213,13 +230,18 @@ impl World {
         }
     }
 
-    /// A flow whose backend has answered: a whole TCP handshake, or a datagram each way.
+    /// A flow whose backend has answered: a whole TCP or SCTP handshake, or a datagram each way.
     #[track_caller]
     pub fn connect(&mut self, protocol: Protocol, client: impl ToString, service: impl ToString) -> Flow {
         let flow = self.open(protocol, client, service);
         self.down(&flow, SYN | ACK);
-        if protocol == Protocol::Tcp {
-            self.up(&flow, ACK);
+        match protocol {
+            Protocol::Tcp => self.up(&flow, ACK),
+            Protocol::Udp => {}
+            Protocol::Sctp => {
+                self.chunk_up(&flow, COOKIE_ECHO);
+                self.chunk_down(&flow, COOKIE_ACK);
+            }
         }
         flow
     }
@@ -235,6 +257,20 @@ impl World {
     #[track_caller]
     pub fn down(&mut self, flow: &Flow, flags: u8) {
         let now = self.forward(&packet(flow.protocol, flow.backend, flow.source, flags));
+        assert_eq!(now, (flow.service, flow.client), "to the client");
+    }
+
+    /// An SCTP chunk from the client, which must reach the flow's backend.
+    #[track_caller]
+    pub fn chunk_up(&mut self, flow: &Flow, chunk_type: u8) {
+        let now = self.forward(&packets::sctp(flow.client, flow.service, chunk_type));
+        assert_eq!(now, (flow.source, flow.backend), "to the backend");
+    }
+
+    /// An SCTP chunk from the backend, which must reach the flow's client.
+    #[track_caller]
+    pub fn chunk_down(&mut self, flow: &Flow, chunk_type: u8) {
+        let now = self.forward(&packets::sctp(flow.backend, flow.source, chunk_type));
         assert_eq!(now, (flow.service, flow.client), "to the client");
     }
 
@@ -329,14 +365,30 @@ impl Case {
         protocol: Protocol::Udp,
         ..Self::TCP
     };
+    pub const SCTP: Self = Self {
+        protocol: Protocol::Sctp,
+        ..Self::TCP
+    };
 
-    /// Both modes, TCP and UDP, IPv4 and IPv6.
+    /// Both modes, TCP, UDP and SCTP, IPv4 and IPv6.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..8).map(|bits| Self {
-            mode: if bits & 1 == 0 { Mode::Ipvs } else { Mode::Iptables },
-            protocol: if bits & 2 == 0 { Protocol::Tcp } else { Protocol::Udp },
-            v6: bits & 4 != 0,
+        (0..Self::COUNT).map(|number| Self {
+            mode: if number & 1 == 0 { Mode::Ipvs } else { Mode::Iptables },
+            protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][number / 4],
+            v6: number & 2 != 0,
         })
+    }
+
+    /// How many there are.
+    pub const COUNT: usize = 12;
+
+    /// Those whose checksum a device can finish.
+    pub fn tcp_and_udp() -> impl Iterator<Item = Self> {
+        Self::all().filter(|case| case.protocol != Protocol::Sctp)
+    }
+
+    pub fn sctp() -> impl Iterator<Item = Self> {
+        Self::all().filter(|case| case.protocol == Protocol::Sctp)
     }
 
     pub fn tcp() -> impl Iterator<Item = Self> {

@@ -112,7 +112,7 @@ fn is_at_odds(services: &[Arc<ServiceSpec>], origins: &[Option<usize>], before: 
 fn special(before: &Loaded, sections: &[Section<'_>]) -> HashSet<usize> {
     let services = &before.config.policy.services;
     let named = targets(&before.config.policy.rules);
-    let is_named = |at: usize| named.contains(services[at].name.as_str());
+    let is_named = |at: usize| !named.is_empty() && named.contains(services[at].name.as_str());
     let tables = sections.iter().filter(|section| section.is_service).enumerate();
     let warned = tables.filter(|(_, section)| {
         before

@@ -1,16 +1,15 @@
 //! Which other services a changed one has to get along with. With these and the settings it can be validated without
 //! the thousands of others.
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-use ahash::RandomState;
 
 use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::{Action, Rule};
 use crate::policy::{ServiceSpec, differing};
 
-type Set<T> = HashSet<T, RandomState>;
+/// Most often empty, or of a few: then quicker than one that hashes.
+type Set<T> = BTreeSet<T>;
 
 /// What services that are new or not as they were have that they had not before, and that no two may have.
 #[derive(Debug, Default)]

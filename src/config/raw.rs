@@ -186,6 +186,20 @@ tables! {
         tcp_listen: Scalar<'t>,
         tcp_synack: Scalar<'t>,
         udp: Scalar<'t>,
+        sctp_none: Scalar<'t>,
+        sctp_init1: Scalar<'t>,
+        sctp_init: Scalar<'t>,
+        sctp_cookie_sent: Scalar<'t>,
+        sctp_cookie_replied: Scalar<'t>,
+        sctp_cookie_wait: Scalar<'t>,
+        sctp_cookie: Scalar<'t>,
+        sctp_cookie_echoed: Scalar<'t>,
+        sctp_established: Scalar<'t>,
+        sctp_shutdown_sent: Scalar<'t>,
+        sctp_shutdown_received: Scalar<'t>,
+        sctp_shutdown_ack_sent: Scalar<'t>,
+        sctp_rejected: Scalar<'t>,
+        sctp_closed: Scalar<'t>,
     }
     /// The operator's socket.
     Control "[control]" {
@@ -244,6 +258,27 @@ impl<'t> Conntrack<'t> {
             &self.tcp_last_ack,
             &self.tcp_listen,
             &self.tcp_synack,
+        ]
+    }
+
+    /// The timeouts of the SCTP states, in the kernel's order.
+    #[must_use]
+    pub const fn sctp(&self) -> [&Key<Scalar<'t>>; 14] {
+        [
+            &self.sctp_none,
+            &self.sctp_init1,
+            &self.sctp_init,
+            &self.sctp_cookie_sent,
+            &self.sctp_cookie_replied,
+            &self.sctp_cookie_wait,
+            &self.sctp_cookie,
+            &self.sctp_cookie_echoed,
+            &self.sctp_established,
+            &self.sctp_shutdown_sent,
+            &self.sctp_shutdown_received,
+            &self.sctp_shutdown_ack_sent,
+            &self.sctp_rejected,
+            &self.sctp_closed,
         ]
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, Words, word_of,
+    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, Words,
+    word_of,
 };
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
@@ -157,7 +158,7 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     let Conntrack {
         max_flows,
         on_backend_removed,
-        timeouts: Timeouts { tcp, udp },
+        timeouts: Timeouts { tcp, udp, sctp },
     } = conntrack;
     out.section("[conntrack]");
     out.optional("max_flows", (*max_flows != default.max_flows).then_some(max_flows));
@@ -168,6 +169,10 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));
     }
     out.optional("udp", (*udp != default.timeouts.udp).then(|| time(*udp)));
+    let states = SCTP_TIMEOUTS.into_iter().zip(sctp).zip(default.timeouts.sctp);
+    for ((key, timeout), default) in states {
+        out.optional(key, (*timeout != default).then(|| time(*timeout)));
+    }
 }
 
 fn rule(rule: &Rule, out: &mut Out) {

@@ -2,7 +2,9 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::words::{ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, TCP_TIMEOUTS, word_of};
+use super::words::{
+    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, word_of,
+};
 use super::{AfXdp, Config, Datapath, Tun};
 use crate::policy::{Conntrack, Nat, Policy};
 
@@ -110,6 +112,7 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
         ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
     ];
     let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);
-    all.extend(tcp.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));
+    let states = tcp.chain(SCTP_TIMEOUTS.into_iter().zip(timeouts.sctp));
+    all.extend(states.map(|(key, timeout)| (key, humantime::format_duration(timeout).to_string())));
     all
 }

@@ -53,6 +53,24 @@ pub(super) const TCP_TIMEOUTS: [&str; 11] = [
     "tcp_synack",
 ];
 
+/// Keys of `[conntrack]` for the SCTP states, in the order of [`crate::conntrack::sctp::State::ALL`].
+pub(super) const SCTP_TIMEOUTS: [&str; 14] = [
+    "sctp_none",
+    "sctp_init1",
+    "sctp_init",
+    "sctp_cookie_sent",
+    "sctp_cookie_replied",
+    "sctp_cookie_wait",
+    "sctp_cookie",
+    "sctp_cookie_echoed",
+    "sctp_established",
+    "sctp_shutdown_sent",
+    "sctp_shutdown_received",
+    "sctp_shutdown_ack_sent",
+    "sctp_rejected",
+    "sctp_closed",
+];
+
 /// The word for `value`.
 pub(super) fn word_of<T: Copy + PartialEq>(value: T, words: &Words<T>) -> &'static str {
     words

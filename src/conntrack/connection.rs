@@ -1,8 +1,9 @@
 //! One flow: who talks to which backend through which service, and how far they are.
 use std::sync::Arc;
 
-use super::tcp;
+use super::signal::Signal;
 use super::timeout::Timeouts;
+use super::{sctp, tcp};
 use crate::affinity::Template;
 use crate::flow::{Direction, Endpoint, Protocol, Tuple};
 use crate::packet::TcpFlags;
@@ -16,6 +17,8 @@ pub enum State {
     Tcp(tcp::State),
     /// UDP knows one state.
     Udp,
+    /// By the state table.
+    Sctp(sctp::State),
 }
 
 /// Flows of a lower class are evicted first; see [`super::Conntrack`].
@@ -36,7 +39,8 @@ impl State {
     pub const fn new(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Tcp => Self::Tcp(tcp::State::None),
-            Protocol::Udp | Protocol::Sctp => Self::Udp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Sctp => Self::Sctp(sctp::State::None),
         }
     }
 
@@ -46,6 +50,7 @@ impl State {
         match self {
             Self::Tcp(state) => state.name(),
             Self::Udp => "UDP",
+            Self::Sctp(state) => state.name(),
         }
     }
 
@@ -55,18 +60,21 @@ impl State {
         match self {
             Self::Tcp(state) => state.is_active(),
             Self::Udp => false,
+            Self::Sctp(state) => state.is_active(),
         }
     }
 
     /// The state after a packet; a TCP segment without any of SYN, FIN, RST and ACK changes nothing.
     #[must_use]
-    pub fn next(self, direction: Direction, flags: Option<TcpFlags>) -> Self {
-        match self {
-            Self::Tcp(state) => match flags.and_then(event) {
+    pub fn next(self, direction: Direction, signal: Signal) -> Self {
+        match (self, signal) {
+            (Self::Tcp(state), Signal::Tcp(flags)) => match event(flags) {
                 Some(event) => Self::Tcp(state.next(direction, event)),
                 None => self,
             },
-            Self::Udp => self,
+            (Self::Sctp(state), Signal::Sctp(chunk)) => Self::Sctp(state.next(direction, chunk)),
+            // A packet is of its flow's protocol.
+            (Self::Tcp(_) | Self::Udp | Self::Sctp(_), Signal::Tcp(_) | Signal::Udp | Signal::Sctp(_)) => self,
         }
     }
 
@@ -76,6 +84,7 @@ impl State {
         match self {
             Self::Tcp(state) => timeouts.tcp(state),
             Self::Udp => timeouts.udp,
+            Self::Sctp(state) => timeouts.sctp(state),
         }
     }
 }
@@ -120,16 +129,28 @@ pub struct Connection {
     pub expires: Instant,
 }
 
+impl Class {
+    /// A client alone makes no established flow: SYN and ACK can be forged blindly.
+    #[must_use]
+    #[inline]
+    pub const fn of(state: State, answered: bool) -> Self {
+        match (answered, state) {
+            (false, _) => Self::Embryonic,
+            (true, State::Tcp(state)) if state.is_embryonic() => Self::Embryonic,
+            (true, State::Sctp(state)) if state.is_embryonic() => Self::Embryonic,
+            (true, State::Tcp(tcp::State::Established) | State::Udp | State::Sctp(sctp::State::Established)) => {
+                Self::Established
+            }
+            (true, State::Tcp(_) | State::Sctp(_)) => Self::Closing,
+        }
+    }
+}
+
 impl Connection {
-    /// What eviction makes of it. A client alone makes no established flow: SYN and ACK can be forged blindly.
+    /// What eviction makes of it.
     #[must_use]
     pub const fn class(&self) -> Class {
-        match (self.answered, self.state) {
-            (false, _) => Class::Embryonic,
-            (true, State::Tcp(state)) if state.is_embryonic() => Class::Embryonic,
-            (true, State::Tcp(tcp::State::Established) | State::Udp) => Class::Established,
-            (true, State::Tcp(_)) => Class::Closing,
-        }
+        Class::of(self.state, self.answered)
     }
 
     /// Where the backend gets this flow's packets.
@@ -147,22 +168,6 @@ impl Connection {
             Direction::Original => self.tuple(self.client, self.virtual_address),
             Direction::Reply => self.tuple(self.server(), self.source),
         }
-    }
-
-    /// Whether packets in `direction` arrive with `tuple`.
-    #[inline]
-    #[must_use]
-    pub fn arrives_with(&self, direction: Direction, tuple: &Tuple) -> bool {
-        let Tuple {
-            protocol,
-            source,
-            destination,
-        } = tuple;
-        let ends_match = match direction {
-            Direction::Original => self.client == *source && self.virtual_address == *destination,
-            Direction::Reply => self.source == *destination && self.server() == *source,
-        };
-        ends_match && self.protocol == *protocol
     }
 
     /// The tuple that packets in `direction` leave with.

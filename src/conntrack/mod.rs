@@ -11,8 +11,11 @@
 //! could not hold both directions under one lock; what hashbrown took here is said there.
 pub mod ages;
 pub mod connection;
+mod flow;
 mod index;
+pub mod sctp;
 pub mod shard;
+pub mod signal;
 pub mod tcp;
 pub mod timeout;
 pub mod wheel;
@@ -24,7 +27,7 @@ use ahash::RandomState;
 use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::flow::{Direction, Endpoint, Tuple};
+use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
 use crate::time::Instant;
 use connection::{Class, Connection};
 use shard::Shard;
@@ -41,8 +44,21 @@ const LEAST_SHARE: usize = 32;
 pub struct Conntrack {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     hasher: RandomState,
+    /// What endpoints are spread over the shards with; odd.
+    spread: u64,
     flows: AtomicUsize,
     max_flows: AtomicUsize,
+}
+
+/// With fewer flows the table stays in the near caches.
+const NEAR: usize = 2_000;
+
+/// Where a packet's flow may be, worked out once.
+#[derive(Clone, Copy, Debug)]
+pub struct Trace {
+    hash: u64,
+    /// The shard of a client's packet, and that of a backend's.
+    homes: [u32; 2],
 }
 
 /// Why a flow was not stored.
@@ -65,6 +81,7 @@ impl Conntrack {
         let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
         Self {
             shards: std::iter::repeat_with(shard).take(count).collect(),
+            spread: hasher.hash_one(0_u64) | 1,
             hasher,
             flows: AtomicUsize::new(0),
             max_flows: AtomicUsize::new(max_flows),
@@ -94,28 +111,71 @@ impl Conntrack {
         self.len() == 0
     }
 
-    /// Locks the shard of the flow that `tuple` belongs to and looks the flow up. `likely` is the direction to try
-    /// first; the other one is tried too.
+    /// Where the flow of a packet of `key` may be.
+    #[must_use]
+    #[inline]
+    pub fn trace(&self, key: &Key) -> Trace {
+        Trace {
+            hash: self.hasher.hash_one(key),
+            homes: [
+                self.home(key.source, key.source_port),
+                self.home(key.destination, key.destination_port),
+            ],
+        }
+    }
+
+    /// Has the CPU fetch what packets will be looked up by. With many flows each of these reads waits for the memory, and here
+    /// they wait side by side.
+    #[inline]
+    pub fn touch(&self, traces: impl Iterator<Item = Trace> + Clone) {
+        if self.len() < NEAR {
+            return;
+        }
+        let steps: [fn(&Shard, u64) -> u64; 2] = [Shard::touch_cell, Shard::touch_flow];
+        for touch in steps {
+            let read = match &*self.shards {
+                [only] => {
+                    let shard = only.lock();
+                    traces.clone().fold(0, |all, trace| all ^ touch(&shard, trace.hash))
+                }
+                _ => traces.clone().fold(0, |all, trace| {
+                    let [one, other] = trace.homes.map(|home| touch(&self.lock(home), trace.hash));
+                    all ^ one ^ other
+                }),
+            };
+            std::hint::black_box(read);
+        }
+    }
+
+    /// Locks the shard of the flow that a packet of `key` belongs to and looks the flow up. Where it may be in either of two
+    /// shards, `likely` says which direction is tried first.
     #[inline]
     pub fn with_flow<R>(
         &self,
-        tuple: &Tuple,
-        likely: Direction,
+        key: &Key,
+        trace: Trace,
+        likely: impl FnOnce() -> Direction,
         now: Instant,
         mut act: impl FnMut(&mut Shard, u32, Direction) -> R,
     ) -> Option<R> {
-        let first = self.shard_index(&near_endpoint(tuple, likely));
+        let Trace { hash, homes } = trace;
+        let [first, second] = match homes {
+            [one, other] if one == other => homes,
+            [original, reply] => match likely() {
+                Direction::Original => [original, reply],
+                Direction::Reply => [reply, original],
+            },
+        };
         let mut shard = self.lock(first);
-        if let Some((slot, direction, _)) = shard.find(tuple, now) {
+        if let Some((slot, direction)) = shard.find(key, hash, now) {
             return Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)));
         }
         drop(shard);
-        let second = self.shard_index(&near_endpoint(tuple, opposite(likely)));
         if first == second {
             return None;
         }
         let mut shard = self.lock(second);
-        let (slot, direction, _) = shard.find(tuple, now)?;
+        let (slot, direction) = shard.find(key, hash, now)?;
         Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)))
     }
 
@@ -127,7 +187,7 @@ impl Conntrack {
         let home = self.shard_index(&connection.source);
         debug_assert_eq!(home, self.shard_index(&connection.client));
         self.reserve(home)?;
-        let mut shard = self.lock(home);
+        let mut shard = self.shards[home].lock();
         let before = shard.len();
         let result = shard.insert(connection, now);
         // One was reserved; flows that were over may have made room as well.
@@ -154,8 +214,9 @@ impl Conntrack {
     /// Whether no flow has packets of this tuple, which must be a reply's.
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
-        let mut shard = self.lock(self.shard_index(&reply.destination));
-        self.accounted(&mut shard, |shard| shard.is_free(reply, now))
+        let key = Key::from(*reply);
+        let mut shard = self.lock(self.home(key.destination, key.destination_port));
+        self.accounted(&mut shard, |shard| shard.is_free(&key, now))
     }
 
     /// Forgets what is over in this worker's share of the table.
@@ -169,10 +230,12 @@ impl Conntrack {
     /// A copy of the flow that `tuple` belongs to, and the direction of its packet.
     #[must_use]
     pub fn get(&self, tuple: &Tuple, now: Instant) -> Option<(Connection, Direction)> {
-        [Direction::Original, Direction::Reply].into_iter().find_map(|way| {
-            let shard = self.lock(self.shard_index(&near_endpoint(tuple, way)));
-            let (_, direction, connection) = shard.find(tuple, now)?;
-            Some((connection.clone(), direction))
+        let key = Key::from(*tuple);
+        let Trace { hash, homes } = self.trace(&key);
+        homes.into_iter().find_map(|home| {
+            let shard = self.lock(home);
+            let (slot, direction) = shard.find(&key, hash, now)?;
+            Some((shard.connection(slot)?, direction))
         })
     }
 
@@ -186,20 +249,26 @@ impl Conntrack {
         }
     }
 
-    fn lock(&self, index: usize) -> MutexGuard<'_, Shard> {
-        self.shards[index].lock()
+    #[inline]
+    fn lock(&self, home: u32) -> MutexGuard<'_, Shard> {
+        self.shards[home as usize].lock()
     }
 
-    #[inline]
     fn shard_index(&self, endpoint: &Endpoint) -> usize {
-        match self.shards.len() {
-            1 => 0,
-            // A power of two. The port is added, not hashed, so that masquerading can choose one for a given shard.
-            count => {
-                let hash = self.hasher.hash_one(endpoint.address) as usize;
-                hash.wrapping_add(usize::from(endpoint.port)) & (count - 1)
-            }
+        self.home(endpoint.address.into(), endpoint.port) as usize
+    }
+
+    /// The shard of an endpoint's flows. The port is added, not hashed, so that masquerading can choose one for a given shard.
+    #[inline]
+    fn home(&self, address: Address, port: u16) -> u32 {
+        // A power of two.
+        let count = self.shards.len();
+        if count == 1 {
+            return 0;
         }
+        // The upper half of a product with a secret number depends on all bits (Knuth, TAOCP 6.4).
+        let [high, low] = address.halves().map(|half| half.wrapping_mul(self.spread) >> 32);
+        ((high.rotate_left(7) ^ low) as usize).wrapping_add(usize::from(port)) as u32 & (count - 1) as u32
     }
 
     /// Runs `act`, which may remove flows, and keeps the count right.
@@ -230,7 +299,7 @@ impl Conntrack {
 
     fn evict(&self, home: usize, class: Class) -> bool {
         let count = self.shards.len();
-        (0..count).any(|step| self.lock((home + step) % count).evict(class).is_some())
+        (0..count).any(|step| self.shards[(home + step) % count].lock().evict(class).is_some())
     }
 }
 
@@ -243,22 +312,6 @@ fn shards(workers: usize, ports: usize) -> usize {
     };
     let most = (ports / LEAST_SHARE).checked_ilog2().map_or(1, |bits| 1 << bits);
     wanted.min(most)
-}
-
-const fn opposite(direction: Direction) -> Direction {
-    match direction {
-        Direction::Original => Direction::Reply,
-        Direction::Reply => Direction::Original,
-    }
-}
-
-/// The endpoint that both directions of a flow have in common.
-#[inline]
-const fn near_endpoint(tuple: &Tuple, direction: Direction) -> Endpoint {
-    match direction {
-        Direction::Original => tuple.source,
-        Direction::Reply => tuple.destination,
-    }
 }
 
 #[cfg(test)]

@@ -2,72 +2,14 @@
 
 use ahash::RandomState;
 
-use super::ages::{Ages, Link, Links};
+use super::ages::Ages;
 use super::connection::{Class, Connection};
+use super::flow::{Flow, Slots};
 use super::index::{Entry, Index};
-use super::wheel::{Tick, Timer, Timers, Wheel};
-use crate::flow::{Direction, Tuple};
+use super::wheel::{Tick, Wheel};
+use crate::affinity::Template;
+use crate::flow::{Direction, Key};
 use crate::time::Instant;
-
-/// A flow in its slot.
-#[derive(Debug)]
-struct Occupied {
-    connection: Connection,
-    /// When the wheel will look at it.
-    timer: Timer,
-    /// Its place among the flows of its class.
-    link: Link,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    occupied: Vec<Option<Occupied>>,
-    free: Vec<u32>,
-}
-
-impl Slots {
-    fn get(&self, slot: u32) -> Option<&Occupied> {
-        self.occupied.get(slot as usize)?.as_ref()
-    }
-
-    fn get_mut(&mut self, slot: u32) -> Option<&mut Occupied> {
-        self.occupied.get_mut(slot as usize)?.as_mut()
-    }
-
-    fn insert(&mut self, occupied: Occupied) -> u32 {
-        if let Some(slot) = self.free.pop() {
-            self.occupied[slot as usize] = Some(occupied);
-            return slot;
-        }
-        self.occupied.push(Some(occupied));
-        // `max_flows` keeps the number below 2^31.
-        (self.occupied.len() - 1) as u32
-    }
-
-    fn remove(&mut self, slot: u32) -> Option<Occupied> {
-        let occupied = self.occupied.get_mut(slot as usize)?.take()?;
-        self.free.push(slot);
-        Some(occupied)
-    }
-}
-
-impl Links for Slots {
-    fn link(&mut self, slot: u32) -> &mut Link {
-        match &mut self.occupied[slot as usize] {
-            Some(occupied) => &mut occupied.link,
-            None => unreachable!("a linked slot is occupied"),
-        }
-    }
-}
-
-impl Timers for Slots {
-    fn timer(&mut self, slot: u32) -> &mut Timer {
-        match &mut self.occupied[slot as usize] {
-            Some(occupied) => &mut occupied.timer,
-            None => unreachable!("an armed slot is occupied"),
-        }
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -89,10 +31,7 @@ impl Shard {
         Self {
             hasher,
             index: Index::with_room(2 * room),
-            slots: Slots {
-                occupied: Vec::with_capacity(room),
-                free: Vec::new(),
-            },
+            slots: Slots::with_capacity(room),
             wheel: Wheel::new(now),
             embryonic: Ages::default(),
             closing: Ages::default(),
@@ -112,18 +51,56 @@ impl Shard {
         self.live == 0
     }
 
-    /// The flow that a packet of `tuple` belongs to, its slot, and the packet's direction.
+    /// The slot of the flow that a packet of `key` belongs to, and the packet's direction. `hash` is the key's.
     #[must_use]
     #[inline]
-    pub fn find(&self, tuple: &Tuple, now: Instant) -> Option<(u32, Direction, &Connection)> {
-        let entry = self.entry(tuple)?;
-        let connection = &self.slots.get(entry.slot())?.connection;
-        (connection.expires > now).then_some((entry.slot(), entry.direction(), connection))
+    pub fn find(&self, key: &Key, hash: u64, now: Instant) -> Option<(u32, Direction)> {
+        let entry = self.entry(key, hash)?;
+        let is_alive = self.slots.get(entry.slot())?.expires > now;
+        is_alive.then_some((entry.slot(), entry.direction()))
     }
 
     /// The flow in an occupied slot, for a change that [`Self::changed`] must be told of.
-    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Connection> {
-        Some(&mut self.slots.get_mut(slot)?.connection)
+    #[inline]
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Flow> {
+        self.slots.get_mut(slot)
+    }
+
+    /// The key that packets of a flow leave with.
+    #[inline]
+    pub(crate) fn leaving(&self, slot: u32, direction: Direction) -> Option<Key> {
+        self.slots.leaving(slot, direction)
+    }
+
+    /// The key that packets of a flow arrive with.
+    pub(crate) fn arriving(&self, slot: u32, direction: Direction) -> Option<Key> {
+        self.slots.arriving(slot, direction)
+    }
+
+    /// The client affinity that a flow keeps alive.
+    #[inline]
+    pub(crate) fn template(&self, slot: u32) -> Option<&Template> {
+        self.slots.template(slot)
+    }
+
+    /// A copy of a flow.
+    #[must_use]
+    pub fn connection(&self, slot: u32) -> Option<Connection> {
+        self.slots.connection(slot)
+    }
+
+    /// Reads the cell of the index where a search for `hash` begins.
+    #[inline]
+    pub(super) fn touch_cell(&self, hash: u64) -> u64 {
+        self.index.touch(hash)
+    }
+
+    /// Reads the flow that a key of `hash` most likely belongs to.
+    #[inline]
+    pub(super) fn touch_flow(&self, hash: u64) -> u64 {
+        let likely = self.index.find(hash, |_| true);
+        let flow = likely.and_then(|entry| self.slots.get(entry.slot()));
+        flow.map_or(0, |flow| flow.expires.as_nanos())
     }
 
     /// Stores a flow in both directions, or not at all: the backend's direction may be another flow's.
@@ -131,8 +108,8 @@ impl Shard {
     /// # Errors
     /// Gives the flow back if a packet of either direction already belongs to another flow.
     pub fn insert(&mut self, connection: Connection, now: Instant) -> Result<(), Connection> {
-        let tuples = [Direction::Original, Direction::Reply].map(|way| (way, connection.arriving(way)));
-        if tuples.iter().any(|(_, tuple)| !self.is_free(tuple, now)) {
+        let keys = [Direction::Original, Direction::Reply].map(|way| (way, Key::from(connection.arriving(way))));
+        if keys.iter().any(|(_, key)| !self.is_free(key, now)) {
             return Err(connection);
         }
         let due = Tick::after(connection.expires);
@@ -141,25 +118,22 @@ impl Shard {
         if connection.state.is_active() {
             connection.backend.set_active(true);
         }
-        let slot = self.slots.insert(Occupied {
-            connection,
-            timer: Timer::default(),
-            link: Link::default(),
-        });
-        for (way, tuple) in tuples {
-            self.index.insert(self.hasher.hash_one(tuple), Entry::new(slot, way));
+        let slot = self.slots.insert(connection);
+        for (way, key) in keys {
+            self.index.insert(self.hasher.hash_one(key), Entry::new(slot, way));
         }
-        self.wheel.arm(&mut self.slots, slot, due);
+        self.arm(slot, due);
         self.enlist(slot, class);
         self.live += 1;
         Ok(())
     }
 
-    /// Whether no living flow has packets of this tuple; one that is over but not yet forgotten makes room.
-    pub fn is_free(&mut self, tuple: &Tuple, now: Instant) -> bool {
-        match self.entry(tuple) {
+    /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room.
+    pub fn is_free(&mut self, key: &Key, now: Instant) -> bool {
+        let hash = self.hasher.hash_one(key);
+        match self.entry(key, hash) {
             None => true,
-            Some(_) if self.find(tuple, now).is_some() => false,
+            Some(_) if self.find(key, hash, now).is_some() => false,
             Some(entry) => {
                 self.remove(entry.slot());
                 true
@@ -170,13 +144,13 @@ impl Shard {
     /// Keeps the lists right after a change of a flow's state or deadline.
     #[inline]
     pub fn changed(&mut self, slot: u32, before: Class) {
-        let Some(occupied) = self.slots.get(slot) else {
+        let Some(flow) = self.slots.get(slot) else {
             return;
         };
-        let due = Tick::after(occupied.connection.expires);
-        let class = occupied.connection.class();
-        if due < occupied.timer.due() {
-            self.wheel.arm(&mut self.slots, slot, due);
+        let due = Tick::after(flow.expires);
+        let class = flow.class();
+        if flow.due.is_after(due) {
+            self.arm(slot, due);
         }
         // One that is in use without an answer, as syslog over UDP, is not the oldest any more.
         if class != before || class == Class::Embryonic {
@@ -187,15 +161,14 @@ impl Shard {
 
     /// Forgets a flow.
     pub fn remove(&mut self, slot: u32) -> Option<Connection> {
-        let connection = &self.slots.get(slot)?.connection;
-        let class = connection.class();
+        let class = self.slots.get(slot)?.class();
         for way in [Direction::Original, Direction::Reply] {
-            let hash = self.hasher.hash_one(self.slots.get(slot)?.connection.arriving(way));
+            let hash = self.hasher.hash_one(self.slots.arriving(slot, way)?);
             self.index.remove(hash, Entry::new(slot, way));
         }
         self.delist(slot, class);
         self.wheel.disarm(&mut self.slots, slot);
-        let connection = self.slots.remove(slot)?.connection;
+        let connection = self.slots.remove(slot)?;
         connection.backend.unbind(connection.state.is_active());
         self.live -= 1;
         Some(connection)
@@ -221,34 +194,38 @@ impl Shard {
     /// Shows the living flows of some slots from `from` on to `see`; returns where to go on, None at the end.
     pub fn visit_some(&self, from: usize, now: Instant, see: &mut impl FnMut(&Connection)) -> Option<usize> {
         const SOME: usize = 2048;
-        let occupied = self.slots.occupied.iter().skip(from).take(SOME).flatten();
-        let connections = occupied.map(|occupied| &occupied.connection);
-        connections.filter(|connection| connection.expires > now).for_each(see);
-        (from + SOME < self.slots.occupied.len()).then_some(from + SOME)
+        let end = self.slots.len().min(from + SOME);
+        let slots = (from..end).map(|slot| slot as u32);
+        let alive = slots.filter(|&slot| self.slots.get(slot).is_some_and(|flow| flow.expires > now));
+        let connections = alive.filter_map(|slot| self.slots.connection(slot));
+        connections.for_each(|connection| see(&connection));
+        (end < self.slots.len()).then_some(end)
     }
 
     fn visit(&mut self, slot: u32, tick: Tick) {
-        let Some(occupied) = self.slots.get(slot) else {
+        let Some(flow) = self.slots.get(slot) else {
             return;
         };
-        let due = Tick::after(occupied.connection.expires);
+        let due = Tick::after(flow.expires);
         if due <= tick {
             self.remove(slot);
         } else {
             // A packet came since, or it waited in a coarse bucket.
-            self.wheel.arm(&mut self.slots, slot, due);
+            self.arm(slot, due);
+        }
+    }
+
+    fn arm(&mut self, slot: u32, due: Tick) {
+        self.wheel.arm(&mut self.slots, slot, due);
+        if let Some(flow) = self.slots.get_mut(slot) {
+            flow.due = due.into();
         }
     }
 
     #[inline]
-    fn entry(&self, tuple: &Tuple) -> Option<Entry> {
-        let slots = &self.slots;
-        let matches = |entry: Entry| {
-            slots
-                .get(entry.slot())
-                .is_some_and(|occupied| occupied.connection.arrives_with(entry.direction(), tuple))
-        };
-        self.index.find(self.hasher.hash_one(tuple), matches)
+    fn entry(&self, key: &Key, hash: u64) -> Option<Entry> {
+        let matches = |entry: Entry| self.slots.arrives_with(entry.slot(), entry.direction(), key);
+        self.index.find(hash, matches)
     }
 
     const fn list(&mut self, class: Class) -> Option<&mut Ages> {

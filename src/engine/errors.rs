@@ -1,8 +1,6 @@
 //! ICMP errors: those of others about a flow, which follow it, and lbd's own, where lbd is the router.
-use std::net::IpAddr;
-
 use super::{Processor, Stop, count};
-use crate::flow::{Direction, Tuple};
+use crate::flow::{Address, Key};
 use crate::packet::Headers;
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Quoted};
@@ -13,8 +11,8 @@ use crate::verdict::{Drop, Reject, Verdict};
 
 /// What becomes of an ICMP error about a flow: where it seems to come from, and the tuple of the packet that it quotes.
 struct Translation {
-    source: IpAddr,
-    quoted: Tuple,
+    source: Address,
+    quoted: Key,
 }
 
 impl Processor<'_> {
@@ -31,7 +29,7 @@ impl Processor<'_> {
         let Some((quoted, Translation { source, quoted: inner })) = related else {
             return Err(self.without_flow(headers, now));
         };
-        self.may_go_on(frame.bytes(), headers, inner.source.address)?;
+        self.may_go_on(frame.bytes(), headers, inner.source)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
         Ok(())
     }
@@ -39,25 +37,18 @@ impl Processor<'_> {
     /// The flow of the quoted packet takes no note of the error: it is neither kept alive nor ended by it.
     fn follow_error(&self, headers: &Headers, quoted: &Quoted, now: Instant) -> Option<Translation> {
         // The error goes the way of an answer to the quoted packet.
-        let tuple = quoted.tuple.reply();
-        let likely = match self.ruleset.is_to_service(&tuple) {
-            true => Direction::Original,
-            false => Direction::Reply,
-        };
+        let key = quoted.key.reply();
         let lane = self.lane.index;
+        let trace = self.conntrack.trace(&key);
+        let likely = || self.ruleset.likely(&key);
         self.conntrack
-            .with_flow(&tuple, likely, now, |shard, slot, direction| {
-                let connection = shard.get_mut(slot)?;
-                count(&connection.backend, direction, lane, headers.length);
-                let (arriving, leaving) = (connection.arriving(direction), connection.leaving(direction));
+            .with_flow(&key, trace, likely, now, |shard, slot, direction| {
+                count(&shard.get_mut(slot)?.backend, direction, lane, headers.length);
+                let (arriving, leaving) = (shard.arriving(slot, direction)?, shard.leaving(slot, direction)?);
                 // As `nf_nat_icmp_reply_translation` does: behind a translated address, also a router's is hidden.
-                let is_hidden = arriving.source.address != leaving.source.address;
+                let is_hidden = arriving.source != leaving.source;
                 Some(Translation {
-                    source: if is_hidden {
-                        leaving.source.address
-                    } else {
-                        headers.source
-                    },
+                    source: if is_hidden { leaving.source } else { headers.source },
                     quoted: leaving.reply(),
                 })
             })
@@ -65,14 +56,14 @@ impl Processor<'_> {
     }
 
     /// Where lbd is the router, a packet must fit the way on, and have a hop left (RFC 1812 sections 4.2.3.3 and 5.3.1).
-    pub(super) fn may_go_on(&mut self, packet: &[u8], headers: &Headers, destination: IpAddr) -> Result<(), Stop> {
+    pub(super) fn may_go_on(&mut self, packet: &[u8], headers: &Headers, destination: Address) -> Result<(), Stop> {
         let Some(router) = &mut self.router else {
             return Ok(());
         };
         if headers.hop_limit(packet) <= 1 {
             return Err(Stop::Complain(Complaint::TimeExceeded));
         }
-        match router.mtu(destination) {
+        match router.mtu(destination.into()) {
             Some(mtu) if headers.length > mtu && headers.is_unfragmentable(packet) => {
                 Err(Stop::Complain(Complaint::TooBig { mtu }))
             }
@@ -88,7 +79,7 @@ impl Processor<'_> {
         };
         let told = Headers::parse(frame.bytes()).is_ok_and(|headers| {
             let router = self.router.as_mut();
-            let own = router.and_then(|router| router.own_address(headers.source));
+            let own = router.and_then(|router| router.own_address(headers.source.into()));
             refusal::complain(frame, &headers, complaint, own).is_ok()
         });
         match told {

@@ -10,9 +10,10 @@ mod rules;
 use std::borrow::Cow;
 
 use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
-use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told};
-use crate::flow::{Direction, Tuple};
+use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told_by};
+use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::{Headers, ParseError, Payload, icmp, refusal};
@@ -77,7 +78,7 @@ impl<'a> Way<'a> {
         };
         let (known, forgotten) = self.follow(&segment);
         match known {
-            Known::Flow(leaving) => self.leave(&leaving, false),
+            Known::Flow(leaving) => self.leave(&leaving.into(), false),
             Known::Ended => self.refuse(&headers, Reject::BackendRemoved),
             Known::Aborted(leaving) => self.abort(&headers, &leaving),
             Known::No => self.open(&headers, &segment, forgotten.as_ref()),
@@ -96,21 +97,22 @@ impl<'a> Way<'a> {
 
     /// The packet's flow, and the one that is forgotten for it.
     fn follow(&mut self, segment: &Segment) -> (Known, Option<Connection>) {
-        let Some((connection, direction)) = self.engine.conntrack().get(&segment.tuple, self.now) else {
+        let Some((connection, direction)) = self.engine.conntrack().get(&segment.key.into(), self.now) else {
             self.push(Step::NoFlow);
             return (Known::No, None);
         };
         let rule = self.ruleset.policy.conntrack.on_backend_removed;
         let orphan = connection.backend.orphans(rule);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
+        let leaving = connection.leaving(direction).into();
         let (known, outcome) = match orphan {
-            _ if is_reopened(&connection, segment, direction) => (Known::No, "reopened"),
-            Orphan::GoesOn => (Known::Flow(connection.leaving(direction)), "follows"),
-            Orphan::Ends => (told(&connection, direction), "ends"),
+            _ if is_reopened(connection.state, &connection.backend, segment, direction) => (Known::No, "reopened"),
+            Orphan::GoesOn => (Known::Flow(leaving), "follows"),
+            Orphan::Ends => (told_by(connection.state, direction, leaving), "ends"),
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
-        let next = connection.state.next(direction, segment.flags);
+        let next = connection.state.next(direction, segment.signal);
         self.found(&connection, direction, next, outcome);
         (known, Some(connection))
     }
@@ -138,7 +140,7 @@ impl<'a> Way<'a> {
     /// `Processor::forward_without_ports`
     fn without_ports(&mut self, headers: &Headers) -> Verdict {
         let quoted = icmp::quoted(self.packet, headers);
-        let flow = quoted.and_then(|quoted| self.engine.conntrack().get(&quoted.tuple.reply(), self.now));
+        let flow = quoted.and_then(|quoted| self.engine.conntrack().get(&quoted.key.reply().into(), self.now));
         if let Some((connection, direction)) = flow {
             self.found(&connection, direction, connection.state, "follows");
             return self.leave(&connection.leaving(direction), true);
@@ -151,7 +153,7 @@ impl<'a> Way<'a> {
             Match::Service(_) | Match::None => match headers.payload {
                 Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
                 Payload::Fragment => Verdict::Pass(Pass::NoMatch),
-                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) => {
+                Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
             },
@@ -159,13 +161,13 @@ impl<'a> Way<'a> {
     }
 
     fn concerns_services(&self, headers: &Headers) -> bool {
-        self.ruleset.is_known(&headers.source) || self.ruleset.is_known(&headers.destination)
+        self.ruleset.is_known(&headers.source.into()) || self.ruleset.is_known(&headers.destination.into())
     }
 
     /// `Processor::open`, in the place of the flow that is `forgotten`.
     fn open(&mut self, headers: &Headers, segment: &Segment, forgotten: Option<&Connection>) -> Verdict {
         (self.told.service, self.told.backend) = (None, None);
-        let service = match self.find(headers, Some(&segment.tuple)) {
+        let service = match self.find(headers, Some(&segment.key.into())) {
             Match::Service(service) => service,
             Match::None => return Verdict::Pass(Pass::NoMatch),
             Match::Pass => return Verdict::Pass(Pass::Rule),
@@ -174,10 +176,13 @@ impl<'a> Way<'a> {
         };
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
-            self.push(Step::NotSyn);
-            return Verdict::Drop(Drop::NotSyn);
+            self.push(match segment.signal {
+                Signal::Tcp(_) | Signal::Udp => Step::NotSyn,
+                Signal::Sctp(_) => Step::NotInit,
+            });
+            return Verdict::Drop(segment.stray());
         }
-        self.establish(headers, &segment.tuple, service, forgotten)
+        self.establish(headers, &segment.key.into(), service, forgotten)
     }
 
     fn leave(&mut self, leaving: &Tuple, of_quoted: bool) -> Verdict {
@@ -189,12 +194,14 @@ impl<'a> Way<'a> {
         let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
         let answer = match headers.payload {
             Payload::Tcp(..) => "tcp_reset",
-            Payload::Udp(_) | Payload::Fragment | Payload::IcmpError | Payload::Other => "icmp_port_unreachable",
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => {
+                "icmp_port_unreachable"
+            }
         };
         self.answer(answered, answer, reason)
     }
 
-    fn abort(&mut self, headers: &Headers, leaving: &Tuple) -> Verdict {
+    fn abort(&mut self, headers: &Headers, leaving: &Key) -> Verdict {
         let answered = self.on_a_copy(|frame| refusal::abort(frame, headers, leaving).is_ok());
         self.answer(answered, "tcp_reset_to_receiver", Reject::BackendRemoved)
     }

@@ -3,9 +3,12 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::control::protocol::explanation::{Hex, PacketStep, Question};
-use crate::flow::{Endpoint, Protocol};
+use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::packet::ip::{IPV4_HEADER, IPV6_HEADER};
 use crate::packet::{Headers, Payload, TcpFlags, Version, icmp};
+
+/// An SCTP chunk that asks for an association (RFC 9260 section 3.3.2).
+const INIT: u8 = 1;
 
 /// The IP packet that is asked about. Of a first packet that is made here only the headers are right, without checksums:
 /// nobody will get it.
@@ -28,12 +31,12 @@ pub fn packet(question: &Question) -> Result<Cow<'_, [u8]>, String> {
     }
 }
 
-/// RFC 9293 section 3.1, RFC 768, RFC 9260 section 3.1.
+/// RFC 9293 section 3.1, RFC 768, RFC 9260 sections 3.1 and 3.3.2.
 fn transport(protocol: Protocol, source: u16, destination: u16) -> Vec<u8> {
     let length = match protocol {
         Protocol::Tcp => 20,
         Protocol::Udp => 8,
-        Protocol::Sctp => 12,
+        Protocol::Sctp => 32,
     };
     let mut bytes = vec![0; length];
     bytes[..2].copy_from_slice(&source.to_be_bytes());
@@ -41,7 +44,7 @@ fn transport(protocol: Protocol, source: u16, destination: u16) -> Vec<u8> {
     match protocol {
         Protocol::Tcp => bytes[12..14].copy_from_slice(&[5 << 4, TcpFlags::SYN]),
         Protocol::Udp => bytes[5] = 8,
-        Protocol::Sctp => {}
+        Protocol::Sctp => (bytes[12], bytes[15]) = (INIT, 20),
     }
     bytes
 }
@@ -49,7 +52,7 @@ fn transport(protocol: Protocol, source: u16, destination: u16) -> Vec<u8> {
 /// RFC 791, RFC 8200.
 fn ip(source: Endpoint, destination: Endpoint, protocol: Protocol, transport: &[u8]) -> Result<Vec<u8>, String> {
     const TTL: u8 = 64;
-    // 20 bytes at most.
+    // 32 bytes at most.
     let length = transport.len() as u8;
     match (source.address, destination.address) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -76,12 +79,13 @@ fn ip(source: Endpoint, destination: Endpoint, protocol: Protocol, transport: &[
 
 /// The packet as it is read.
 pub(super) fn step(headers: &Headers, packet: &[u8]) -> PacketStep {
-    let (kind, flags) = match headers.payload {
-        Payload::Tcp(_, flags) => ("segment", Some(flag_words(flags))),
-        Payload::Udp(_) => ("datagram", None),
-        Payload::Fragment => ("fragment", None),
-        Payload::IcmpError => ("icmp_error", None),
-        Payload::Other => ("other", None),
+    let (kind, flags, chunk) = match headers.payload {
+        Payload::Tcp(_, flags) => ("segment", Some(flag_words(flags)), None),
+        Payload::Udp(_) => ("datagram", None, None),
+        Payload::Sctp(_, chunk) => ("chunks", None, Some(chunk.name())),
+        Payload::Fragment => ("fragment", None, None),
+        Payload::IcmpError => ("icmp_error", None, None),
+        Payload::Other => ("other", None, None),
     };
     let (source, destination) = match headers.tuple() {
         Some(tuple) => (tuple.source.to_string(), tuple.destination.to_string()),
@@ -97,9 +101,10 @@ pub(super) fn step(headers: &Headers, packet: &[u8]) -> PacketStep {
         source,
         destination,
         tcp_flags: flags,
+        sctp_chunk: chunk.map(Cow::Borrowed),
         length: headers.length,
         kind: Cow::Borrowed(kind),
-        about: icmp::quoted(packet, headers).map(|quoted| quoted.tuple.to_string()),
+        about: icmp::quoted(packet, headers).map(|quoted| Tuple::from(quoted.key).to_string()),
     }
 }
 

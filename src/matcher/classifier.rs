@@ -246,8 +246,8 @@ impl Shape {
             port(self.destination_port, Side::Destination)?,
         );
         Some(Key {
-            source: address(self.source, headers.source)?,
-            destination: address(self.destination, headers.destination)?,
+            source: address(self.source, headers.source.into())?,
+            destination: address(self.destination, headers.destination.into())?,
             rest: rest(protocol, ports),
         })
     }
@@ -334,8 +334,8 @@ mod tests {
         };
         let headers = Headers {
             version: Version::V4,
-            source: [10, 1, 0, 2].into(),
-            destination: destination.address,
+            source: IpAddr::from([10, 1, 0, 2]).into(),
+            destination: destination.address.into(),
             protocol: Protocol::Tcp.number(),
             transport: 20,
             length: 40,

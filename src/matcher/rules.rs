@@ -87,8 +87,8 @@ impl Rule {
         };
         let protocol = |condition: &Condition<Protocol>| condition.allows(|wanted| wanted.number() == headers.protocol);
         self.protocol.as_ref().is_none_or(protocol)
-            && network(&self.source, headers.source)
-            && network(&self.destination, headers.destination)
+            && network(&self.source, headers.source.into())
+            && network(&self.destination, headers.destination.into())
             && port(&self.source_port, tuple.map(|tuple| tuple.source.port))
             && port(&self.destination_port, tuple.map(|tuple| tuple.destination.port))
     }

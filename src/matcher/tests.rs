@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::rules::{Action, Condition, Entry, Origin, Probability, Rule, RuleList};
 use super::{Match, Matcher};
 use crate::conntrack::timeout::Timeouts;
-use crate::flow::{Endpoint, Protocol};
+use crate::flow::{Direction, Endpoint, Protocol};
 use crate::packet::{Headers, Payload, Ports, TcpFlags, Version};
 use crate::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
 use crate::ruleset::{Registry, Ruleset};
@@ -56,8 +56,8 @@ fn packet(rng: &mut Rng) -> Headers {
     };
     Headers {
         version: if v4 { Version::V4 } else { Version::V6 },
-        source: address(rng, v4),
-        destination: address(rng, v4),
+        source: address(rng, v4).into(),
+        destination: address(rng, v4).into(),
         protocol,
         transport: 20,
         length: rng.usize(20..1500),
@@ -389,9 +389,9 @@ fn answers(ruleset: &Ruleset, headers: &Headers) -> (Option<String>, bool, bool,
     };
     (
         name,
-        ruleset.is_known(&headers.source),
-        ruleset.is_known(&headers.destination),
-        tuple.is_some_and(|tuple| ruleset.is_to_service(&tuple)),
+        ruleset.is_known(&headers.source.into()),
+        ruleset.is_known(&headers.destination.into()),
+        tuple.is_some_and(|tuple| ruleset.likely(&tuple.into()) == Direction::Original),
     )
 }
 
@@ -423,7 +423,7 @@ fn a_rule_keeps_its_counts_while_its_address_is_the_same_services() {
         };
         (headers.protocol, headers.payload) = (6, Payload::Tcp(ports, TcpFlags(TcpFlags::SYN)));
         for last in [1, 2] {
-            headers.destination = [10, 0, 9, last].into();
+            headers.destination = IpAddr::from([10, 0, 9, last]).into();
             assert!(pair.compare(&headers, &mut Rng::with_seed(1), "both are there"));
         }
         pair.compare_counts("both count alike");

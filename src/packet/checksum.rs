@@ -1,5 +1,5 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
-use std::net::IpAddr;
+use crate::flow::Address;
 
 /// The one's complement sum of `bytes` as big-endian 16-bit words, added to `sum`, not folded.
 ///
@@ -20,13 +20,22 @@ pub fn add(sum: u64, bytes: &[u8]) -> u64 {
 
 /// The sum of the pseudo-header; it is the same in both directions (RFC 9293 section 3.1, RFC 8200 section 8.1).
 #[must_use]
-pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
-    let add_address = |sum, address: IpAddr| match address {
-        IpAddr::V4(address) => add(sum, &address.octets()),
-        IpAddr::V6(address) => add(sum, &address.octets()),
-    };
-    let sum = u64::from(protocol) + length as u64;
-    add_address(add_address(sum, source), destination)
+#[inline]
+pub fn pseudo_header(source: Address, destination: Address, protocol: u8, length: usize) -> u64 {
+    u64::from(protocol) + length as u64 + address(source) + address(destination)
+}
+
+/// The sum of an address.
+#[inline]
+const fn address(address: Address) -> u64 {
+    match address.as_v4() {
+        Some(bits) => bits as u64,
+        None => {
+            let [high, low] = address.halves();
+            let mask = u32::MAX as u64;
+            (high >> 32) + (high & mask) + (low >> 32) + (low & mask)
+        }
+    }
 }
 
 /// Folds a sum to 16 bits with end-around carry.
@@ -61,6 +70,13 @@ impl Difference {
         debug_assert_eq!(old.len(), new.len());
         // -x is ~x in one's complement: RFC 1624 equation 3, HC' = ~(~HC + ~m + m').
         Self(self.0 + u64::from(!fold(add(0, old))) + u64::from(fold(add(0, new))))
+    }
+
+    /// Also counts the replacement of a 32-bit word at an even offset; the sums of such words fold to those of their halves.
+    #[must_use]
+    #[inline]
+    pub const fn replaced_word(self, old: u32, new: u32) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
     }
 
     /// Both replacements.

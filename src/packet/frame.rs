@@ -40,6 +40,7 @@ pub struct Frame<'a> {
     start: usize,
     end: usize,
     is_answer: bool,
+    is_finished: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -68,6 +69,7 @@ impl<'a> Frame<'a> {
             start,
             end,
             is_answer: false,
+            is_finished: false,
             checksum,
             fate: Fate::Send,
         }
@@ -102,13 +104,13 @@ impl<'a> Frame<'a> {
         self.storage.len() - self.start
     }
 
-    /// The packet with the `length` bytes before it; they are zero for an answer made by the engine, which they did not
-    /// come with.
+    /// The packet with the `length` bytes before it; they are zero where they do not fit it any more: for an answer
+    /// made by the engine, and after [`Self::finish`].
     ///
     /// # Panics
     /// If there are fewer bytes before the packet.
     pub fn with_header(&mut self, length: usize) -> &[u8] {
-        if self.is_answer {
+        if self.is_answer || self.is_finished {
             self.storage[self.start - length..self.start].fill(0);
         }
         &self.storage[self.start - length..self.end]
@@ -126,6 +128,12 @@ impl<'a> Frame<'a> {
         self.start..self.end
     }
 
+    /// Takes note that lbd itself has finished the checksum: nobody else is to.
+    pub const fn finish(&mut self) {
+        self.is_finished = true;
+        self.checksum = Checksum::Complete;
+    }
+
     /// Replaces the packet by `answer`, whose checksums are complete; cut to what fits.
     pub fn replace(&mut self, answer: &[u8]) {
         let len = answer.len().min(self.capacity());
@@ -133,5 +141,22 @@ impl<'a> Frame<'a> {
         self.is_answer = true;
         self.checksum = Checksum::Complete;
         self.bytes_mut().copy_from_slice(&answer[..len]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packet_came_with_goes_with_it_unless_lbd_has_finished_its_checksum() {
+        let unfinished = Checksum::Partial { start: 0, offset: 1 };
+        let mut storage = *b"headpacket";
+        let mut frame = Frame::new(&mut storage, 4, 10, unfinished);
+        assert_eq!(frame.with_header(4), b"headpacket");
+        frame.finish();
+        assert_eq!(frame.checksum, Checksum::Complete);
+        assert_eq!(frame.with_header(4), b"\0\0\0\0packet");
+        assert!(!frame.is_answer());
     }
 }

@@ -1,6 +1,6 @@
 //! ICMP errors and the packet that they quote (RFC 792, RFC 4443).
 use super::{Headers, Payload, Version, ip};
-use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::flow::{Key, Protocol};
 
 /// IANA protocol number of ICMP.
 pub const ICMP: u8 = 1;
@@ -23,7 +23,7 @@ pub(super) const fn is_error(version: Version, kind: u8) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
     /// Its addresses and ports.
-    pub tuple: Tuple,
+    pub key: Key,
     /// Offset of its IP header.
     pub start: usize,
     /// Offset of its transport header, of which at least the ports are there.
@@ -44,13 +44,15 @@ pub fn quoted(packet: &[u8], headers: &Headers) -> Option<Quoted> {
     }
     let protocol = Protocol::from_number(inner.protocol)?;
     let ports = super::ports(bytes.get(inner.transport..inner.transport + 4)?);
-    let tuple = Tuple {
+    let key = Key {
+        source: inner.source,
+        destination: inner.destination,
+        source_port: ports.source,
+        destination_port: ports.destination,
         protocol,
-        source: Endpoint::new(inner.source, ports.source),
-        destination: Endpoint::new(inner.destination, ports.destination),
     };
     Some(Quoted {
-        tuple,
+        key,
         start,
         transport: start + inner.transport,
     })

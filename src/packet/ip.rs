@@ -1,7 +1,6 @@
 //! The network layer: IPv4 (RFC 791) and IPv6 with its extension headers (RFC 8200).
-use std::net::IpAddr;
-
 use super::{ParseError, Version};
+use crate::flow::Address;
 
 /// An IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
@@ -32,8 +31,8 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ip {
     pub(super) version: Version,
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
+    pub(super) source: Address,
+    pub(super) destination: Address,
     pub(super) protocol: u8,
     pub(super) transport: usize,
     pub(super) length: usize,
@@ -72,8 +71,8 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
     Ok(Ip {
         version: Version::V4,
-        source: IpAddr::from([header[12], header[13], header[14], header[15]]),
-        destination: IpAddr::from([header[16], header[17], header[18], header[19]]),
+        source: Address::v4(u32::from_be_bytes([header[12], header[13], header[14], header[15]])),
+        destination: Address::v4(u32::from_be_bytes([header[16], header[17], header[18], header[19]])),
         protocol: header[9],
         transport,
         length,
@@ -84,15 +83,18 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
 fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
     let header: &[u8; IPV6_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let length = IPV6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let mut source = [0; 16];
-    let mut destination = [0; 16];
-    source.copy_from_slice(&header[8..24]);
-    destination.copy_from_slice(&header[24..40]);
+    let (words, _) = header[8..].as_chunks::<8>();
+    let [a, b, c, d] = [words[0], words[1], words[2], words[3]].map(u64::from_be_bytes);
+    let (source, destination) = (Address::v6(a, b), Address::v6(c, d));
+    // Not to be taken for IPv4; Linux drops such packets as well (`ip6_rcv_core`, net/ipv6/ip6_input.c).
+    if source.as_v4().is_some() || destination.as_v4().is_some() {
+        return Err(ParseError::Malformed);
+    }
     let upper = walk_extension_headers(header[6], &bytes[..length.min(bytes.len())])?;
     Ok(Ip {
         version: Version::V6,
-        source: IpAddr::from(source),
-        destination: IpAddr::from(destination),
+        source,
+        destination,
         protocol: upper.protocol,
         transport: upper.offset,
         length,

@@ -3,8 +3,9 @@ use std::net::IpAddr;
 
 use super::icmp::{HEADER as ICMP_HEADER, ICMP, ICMPV6};
 use super::ip::{IPV4_HEADER, IPV6_HEADER};
+use super::sctp::Chunk;
 use super::{Headers, Payload, TcpFlags, Version, checksum};
-use crate::flow::Tuple;
+use crate::flow::{Address, Key};
 use crate::packet::frame::Frame;
 
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
@@ -23,7 +24,7 @@ pub struct Unanswerable;
 /// Replaces a refused packet by the answer to its sender.
 ///
 /// # Errors
-/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ICMP error, a fragment, or one from or to
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ABORT, an ICMP error, a fragment, or one from or to
 /// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
 /// then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
@@ -35,7 +36,9 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Tcp(_, flags) if flags.has(TcpFlags::RST) => return Err(Unanswerable),
         Payload::Tcp(_, flags) => reset(&mut buffer, frame.bytes(), headers, flags),
         Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
-        Payload::Udp(_) | Payload::Other => {
+        // As the kernel (`is_sctp_abort`, ip_vs_core.c).
+        Payload::Sctp(_, Chunk::Abort) => return Err(Unanswerable),
+        Payload::Udp(_) | Payload::Sctp(..) | Payload::Other => {
             let kind = match headers.version {
                 // RFC 792: destination unreachable, port unreachable.
                 Version::V4 => Kind(3, 3, 0),
@@ -79,13 +82,13 @@ pub fn complain(
     let is_silent = match headers.payload {
         Payload::Fragment | Payload::IcmpError => true,
         Payload::Other => is_icmp_error(frame.bytes(), headers),
-        Payload::Tcp(..) | Payload::Udp(_) => false,
+        Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => false,
     };
     if is_silent || !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
     }
     let answered = Headers {
-        destination: own.unwrap_or(headers.destination),
+        destination: own.map_or(headers.destination, Address::from),
         ..*headers
     };
     let mut buffer = [0; MAX_ICMPV6];
@@ -119,7 +122,7 @@ impl Complaint {
 ///
 /// # Errors
 /// For anything but a TCP segment, or a segment that is a RST already. The frame is unchanged then.
-pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Result<(), Unanswerable> {
+pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Key) -> Result<(), Unanswerable> {
     let Payload::Tcp(_, flags) = headers.payload else {
         return Err(Unanswerable);
     };
@@ -128,16 +131,16 @@ pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Tuple) -> Resul
     }
     // Headers of the packet that the RST would be the answer to.
     let answered = Headers {
-        source: leaving.destination.address,
-        destination: leaving.source.address,
+        source: leaving.destination,
+        destination: leaving.source,
         ..*headers
     };
     let mut buffer = [0; MAX_ICMPV6];
     let start = ip_header(&mut buffer, &answered, 6, TCP_HEADER);
     let tcp = &mut buffer[start..start + TCP_HEADER];
     tcp[..12].copy_from_slice(&frame.bytes()[headers.transport..headers.transport + 12]);
-    tcp[0..2].copy_from_slice(&leaving.source.port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&leaving.destination.port.to_be_bytes());
+    tcp[0..2].copy_from_slice(&leaving.source_port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&leaving.destination_port.to_be_bytes());
     tcp[13] = TcpFlags::RST | (flags.0 & TcpFlags::ACK);
     seal(tcp, &answered);
     frame.replace(&buffer[..start + TCP_HEADER]);
@@ -165,7 +168,8 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-fn is_one_host(address: IpAddr) -> bool {
+fn is_one_host(address: Address) -> bool {
+    let address = IpAddr::from(address);
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())
 }
@@ -220,7 +224,7 @@ fn message(buffer: &mut [u8], packet: &[u8], headers: &Headers, Kind(kind, code,
 
 /// Writes the IP header of an answer, from the refused packet's destination to its source; returns its length.
 fn ip_header(buffer: &mut [u8], headers: &Headers, protocol: u8, payload: usize) -> usize {
-    match (headers.source, headers.destination) {
+    match (IpAddr::from(headers.source), IpAddr::from(headers.destination)) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let header = &mut buffer[..IPV4_HEADER];
             header[0] = 0x45;

@@ -18,7 +18,7 @@ mod talk;
 pub(crate) use config::{Backend, Config, Family, Mode, Service, matrix};
 pub(crate) use daemon::Lbd;
 pub(crate) use load::{Load, udp_echo_integrity};
-pub(crate) use namespaces::{isolated, isolated_xdp, isolated_xdp_with_vlans};
+pub(crate) use namespaces::{isolated, isolated_with_sctp, isolated_xdp, isolated_xdp_with_vlans};
 pub(crate) use peers::{BIG, write_big};
 pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_echo, udp_echo};
 

@@ -57,6 +57,18 @@ pub(crate) fn isolated_xdp_with_vlans<F: FnOnce()>(test: F) {
     isolated_xdp(test);
 }
 
+/// The same where there are programs that speak SCTP.
+pub(crate) fn isolated_with_sctp<F: FnOnce()>(test: F) {
+    const PROGRAM: &str = "/usr/lib/usrsctp/echo_server";
+    match fs::exists(PROGRAM) {
+        Ok(true) => isolated(test),
+        Ok(false) | Err(_) => tell(&format!(
+            "skipped: {}: there is no {PROGRAM} here; scripts/test installs it",
+            test_name::<F>()
+        )),
+    }
+}
+
 fn isolated_over<F: FnOnce()>(backend: Backend, test: F) {
     static TOLD: Once = Once::new();
     if std::env::var_os(INSIDE).is_some() {

@@ -58,7 +58,7 @@ fn union(flags: impl IntoIterator<Item = (&'static str, IdleFlags)>) -> IdleFlag
 prop_compose! {
     fn service()(v4 in any::<bool>())(
         v4 in Just(v4),
-        protocol in select(vec![Protocol::Tcp, Protocol::Udp]),
+        protocol in select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
         port in 1..=u16::MAX,
         name in name(),
         externals in 0..3_u16,
@@ -156,13 +156,14 @@ prop_compose! {
         on_backend_removed in select(vec![OnBackendRemoved::Preserve, OnBackendRemoved::Reset, OnBackendRemoved::Reschedule]),
         tcp in proptest::array::uniform11(duration()),
         udp in duration(),
+        sctp in proptest::array::uniform14(duration()),
         mut rules in vec(rule(), 0..4),
         services in vec(service(), 0..5),
         to_service in any::<bool>(),
     ) -> Policy {
         let pool = if own_pool { vec!["203.0.113.0/24".parse().unwrap()] } else { defaults::pool() };
         let node_addresses = (1..).zip(node_addresses).map(|(n, v4)| host(v4, 98, n)).collect();
-        let timeouts = Timeouts { tcp, udp };
+        let timeouts = Timeouts { tcp, udp, sctp };
         let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };

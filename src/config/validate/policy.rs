@@ -8,7 +8,7 @@ use super::values::{duration, network, number, offset, word};
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Text};
-use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, TCP_TIMEOUTS};
+use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS};
 use crate::policy::{Conntrack, Evaluation, Masquerade, Nat, ServiceSpec};
 use toml::Spanned;
 
@@ -113,6 +113,10 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
         set_timeout(key, written, slot, report);
     }
     set_timeout("udp", &raw.udp, &mut read.timeouts.udp, report);
+    let sctp = SCTP_TIMEOUTS.into_iter().zip(raw.sctp());
+    for ((key, written), slot) in sctp.zip(&mut read.timeouts.sctp) {
+        set_timeout(key, written, slot, report);
+    }
     read
 }
 

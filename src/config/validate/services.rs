@@ -182,12 +182,7 @@ pub(super) fn require<const N: usize>(place: &str, offset: usize, keys: [(&str, 
 }
 
 fn protocol(text: &Spanned<Text<'_>>, report: &mut Report) -> Option<Protocol> {
-    let protocol = known_word("protocol", text, PROTOCOLS, report)?;
-    if protocol == Protocol::Sctp {
-        let problem = "SCTP is not balanced by this version: remove the service, or give \"tcp\" or \"udp\"";
-        report.bad(offset(text), "protocol", "\"sctp\"", problem);
-    }
-    Some(protocol)
+    known_word("protocol", text, PROTOCOLS, report)
 }
 
 fn unique_name<'t>(

@@ -236,6 +236,19 @@ fn every_timeout_sets_the_state_it_is_named_after() {
         let word = key.trim_start_matches("tcp_").to_uppercase();
         assert!(state.name().starts_with(&word), "{key} is {}", state.name());
     }
+    use crate::conntrack::sctp;
+    for (key, state) in crate::config::words::SCTP_TIMEOUTS.into_iter().zip(sctp::State::ALL) {
+        let config = accepted(&format!("[conntrack]\n{key} = 77")).config;
+        let timeout = config.policy.conntrack.timeouts.sctp(state);
+        assert_eq!(timeout, Duration::from_secs(77), "{key}");
+        // C-SENT and S-SENT are the kernel's words for what its source calls COOKIE_SENT and SHUTDOWN_SENT.
+        let word = state
+            .name()
+            .replace("C-", "COOKIE-")
+            .replace("S-", "SHUTDOWN-")
+            .replace('-', "_");
+        assert_eq!(key, format!("sctp_{}", word.to_lowercase()));
+    }
 }
 
 fn warnings(text: &str) -> Vec<String> {

@@ -137,6 +137,7 @@ fn server(options: &Options) -> Result<Edit, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Protocol;
 
     #[test]
     fn a_saved_table_becomes_a_configuration_in_which_the_last_server_is_the_first() {
@@ -163,6 +164,16 @@ mod tests {
             "thresholds are not saved: {:?}",
             imported.remarks
         );
+    }
+
+    #[test]
+    fn sctp_services_are_carried_over() {
+        let saved = "-A --sctp-service 10.9.9.9:3868 -s nq\n-a --sctp-service 10.9.9.9:3868 -r 10.2.1.2:3868 -m -w 1\n";
+        let config = parse("", &import("saved", saved).unwrap().toml).unwrap().config;
+        let [service] = &config.policy.services[..] else {
+            panic!()
+        };
+        assert_eq!((service.protocol, service.backends.len()), (Protocol::Sctp, 1));
     }
 
     #[test]

@@ -133,6 +133,8 @@ pub enum Step {
     },
     /// A TCP segment that belongs to no flow must be a SYN.
     NotSyn,
+    /// An SCTP packet that belongs to no flow must be an INIT.
+    NotInit,
     /// Client affinity is asked.
     Affinity(AffinityStep),
     /// The scheduler is asked.
@@ -170,9 +172,12 @@ pub struct PacketStep {
     pub destination: String,
     /// `["syn"]`; None: no TCP.
     pub tcp_flags: Option<Vec<Cow<'static, str>>>,
+    /// `init`, `abort`: the chunk that tells the state; None: no SCTP.
+    #[serde(default)]
+    pub sctp_chunk: Option<Cow<'static, str>>,
     /// In bytes, by the IP header.
     pub length: usize,
-    /// `segment`, `datagram`, `fragment`, `icmp_error` or `other`.
+    /// `segment`, `datagram`, `chunks`, `fragment`, `icmp_error` or `other`.
     pub kind: Cow<'static, str>,
     /// The packet that an ICMP error is about, where that can be read.
     pub about: Option<String>,

@@ -47,6 +47,7 @@ fn shown(step: &Step) -> (&'static str, Vec<String>) {
             ("virtual server", vec![format!("{destination}: {found}")])
         }
         Step::NotSyn => ("not a SYN", vec!["it belongs to no flow and opens none".to_owned()]),
+        Step::NotInit => ("not an INIT", vec!["it belongs to no flow and opens none".to_owned()]),
         Step::Affinity(affinity) => ("affinity", vec![affinity_line(affinity)]),
         Step::Scheduler(scheduler) => ("scheduler", scheduler_lines(scheduler)),
         Step::Source(source) => ("source", vec![source_line(source)]),
@@ -74,16 +75,18 @@ fn packet_line(packet: &PacketStep) -> String {
         source,
         destination,
         tcp_flags,
+        sctp_chunk,
         length,
         kind,
         about,
     } = packet;
     let mut line = format!("{protocol} {source} -> {destination}, IPv{version}, {length} bytes");
-    match tcp_flags {
-        Some(flags) if flags.is_empty() => line.push_str(", no flags"),
-        Some(flags) => line.push_str(&format!(", {}", flags.join(" ").to_uppercase())),
-        None if kind == "datagram" || kind == "other" => {}
-        None => line.push_str(&format!(", {}", kind.replace('_', " "))),
+    match (tcp_flags, sctp_chunk) {
+        (Some(flags), _) if flags.is_empty() => line.push_str(", no flags"),
+        (Some(flags), _) => line.push_str(&format!(", {}", flags.join(" ").to_uppercase())),
+        (None, Some(chunk)) => line.push_str(&format!(", {}", chunk.replace('_', " ").to_uppercase())),
+        (None, None) if kind == "datagram" || kind == "other" => {}
+        (None, None) => line.push_str(&format!(", {}", kind.replace('_', " "))),
     }
     if let Some(about) = about {
         line.push_str(&format!(" about {about}"));
@@ -311,6 +314,7 @@ mod tests {
                     source: "10.1.0.2:40000".to_owned(),
                     destination: "10.96.0.10:80".to_owned(),
                     tcp_flags: Some(vec!["syn".into()]),
+                    sctp_chunk: None,
                     length: 40,
                     kind: "segment".into(),
                     about: None,

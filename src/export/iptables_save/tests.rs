@@ -55,7 +55,7 @@ prop_compose! {
     fn service()(v4 in any::<bool>(), all_ports in prop::bool::weighted(0.1))(
         v4 in Just(v4),
         all_ports in Just(all_ports),
-        protocol in select(vec![Protocol::Tcp, Protocol::Udp]),
+        protocol in select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
         port in 1..=u16::MAX,
         name in name(),
         externals in 0..3_u16,

@@ -1,5 +1,7 @@
 //! Messages and exit codes, and what only lbd says.
 use super::lab::{Answer, Lab};
+use crate::replay::packets::sctp;
+use crate::verdict::Verdict;
 
 fn fails(lab: &mut Lab, arguments: &str) -> (u8, String) {
     let output = lab.ipvsadm(arguments);
@@ -297,4 +299,29 @@ fn with_one_packet_scheduling_each_datagram_has_its_own_choice_and_its_answer_co
     let from = |server: &str| Answer::From(server.parse().unwrap());
     let (first, second) = (from("10.2.2.2:53"), from("10.2.1.2:53"));
     assert_eq!(servers, [first.clone(), second.clone(), first, second]);
+}
+
+#[test]
+fn an_sctp_service_is_listed_saved_restored_and_shows_its_associations() {
+    let saved = "-A --sctp-service 10.9.9.9:3868 -s rr\n-a --sctp-service 10.9.9.9:3868 -r 10.2.1.2:3868 -m -w 1\n";
+    let mut lab = Lab::new();
+    assert_eq!(lab.restore("-R", saved).err, "");
+    assert_eq!(lab.ok("-Sn"), saved);
+    lab.associate("10.1.0.2:40000", "10.9.9.9:3868");
+    let (verdict, _) = lab.send(&sctp("10.1.0.2:40001", "10.9.9.9:3868", 1));
+    assert_eq!(verdict, Verdict::Forward);
+    assert_eq!(
+        lab.table(),
+        [
+            "SCTP 10.9.9.9:3868 rr",
+            "  -> 10.2.1.2:3868                Masq    1      1          1         "
+        ]
+    );
+    assert_eq!(
+        lab.flows(),
+        [
+            "SCTP 00:04 INIT1 10.1.0.2:40001 10.9.9.9:3868 10.2.1.2:3868",
+            "SCTP 15:00 ESTABLISHED 10.1.0.2:40000 10.9.9.9:3868 10.2.1.2:3868"
+        ]
+    );
 }

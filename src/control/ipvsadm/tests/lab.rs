@@ -13,7 +13,7 @@ use crate::control::views::{Rates, count_persistent, templates};
 use crate::engine::{Engine, Lane, Seeds};
 use crate::flow::Endpoint;
 use crate::packet::frame::{Checksum, Frame};
-use crate::replay::packets::{ACK, FIN, PSH, RST, SYN, endpoints, tcp, udp};
+use crate::replay::packets::{ACK, FIN, PSH, RST, SYN, endpoints, sctp, tcp, udp};
 use crate::service::Totals;
 use crate::time::Instant;
 use crate::verdict::{Drop, Verdict};
@@ -197,7 +197,7 @@ impl Lab {
         match verdict {
             Verdict::Forward => Ok(endpoints(&packet)),
             Verdict::Reject(_) => Err(Answer::Refused),
-            Verdict::Drop(Drop::NotSyn) | Verdict::Pass(_) => Err(Answer::Refused),
+            Verdict::Drop(Drop::NotSyn | Drop::NotInit) | Verdict::Pass(_) => Err(Answer::Refused),
             Verdict::Drop(_) => Err(Answer::Silence),
         }
     }
@@ -291,6 +291,17 @@ impl Lab {
                 self.close(&flow);
                 answer
             }
+        }
+    }
+
+    /// The handshake of an SCTP association, by the numbers of its chunks (RFC 9260 table 1).
+    pub(super) fn associate(&mut self, client: &str, service: &str) {
+        let (source, server) = self.reach(&sctp(client, service, 1)).unwrap();
+        for answer in [2, 11] {
+            let (verdict, _) = self.send(&sctp(server, source, answer));
+            assert_eq!(verdict, Verdict::Forward);
+            self.reach(&sctp(client, service, if answer == 2 { 10 } else { 0 }))
+                .unwrap();
         }
     }
 

@@ -1,7 +1,7 @@
 //! reference/ipvsadm-samples: sessions of the real ipvsadm, from the same commands and equivalent traffic.
 //!
-//! Not repeated: what concerns direct routing, tunnels, firewall marks and netmasks with holes (lbd refuses them), SCTP,
-//! and a weight of 70000 that no command of the samples gives.
+//! Not repeated: what concerns direct routing, tunnels, firewall marks and netmasks with holes (lbd refuses them), and
+//! a weight of 70000 that no command of the samples gives.
 use std::time::Duration;
 
 use super::lab::{Lab, Tcp};
@@ -132,6 +132,7 @@ fn the_second_setup_and_the_edits_give_the_recorded_lines() {
         "-a -u 10.9.9.9:53 -r 10.2.2.2:5353 -m -w 2 -x 100 -y 50",
         "-A -t 10.9.9.9:443 -s sh -b sh-port,sh-fallback",
         "-A -t [fd00::9]:80 -s lc",
+        "-A --sctp-service 10.9.9.9:3868 -s nq",
         "-a -t [fd00::9]:80 -r [fd00:2::2]:8080 -m",
         "-e -t 10.9.9.9:80 -r 10.2.1.2:80 -m -w 9",
         "-E -t 10.9.9.9:80 -s wrr -p 120",
@@ -158,7 +159,7 @@ fn the_second_setup_and_the_edits_give_the_recorded_lines() {
     {
         assert!(recorded.lines().any(|recorded| recorded == line), "{line:?}");
     }
-    assert_eq!(table.lines().count(), 3 + 4 + 5, "{table}");
+    assert_eq!(table.lines().count(), 3 + 5 + 5, "{table}");
     lab.ok("-Z");
     lab.ok("-d -t 10.9.9.9:80 -r 10.2.1.2:80");
     lab.ok("-D -t 10.9.9.9:80");

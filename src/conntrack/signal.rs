@@ -1,0 +1,38 @@
+//! What a packet says to its flow.
+use crate::packet::sctp::Chunk;
+use crate::packet::{Payload, TcpFlags};
+
+/// What drives the state of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Of a segment.
+    Tcp(TcpFlags),
+    /// A datagram says nothing.
+    Udp,
+    /// Of an SCTP packet.
+    Sctp(Chunk),
+}
+
+impl Signal {
+    /// That of a packet with ports.
+    #[must_use]
+    pub const fn of(payload: Payload) -> Option<Self> {
+        match payload {
+            Payload::Tcp(_, flags) => Some(Self::Tcp(flags)),
+            Payload::Udp(_) => Some(Self::Udp),
+            Payload::Sctp(_, chunk) => Some(Self::Sctp(chunk)),
+            Payload::Fragment | Payload::IcmpError | Payload::Other => None,
+        }
+    }
+
+    /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN, an SCTP packet if it is an INIT
+    /// (`sctp_conn_schedule`, net/netfilter/ipvs/ip_vs_proto_sctp.c).
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        match self {
+            Self::Tcp(flags) => flags.opens(),
+            Self::Udp => true,
+            Self::Sctp(chunk) => matches!(chunk, Chunk::Init),
+        }
+    }
+}
