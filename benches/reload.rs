@@ -21,8 +21,16 @@ const BACKENDS: u32 = 10;
 
 /// The steps in their order: what they are called, how they are measured before and now.
 const STEPS: [(&str, Option<&str>, Option<&str>); 6] = [
-    ("read the file: parse and validate", Some("parse-whole"), Some("parse-changes")),
-    ("a command: change, write, read back", Some("edit-whole"), Some("edit-changes")),
+    (
+        "read the file: parse and validate",
+        Some("parse-whole"),
+        Some("parse-changes"),
+    ),
+    (
+        "a command: change, write, read back",
+        Some("edit-whole"),
+        Some("edit-changes"),
+    ),
     ("say what changed", None, Some("describe")),
     ("compare with the running policy", None, Some("compare")),
     ("what the kernel is to lead here", Some("plan-whole"), None),
@@ -74,14 +82,22 @@ fn measure(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| bencher.iter(&mut *work));
     };
     bench("parse-whole", &mut || drop(black_box(parse("bench.toml", &other))));
-    bench("parse-changes", &mut || drop(black_box(parse_again("bench.toml", &other, &one))));
+    bench("parse-changes", &mut || {
+        drop(black_box(parse_again("bench.toml", &other, &one)));
+    });
     bench("edit-whole", &mut || drop(black_box(parse("", &to_toml(&edited)))));
-    bench("edit-changes", &mut || drop(black_box(edit::apply(&one.config, &[], &edits))));
-    bench("describe", &mut || drop(black_box(describe(&one.config, &again.config))));
+    bench("edit-changes", &mut || {
+        drop(black_box(edit::apply(&one.config, &[], &edits)));
+    });
+    bench("describe", &mut || {
+        drop(black_box(describe(&one.config, &again.config)));
+    });
     bench("compare", &mut || {
         black_box(one.config.policy == again.config.policy);
     });
-    bench("plan-whole", &mut || drop(black_box(Plan::new(&one.config.policy, &[]))));
+    bench("plan-whole", &mut || {
+        drop(black_box(Plan::new(&one.config.policy, &[])));
+    });
     let (before, after) = (Arc::new(one.config.policy.clone()), Arc::new(again.config.policy));
     let seeds = Seeds {
         choices: 1,
@@ -104,7 +120,9 @@ fn measured(results: &Path, name: &str) -> Option<f64> {
 }
 
 fn table(results: &Path) -> String {
-    let mut text = String::from("Milliseconds, one of 100,000 backends changed:\n\n| | of all | of what changed |\n| --- | ---: | ---: |\n");
+    let mut text = String::from(
+        "Milliseconds, one of 100,000 backends changed:\n\n| | of all | of what changed |\n| --- | ---: | ---: |\n",
+    );
     for (step, whole, changes) in STEPS {
         let cell = |name: Option<&str>| match name.and_then(|name| measured(results, name)) {
             Some(millis) => format!("{millis:.2}"),

@@ -224,7 +224,7 @@ impl Shadow {
         let drawn = possible
             .iter()
             .find(|(_, answer)| rules_are_live && is_same(*answer, found));
-        let Some(&(rule, answer)) = drawn.or(possible.last()) else {
+        let Some(&(rule, answer)) = drawn.or_else(|| possible.last()) else {
             return;
         };
         let (rules, servers) = (Answer::new(rule, answer), Answer::new(None, servers));

@@ -244,11 +244,20 @@ fn validated(before: &Config, edited: Config, nodes: &[IpAddr]) -> Result<Config
         policy: part,
         ..edited.clone()
     };
-    let read = parse("", &to_toml(&part)).map_err(|errors| {
+    match parse("", &to_toml(&part)) {
+        Ok(read) => Ok(joined(edited, &part.policy.services, read.config)),
+        // What is right instead may be said of services that were left out.
+        Err(_) => whole(&edited),
+    }
+}
+
+/// Writes all of a configuration and reads it back.
+fn whole(config: &Config) -> Result<Config, Refusal> {
+    let loaded = parse("", &to_toml(config)).map_err(|errors| {
         let lines: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
         Refusal::invalid(lines.join("\n"))
     })?;
-    Ok(joined(edited, &part.policy.services, read.config))
+    Ok(loaded.config)
 }
 
 /// The whole of what was edited, with what was read back of `part` of the services, in their order.

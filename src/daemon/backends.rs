@@ -1,7 +1,6 @@
 //! The change that a large cluster sees all the time: the services stay, and backends of a few come and go. It costs what
 //! these cost, however many there are.
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use crate::flow::{Endpoint, Protocol};
 use crate::plumbing::Plan;
@@ -37,19 +36,21 @@ impl Turnover {
             return None;
         }
         let (head, tail) = common(&old.services, &new.services);
-        let places = head..new.services.len() - tail;
-        let pairs = old.services[places.clone()].iter().zip(&new.services[places.clone()]);
-        let mut changed: Vec<(usize, (&Arc<ServiceSpec>, &Arc<ServiceSpec>))> = places.zip(pairs).collect();
-        changed.retain(|(_, (old, new))| old != new);
+        let mut places: Vec<usize> = (head..new.services.len() - tail).collect();
+        places.retain(|&at| old.services[at] != new.services[at]);
         // Without a change, something else asks for it.
-        if changed.is_empty() || !changed.iter().all(|(_, (old, new))| has_same_keys(old, new)) {
+        if places.is_empty()
+            || !places
+                .iter()
+                .all(|&at| has_same_keys(&old.services[at], &new.services[at]))
+        {
             return None;
         }
-        let all = |policy: &Policy, services: &mut dyn Iterator<Item = &Arc<ServiceSpec>>| -> Replies {
+        let all = |policy: &Policy| -> Replies {
+            let services = places.iter().map(|&at| &policy.services[at]);
             services.flat_map(|service| Plan::replies_of(service, policy)).collect()
         };
-        let before = all(old, &mut changed.iter().map(|(_, (old, _))| *old));
-        let after = all(new, &mut changed.iter().map(|(_, (_, new))| *new));
+        let (before, after) = (all(old), all(new));
         let come = after.difference(&plan.replies).copied().collect();
         let mut gone: Replies = before.difference(&after).copied().collect();
         if !gone.is_empty() {
@@ -59,7 +60,6 @@ impl Turnover {
                 }
             }
         }
-        let places = changed.into_iter().map(|(place, _)| place).collect();
         Some(Self { places, come, gone })
     }
 }

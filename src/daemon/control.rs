@@ -71,6 +71,8 @@ pub(super) struct Datapath {
     /// Packets that the device did not take.
     pub(super) unsent: Arc<AtomicU64>,
     pub(super) steering: Option<Steering>,
+    /// The state of routes that the first policy was made from.
+    pub(super) generation: u64,
     /// Routes and neighbours, on AF_XDP.
     pub(super) hops: Option<Arc<NextHops>>,
 }
@@ -126,7 +128,7 @@ impl Control {
             surplus: Plan::default(),
             wide: (false, false),
             leads: None,
-            generation: 0,
+            generation: datapath.generation,
             last_reload: None,
             rates: Rates::default(),
         };
@@ -325,7 +327,7 @@ impl Control {
     /// Which of its addresses the host reaches a backend with may have changed.
     fn follow_routes(&self, state: &mut State) {
         let Some(hops) = &self.datapath.hops else { return };
-        let generation = hops.generation();
+        let generation = hops.source_generation();
         if state.generation == generation {
             return;
         }
@@ -444,7 +446,7 @@ impl Control {
         let hops = self.datapath.hops.as_deref();
         let known = self.datapath.engine.ruleset().policy.nat.own.clone();
         match (known, hops) {
-            (Some(mut own), Some(hops)) if state.generation == hops.generation() => {
+            (Some(mut own), Some(hops)) if state.generation == hops.source_generation() => {
                 follow_own_sources(&mut own, &state.config, config, hops);
                 Some(own)
             }

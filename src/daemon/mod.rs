@@ -224,6 +224,7 @@ fn start_datapath(
             .map(|queue| -> Box<dyn PacketIo> { Box::new(queue) }),
     );
     let hops = interfaces.as_ref().map(|interfaces| Arc::clone(interfaces.next_hops()));
+    let generation = hops.as_ref().map_or(0, |hops| hops.source_generation());
     let policy = effective_policy(config, own_sources(config, hops.as_deref()));
     let policy = Arc::new(policy?);
     let (engine, lanes) = Engine::new(policy, queues.len(), seeds(config), clock.now());
@@ -233,6 +234,7 @@ fn start_datapath(
         workers,
         unsent: Arc::default(),
         steering: opened.steering,
+        generation,
         hops,
     };
     let crew = Crew::start(queues, lanes, &datapath, waker)?;

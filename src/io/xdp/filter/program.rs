@@ -253,7 +253,7 @@ impl Filter {
         changed
     }
 
-    fn change(&mut self, changes: Changes, tables: u32) -> Result<(), FilterError> {
+    fn change(&self, changes: Changes, tables: u32) -> Result<(), FilterError> {
         let Changes {
             put: added,
             remove: gone,
