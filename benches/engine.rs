@@ -1,11 +1,12 @@
 //! What a packet of a known flow costs in the engine, all included: parse, lookup, state, counters, rewrite.
 //!
-//! Packets come in batches of 64 as from a device, flows at random; writing each packet into its buffer is included.
+//! Packets come in batches of 64 as from a device, flows at random. Writing each packet into its buffer is included; what that
+//! takes alone is `packets alone`.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark ends at the first surprise")]
 use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -15,6 +16,7 @@ use lbd::engine::{Engine, Lane, Seeds};
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::time::Instant;
 use lbd::verdict::Verdict;
+use lbd::worker::Clock;
 
 const BATCH: usize = 64;
 /// Room for an Ethernet header, as in a device's buffer.
@@ -24,7 +26,7 @@ const START: usize = 64;
 /// looks at), so that no memory but the engine's is touched for a flow.
 struct Flows {
     engine: Engine,
-    lane: Lane,
+    lanes: Vec<Lane>,
     count: u32,
     v6: bool,
     packet: Vec<u8>,
@@ -33,7 +35,7 @@ struct Flows {
 
 impl Flows {
     /// Every flow has been answered, so that it is established.
-    fn new(count: u32, v6: bool, tcp: bool) -> Self {
+    fn new(count: u32, v6: bool, tcp: bool, workers: usize) -> Self {
         let protocol = if tcp { "tcp" } else { "udp" };
         let (service, backend) = match v6 {
             false => ("10.96.0.10:80", "10.2.0.11:8080"),
@@ -49,10 +51,10 @@ impl Flows {
             hashing: ahash::RandomState::with_seeds(1, 2, 3, 4),
         };
         let now = Instant::from_nanos(1_000_000_000_000);
-        let (engine, mut lanes) = Engine::new(Arc::new(policy), 1, seeds, now);
+        let (engine, lanes) = Engine::new(Arc::new(policy), workers, seeds, now);
         let mut flows = Self {
             engine,
-            lane: lanes.remove(0),
+            lanes,
             count,
             v6,
             packet: Vec::new(),
@@ -99,7 +101,7 @@ impl Flows {
         let mut frame = Frame::new(&mut storage, START, end, Checksum::Complete);
         let verdict = self
             .engine
-            .enter(&mut self.lane, self.now)
+            .enter(&mut self.lanes[0], self.now)
             .process(&mut frame, self.now);
         assert_eq!(verdict, Verdict::Forward);
     }
@@ -147,27 +149,86 @@ fn known_flows(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(BATCH as u64));
     for count in [1, 1_000, 1_000_000] {
         for (name, v6, tcp) in [("udp4", false, false), ("tcp4", false, true), ("tcp6", true, true)] {
-            let mut flows = Flows::new(count, v6, tcp);
-            let mut rng = fastrand::Rng::with_seed(7);
-            let mut buffers = vec![vec![0; 2048]; BATCH];
             group.bench_function(BenchmarkId::new(name, count), |bencher| {
-                bencher.iter(|| batch(&mut flows, &mut buffers, &mut rng));
+                let mut flows = Flows::new(count, v6, tcp, 1);
+                let mut lanes = std::mem::take(&mut flows.lanes);
+                let mut rng = fastrand::Rng::with_seed(7);
+                let mut buffers = vec![vec![0; 2048]; BATCH];
+                bencher.iter(|| batch(&flows, &mut lanes[0], &mut buffers, &mut rng));
             });
         }
     }
     group.finish();
 }
 
-fn batch(flows: &mut Flows, buffers: &mut [Vec<u8>], rng: &mut fastrand::Rng) {
+fn packets_alone(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("packets alone");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, v6, tcp) in [("udp4", false, false), ("tcp4", false, true), ("tcp6", true, true)] {
+        group.bench_function(name, |bencher| {
+            let flows = Flows::new(1_000, v6, tcp, 1);
+            let mut rng = fastrand::Rng::with_seed(7);
+            let mut buffers = vec![vec![0; 2048]; BATCH];
+            bencher.iter(|| {
+                black_box(frames(&flows, &mut buffers, &mut rng));
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Workers that share a table, each with packets of any flow.
+fn threads(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("threads");
+    for workers in [1, 2] {
+        group.throughput(Throughput::Elements((BATCH * workers) as u64));
+        for count in [1_000, 1_000_000] {
+            let id = BenchmarkId::new(format!("{workers}, tcp4"), count);
+            group.bench_function(id, |bencher| {
+                let mut flows = Flows::new(count, false, true, workers);
+                let mut lanes = std::mem::take(&mut flows.lanes);
+                bencher.iter_custom(|batches| together(&flows, &mut lanes, batches));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// How long it takes until each worker is through with this many batches.
+fn together(flows: &Flows, lanes: &mut [Lane], batches: u64) -> Duration {
+    let start = Barrier::new(lanes.len());
+    std::thread::scope(|scope| {
+        let workers = lanes.iter_mut().zip(0..).map(|(lane, seed)| {
+            let start = &start;
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut buffers = vec![vec![0; 2048]; BATCH];
+                start.wait();
+                let begun = Clock::start();
+                (0..batches).for_each(|_| batch(flows, lane, &mut buffers, &mut rng));
+                Duration::from_nanos(begun.now().as_nanos())
+            })
+        });
+        let workers: Vec<_> = workers.collect();
+        let took = workers.into_iter().map(|worker| worker.join().unwrap());
+        took.max().unwrap_or_default()
+    })
+}
+
+fn batch(flows: &Flows, lane: &mut Lane, buffers: &mut [Vec<u8>], rng: &mut fastrand::Rng) {
+    let mut frames = frames(flows, buffers, rng);
+    let mut processor = flows.engine.enter(lane, flows.now);
+    processor.process_batch(&mut frames, flows.now, |_, verdict| {
+        assert_eq!(black_box(verdict), Verdict::Forward);
+    });
+}
+
+fn frames<'a>(flows: &Flows, buffers: &'a mut [Vec<u8>], rng: &mut fastrand::Rng) -> Vec<Frame<'a>> {
     let frames = buffers.iter_mut().map(|buffer| {
         let end = flows.write(rng.u32(..flows.count), buffer);
         Frame::new(buffer, START, end, Checksum::Complete)
     });
-    let mut frames: Vec<Frame<'_>> = frames.collect();
-    let mut processor = flows.engine.enter(&mut flows.lane, flows.now);
-    processor.process_batch(&mut frames, flows.now, |_, verdict| {
-        assert_eq!(black_box(verdict), Verdict::Forward);
-    });
+    frames.collect()
 }
 
 fn settings() -> Criterion {
@@ -179,6 +240,6 @@ fn settings() -> Criterion {
 criterion_group! {
     name = benches;
     config = settings();
-    targets = known_flows
+    targets = known_flows, packets_alone, threads
 }
 criterion_main!(benches);

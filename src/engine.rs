@@ -224,15 +224,16 @@ impl Segment {
 }
 
 /// What the connection table says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
-    /// It leaves with this tuple.
-    Flow(Key),
+    /// It follows its flow.
+    Flow,
     /// It belongs to no flow, or opens a new one in the place of an old one.
     No,
     /// Its flow has lost its backend, and ends: the sender is told.
     Ended,
-    /// The same, but the receiver of this TCP segment, which would leave with this tuple, is told first.
-    Aborted(Key),
+    /// The same, but the receiver of this TCP segment is told first.
+    Aborted,
 }
 
 /// What becomes of a flow whose backend was removed, at its next packet.
@@ -288,10 +289,11 @@ impl Processor<'_> {
         let arrived = arrivals.iter().flatten();
         self.conntrack
             .touch(arrived.filter_map(|arrived| Some(arrived.segment.as_ref()?.1)));
-        for (frame, arrival) in frames.iter_mut().zip(arrivals.drain(..)) {
-            let verdict = self.decide(frame, &arrival, now);
+        for (frame, arrival) in frames.iter_mut().zip(&arrivals) {
+            let verdict = self.decide(frame, arrival, now);
             done(frame, verdict);
         }
+        arrivals.clear();
         self.lane.arrivals = arrivals;
     }
 
@@ -333,13 +335,14 @@ impl Processor<'_> {
             return self.forward_without_ports(frame, headers, now);
         };
         // 3. A packet of a known flow follows its flow.
-        let leaving = match self.follow(segment, *trace, now) {
-            Known::Flow(leaving) => leaving,
+        let mut leaving = segment.key;
+        match self.follow(segment, *trace, now, &mut leaving) {
+            Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
-            Known::Aborted(leaving) => return Err(Stop::Abort(leaving)),
+            Known::Aborted => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
-            Known::No => self.open(headers, segment, *trace, now)?,
-        };
+            Known::No => leaving = self.open(headers, segment, *trace, now)?,
+        }
         // 5. Where lbd is the router: does it fit, and may it go on?
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         // 6. Translate it.
@@ -347,18 +350,20 @@ impl Processor<'_> {
         Ok(())
     }
 
-    /// Looks up the packet's flow and takes note of the packet there.
+    /// Looks up the packet's flow and takes note of the packet there. `leaving` becomes the key that it leaves with; as a part
+    /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]).
     #[inline]
-    fn follow(&self, segment: &Segment, trace: Trace, now: Instant) -> Known {
+    fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
         let policy = &self.ruleset.policy.conntrack;
         let lane = self.lane.index;
         let likely = || self.ruleset.likely(&segment.key);
         let found = self
             .conntrack
             .with_flow(&segment.key, trace, likely, now, |shard, slot, direction| {
-                let Some(flow) = shard.get_mut(slot) else {
+                let (Some(key), Some(flow)) = (shard.leaving(slot, direction), shard.get_mut(slot)) else {
                     return Known::No;
                 };
+                *leaving = key;
                 if is_reopened(flow.state, &flow.backend, segment, direction) {
                     shard.remove(slot);
                     return Known::No;
@@ -375,7 +380,7 @@ impl Processor<'_> {
                 }
                 count(&flow.backend, direction, lane, segment.length);
                 advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
-                shard.leaving(slot, direction).map_or(Known::No, Known::Flow)
+                Known::Flow
             });
         found.unwrap_or(Known::No)
     }
@@ -397,10 +402,13 @@ impl Processor<'_> {
         let service = Arc::clone(service);
         match self.establish(&service, segment, &tuple, now) {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
-            Err(stop @ Stop::Drop(_)) => match self.follow(segment, trace, now) {
-                Known::Flow(leaving) => Ok(leaving),
-                Known::No | Known::Ended | Known::Aborted(_) => Err(stop),
-            },
+            Err(stop @ Stop::Drop(_)) => {
+                let mut leaving = segment.key;
+                match self.follow(segment, trace, now, &mut leaving) {
+                    Known::Flow => Ok(leaving),
+                    Known::No | Known::Ended | Known::Aborted => Err(stop),
+                }
+            }
             decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_))) => decided,
         }
     }
@@ -507,8 +515,7 @@ pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, di
 /// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
 /// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
 fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
-    let known = shard.get_mut(slot).map(|flow| (flow.state, flow.class()));
-    let (Some((state, class)), Some(leaving)) = (known, shard.leaving(slot, direction)) else {
+    let Some((state, class)) = shard.get_mut(slot).map(|flow| (flow.state, flow.class())) else {
         return Known::Ended;
     };
     let last = match state {
@@ -520,16 +527,16 @@ fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeout
         Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
         None => shard.changed(slot, class),
     }
-    told_by(state, direction, leaving)
+    told_by(state, direction)
 }
 
-/// Who is told that a flow ends, by its next packet, which would leave with `leaving`.
-pub(crate) const fn told_by(state: State, direction: Direction, leaving: Key) -> Known {
+/// Who is told that a flow ends, by its next packet.
+pub(crate) const fn told_by(state: State, direction: Direction) -> Known {
     match (state, direction) {
         (State::Udp | State::Sctp(_), _)
         | (State::Tcp(_), Direction::Original)
         | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
-        (State::Tcp(_), Direction::Reply) => Known::Aborted(leaving),
+        (State::Tcp(_), Direction::Reply) => Known::Aborted,
     }
 }
 

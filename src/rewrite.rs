@@ -115,7 +115,7 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Key) -> Difference {
         Some(_) => ports,
         None => ports.and(addresses),
     };
-    let at = match inner.protocol {
+    let at = match inner.protocol() {
         Protocol::Tcp => 16,
         Protocol::Udp => 6,
         Protocol::Sctp => return header.and(sctp::quoted_change(packet, quoted, before)),
@@ -168,8 +168,7 @@ fn set_word(change: Difference, field: &mut [u8], new: u32) -> Difference {
 
 #[inline]
 fn set_ports(transport: &mut [u8], key: &Key) -> Difference {
-    let ports = u32::from(key.source_port) << 16 | u32::from(key.destination_port);
-    set_word(Difference::NONE, transport, ports)
+    set_word(Difference::NONE, transport, key.ports())
 }
 
 #[inline]

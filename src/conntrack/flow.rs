@@ -77,6 +77,11 @@ impl Slots {
         }
     }
 
+    /// Bytes that the flows take which were there at once.
+    pub(super) fn memory(&self) -> usize {
+        self.flows.len() * (size_of::<Option<Flow>>() + size_of::<Rest>()) + self.free.capacity() * size_of::<u32>()
+    }
+
     #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&Flow> {
         self.flows.get(slot as usize)?.as_ref()
@@ -163,24 +168,17 @@ impl Slots {
 impl Flow {
     #[inline]
     const fn to_client(&self) -> Key {
-        Key {
-            source: self.virtual_address,
-            destination: self.client,
-            source_port: self.virtual_port,
-            destination_port: self.client_port,
-            protocol: self.protocol,
-        }
+        Key::new(
+            self.protocol,
+            (self.virtual_address, self.virtual_port),
+            (self.client, self.client_port),
+        )
     }
 
     #[inline]
     fn to_backend(&self, source: Address) -> Key {
-        Key {
-            source,
-            destination: self.backend.host,
-            source_port: self.source_port,
-            destination_port: self.backend.port(self.virtual_port),
-            protocol: self.protocol,
-        }
+        let server = (self.backend.host, self.backend.port(self.virtual_port));
+        Key::new(self.protocol, (source, self.source_port), server)
     }
 }
 

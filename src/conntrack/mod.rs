@@ -76,7 +76,7 @@ impl Conntrack {
     #[must_use]
     pub fn new(workers: usize, ports: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
         let count = shards(workers, ports);
-        // Room from the start: growing moves everything at once, 0.2 s at a million flows in one shard.
+        // Room from the start: growing moves everything at once.
         let room = max_flows.min(MOST_ROOM) / count;
         let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
         Self {
@@ -105,6 +105,12 @@ impl Conntrack {
         self.flows.load(Relaxed)
     }
 
+    /// Bytes that the flows take, and those which were there before.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().memory()).sum()
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -118,8 +124,8 @@ impl Conntrack {
         Trace {
             hash: self.hasher.hash_one(key),
             homes: [
-                self.home(key.source, key.source_port),
-                self.home(key.destination, key.destination_port),
+                self.home(key.source, key.source_port()),
+                self.home(key.destination, key.destination_port()),
             ],
         }
     }
@@ -215,7 +221,7 @@ impl Conntrack {
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
         let key = Key::from(*reply);
-        let mut shard = self.lock(self.home(key.destination, key.destination_port));
+        let mut shard = self.lock(self.home(key.destination, key.destination_port()));
         self.accounted(&mut shard, |shard| shard.is_free(&key, now))
     }
 

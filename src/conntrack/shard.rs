@@ -24,19 +24,24 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It does
-    /// not grow before it holds `room` flows.
+    /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It has room for `room` flows,
+    /// to which more must be moved at once.
     #[must_use]
     pub fn new(hasher: RandomState, room: usize, now: Instant) -> Self {
         Self {
             hasher,
-            index: Index::with_room(2 * room),
+            index: Index::new(),
             slots: Slots::with_capacity(room),
             wheel: Wheel::new(now),
             embryonic: Ages::default(),
             closing: Ages::default(),
             live: 0,
         }
+    }
+
+    /// Bytes that it takes for its flows.
+    pub(super) fn memory(&self) -> usize {
+        self.index.memory() + self.slots.memory()
     }
 
     /// How many flows it holds.

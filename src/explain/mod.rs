@@ -76,11 +76,16 @@ impl<'a> Way<'a> {
         let Some(segment) = segment(&headers) else {
             return self.without_ports(&headers);
         };
-        let (known, forgotten) = self.follow(&segment);
+        let (known, flow) = self.follow(&segment);
+        let leaving = match &flow {
+            Some((connection, direction)) => connection.leaving(*direction).into(),
+            None => segment.key,
+        };
+        let forgotten = flow.map(|(connection, _)| connection);
         match known {
-            Known::Flow(leaving) => self.leave(&leaving.into(), false),
+            Known::Flow => self.leave(&leaving.into(), false),
             Known::Ended => self.refuse(&headers, Reject::BackendRemoved),
-            Known::Aborted(leaving) => self.abort(&headers, &leaving),
+            Known::Aborted => self.abort(&headers, &leaving),
             Known::No => self.open(&headers, &segment, forgotten.as_ref()),
         }
     }
@@ -95,8 +100,8 @@ impl<'a> Way<'a> {
         verdict
     }
 
-    /// The packet's flow, and the one that is forgotten for it.
-    fn follow(&mut self, segment: &Segment) -> (Known, Option<Connection>) {
+    /// The packet's flow, if it still is, and the packet's direction.
+    fn follow(&mut self, segment: &Segment) -> (Known, Option<(Connection, Direction)>) {
         let Some((connection, direction)) = self.engine.conntrack().get(&segment.key.into(), self.now) else {
             self.push(Step::NoFlow);
             return (Known::No, None);
@@ -104,17 +109,16 @@ impl<'a> Way<'a> {
         let rule = self.ruleset.policy.conntrack.on_backend_removed;
         let orphan = connection.backend.orphans(rule);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
-        let leaving = connection.leaving(direction).into();
         let (known, outcome) = match orphan {
             _ if is_reopened(connection.state, &connection.backend, segment, direction) => (Known::No, "reopened"),
-            Orphan::GoesOn => (Known::Flow(leaving), "follows"),
-            Orphan::Ends => (told_by(connection.state, direction, leaving), "ends"),
+            Orphan::GoesOn => (Known::Flow, "follows"),
+            Orphan::Ends => (told_by(connection.state, direction), "ends"),
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
         let next = connection.state.next(direction, segment.signal);
         self.found(&connection, direction, next, outcome);
-        (known, Some(connection))
+        (known, Some((connection, direction)))
     }
 
     fn found(&mut self, connection: &Connection, direction: Direction, next: State, outcome: &'static str) {

@@ -65,6 +65,13 @@ impl From<IpAddr> for Address {
     }
 }
 
+impl From<Ipv4Addr> for Address {
+    #[inline]
+    fn from(address: Ipv4Addr) -> Self {
+        Self::v4(address.to_bits())
+    }
+}
+
 impl From<Ipv6Addr> for Address {
     #[inline]
     fn from(address: Ipv6Addr) -> Self {
@@ -97,32 +104,78 @@ impl fmt::Debug for Address {
 }
 
 /// A [`Tuple`] in words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     /// Where the packet comes from.
     pub source: Address,
     /// Where it goes.
     pub destination: Address,
-    /// The port that it comes from.
-    pub source_port: u16,
-    /// The port that it goes to.
-    pub destination_port: u16,
-    /// Transport protocol.
-    pub protocol: Protocol,
+    /// The protocol's number, the port that it comes from, and the port that it goes to, 16 bits each.
+    rest: u64,
 }
 
 impl Key {
+    /// The key of a packet from one place to another one, each with its port.
+    #[must_use]
+    #[inline]
+    pub const fn new(protocol: Protocol, source: (Address, u16), destination: (Address, u16)) -> Self {
+        Self {
+            source: source.0,
+            destination: destination.0,
+            rest: (protocol.number() as u64) << 32 | (source.1 as u64) << 16 | destination.1 as u64,
+        }
+    }
+
+    /// Transport protocol.
+    #[must_use]
+    #[inline]
+    pub const fn protocol(&self) -> Protocol {
+        const TCP: u8 = Protocol::Tcp.number();
+        const UDP: u8 = Protocol::Udp.number();
+        match (self.rest >> 32) as u8 {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            // There is no other one.
+            _ => Protocol::Sctp,
+        }
+    }
+
+    /// The port that the packet comes from.
+    #[must_use]
+    #[inline]
+    pub const fn source_port(&self) -> u16 {
+        (self.rest >> 16) as u16
+    }
+
+    /// The port that it goes to.
+    #[must_use]
+    #[inline]
+    pub const fn destination_port(&self) -> u16 {
+        self.rest as u16
+    }
+
+    /// Both ports as a transport header begins with them.
+    #[must_use]
+    #[inline]
+    pub const fn ports(&self) -> u32 {
+        self.rest as u32
+    }
+
     /// The key of an answer to this packet.
     #[must_use]
     #[inline]
     pub const fn reply(self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            protocol: self.protocol,
-        }
+        Self::new(
+            self.protocol(),
+            (self.destination, self.destination_port()),
+            (self.source, self.source_port()),
+        )
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Tuple::from(*self), f)
     }
 }
 
@@ -130,8 +183,6 @@ impl Key {
 impl Hash for Key {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let ports = u64::from(self.source_port) << 16 | u64::from(self.destination_port);
-        let rest = u64::from(self.protocol.number()) << 32 | ports;
         match (self.source.as_v4(), self.destination.as_v4()) {
             (Some(from), Some(to)) => state.write_u64(u64::from(from) << 32 | u64::from(to)),
             (Some(_) | None, _) => {
@@ -139,20 +190,15 @@ impl Hash for Key {
                 words.as_flattened().iter().for_each(|&word| state.write_u64(word));
             }
         }
-        state.write_u64(rest);
+        state.write_u64(self.rest);
     }
 }
 
 impl From<Tuple> for Key {
     #[inline]
     fn from(tuple: Tuple) -> Self {
-        Self {
-            source: tuple.source.address.into(),
-            destination: tuple.destination.address.into(),
-            source_port: tuple.source.port,
-            destination_port: tuple.destination.port,
-            protocol: tuple.protocol,
-        }
+        let [source, destination] = [tuple.source, tuple.destination].map(|end| (end.address.into(), end.port));
+        Self::new(tuple.protocol, source, destination)
     }
 }
 
@@ -160,9 +206,9 @@ impl From<Key> for Tuple {
     #[inline]
     fn from(key: Key) -> Self {
         Self {
-            protocol: key.protocol,
-            source: Endpoint::new(key.source.into(), key.source_port),
-            destination: Endpoint::new(key.destination.into(), key.destination_port),
+            protocol: key.protocol(),
+            source: Endpoint::new(key.source.into(), key.source_port()),
+            destination: Endpoint::new(key.destination.into(), key.destination_port()),
         }
     }
 }

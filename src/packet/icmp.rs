@@ -38,19 +38,17 @@ pub fn quoted(packet: &[u8], headers: &Headers) -> Option<Quoted> {
         return None;
     };
     let bytes = packet.get(start..headers.length)?;
-    let inner = ip::parse_beginning(bytes).ok()?;
+    let inner = ip::parse(bytes, Ok).ok()?;
     if inner.version != headers.version || inner.fragment || inner.source != headers.destination {
         return None;
     }
     let protocol = Protocol::from_number(inner.protocol)?;
     let ports = super::ports(bytes.get(inner.transport..inner.transport + 4)?);
-    let key = Key {
-        source: inner.source,
-        destination: inner.destination,
-        source_port: ports.source,
-        destination_port: ports.destination,
+    let key = Key::new(
         protocol,
-    };
+        (inner.source, ports.source),
+        (inner.destination, ports.destination),
+    );
     Some(Quoted {
         key,
         start,

@@ -39,22 +39,15 @@ pub(super) struct Ip {
     pub(super) fragment: bool,
 }
 
-/// A whole packet.
+/// What `then` makes of the headers of a packet. It may be cut behind them, as ICMP errors quote one: its length may lie
+/// beyond it.
+///
+/// Not simply a return value, since that of either version would be put into memory to be used by the same code.
 #[inline]
-pub(super) fn parse(bytes: &[u8]) -> Result<Ip, ParseError> {
-    let ip = parse_beginning(bytes)?;
-    match ip.length <= bytes.len() {
-        true => Ok(ip),
-        false => Err(ParseError::Malformed),
-    }
-}
-
-/// A packet that may be cut behind its IP headers, as ICMP errors quote it: `length` may lie beyond it.
-#[inline]
-pub(super) fn parse_beginning(bytes: &[u8]) -> Result<Ip, ParseError> {
+pub(super) fn parse<T>(bytes: &[u8], then: impl Fn(Ip) -> Result<T, ParseError>) -> Result<T, ParseError> {
     match bytes.first().map(|first| first >> 4) {
-        Some(4) => parse_v4(bytes),
-        Some(6) => parse_v6(bytes),
+        Some(4) => then(parse_v4(bytes)?),
+        Some(6) => then(parse_v6(bytes)?),
         Some(_) | None => Err(ParseError::NotIp),
     }
 }
@@ -80,6 +73,7 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     })
 }
 
+#[inline]
 fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
     let header: &[u8; IPV6_HEADER] = bytes.first_chunk().ok_or(ParseError::Malformed)?;
     let length = IPV6_HEADER + usize::from(u16::from_be_bytes([header[4], header[5]]));

@@ -110,10 +110,15 @@ impl Headers {
     /// When the bytes are no IP packet, or one that contradicts itself.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let ip = ip::parse(bytes)?;
+        ip::parse(bytes, |ip| Self::complete(&ip, bytes))
+    }
+
+    #[inline]
+    fn complete(ip: &ip::Ip, bytes: &[u8]) -> Result<Self, ParseError> {
+        let behind = bytes.get(ip.transport..ip.length).ok_or(ParseError::Malformed)?;
         let payload = match ip.fragment {
             true => Payload::Fragment,
-            false => parse_payload(&ip, &bytes[ip.transport..ip.length])?,
+            false => parse_payload(ip, behind)?,
         };
         Ok(Self {
             version: ip.version,
@@ -181,13 +186,11 @@ impl Headers {
             Payload::Sctp(ports, _) => (Protocol::Sctp, ports),
             Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
         };
-        Some(Key {
-            source: self.source,
-            destination: self.destination,
-            source_port: ports.source,
-            destination_port: ports.destination,
+        Some(Key::new(
             protocol,
-        })
+            (self.source, ports.source),
+            (self.destination, ports.destination),
+        ))
     }
 }
 

@@ -139,8 +139,8 @@ pub fn abort(frame: &mut Frame<'_>, headers: &Headers, leaving: &Key) -> Result<
     let start = ip_header(&mut buffer, &answered, 6, TCP_HEADER);
     let tcp = &mut buffer[start..start + TCP_HEADER];
     tcp[..12].copy_from_slice(&frame.bytes()[headers.transport..headers.transport + 12]);
-    tcp[0..2].copy_from_slice(&leaving.source_port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&leaving.destination_port.to_be_bytes());
+    tcp[0..2].copy_from_slice(&leaving.source_port().to_be_bytes());
+    tcp[2..4].copy_from_slice(&leaving.destination_port().to_be_bytes());
     tcp[13] = TcpFlags::RST | (flags.0 & TcpFlags::ACK);
     seal(tcp, &answered);
     frame.replace(&buffer[..start + TCP_HEADER]);
