@@ -1,6 +1,9 @@
-//! What it costs to find the service of a new flow, and to change one service, among few and among many.
+//! What a new flow costs, from packet to packet and to find its service alone, and a change of one service, among few
+//! services and among many.
 //!
-//! `cargo bench --bench rules` writes `target/bench/rules.svg` and `target/bench/rules.md`.
+//! `cargo bench --bench rules` writes `flows.svg`, `rules.svg` and `rules.md` in `target/bench`.
+#[path = "support/openings.rs"]
+mod openings;
 #[path = "support/plot.rs"]
 mod plot;
 
@@ -9,6 +12,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::RandomState;
 use criterion::measurement::WallTime;
@@ -22,6 +26,8 @@ use lbd::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, S
 use lbd::ruleset::Registry;
 use lbd::scheduler::{Flags, Rng};
 use lbd::time::Instant;
+
+use openings::Openings;
 
 const SIZES: [u32; 6] = [1, 10, 100, 1_000, 10_000, 100_000];
 
@@ -84,6 +90,7 @@ fn service(number: u32, backends: u32) -> ServiceSpec {
 fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> Policy {
     Policy {
         mode,
+        shadow: false,
         evaluation,
         scheduler: None,
         node_addresses: Vec::new(),
@@ -97,7 +104,9 @@ fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> P
         },
         icmp: Icmp::default(),
         rules: Vec::new(),
-        services: (0..services).map(|number| service(number, backends)).collect(),
+        services: (0..services)
+            .map(|number| Arc::new(service(number, backends)))
+            .collect(),
     }
 }
 
@@ -143,11 +152,28 @@ fn lookups(criterion: &mut Criterion) {
     }
 }
 
+fn flows(criterion: &mut Criterion) {
+    for services in SIZES {
+        for (name, mode, evaluation) in WAYS {
+            for (flows, popular) in Popular::ALL {
+                let mut openings = Openings::new(policy(mode, evaluation, services, 1));
+                let mut group = criterion.benchmark_group(format!("flows-{flows}"));
+                group.warm_up_time(Duration::from_millis(500));
+                group.measurement_time(Duration::from_secs(2));
+                group.bench_function(BenchmarkId::new(name, services), |bencher| {
+                    bencher.iter(|| openings.batch(|flow| popular.service(flow, services)));
+                });
+                group.finish();
+            }
+        }
+    }
+}
+
 /// The same policy with another backend for a service in the middle of the list.
 fn with_another_backend(policy: &Policy) -> Policy {
     let mut policy = policy.clone();
     let middle = policy.services.len() / 2;
-    let port = &mut policy.services[middle].backends[0].address.port;
+    let port = &mut Arc::make_mut(&mut policy.services[middle]).backends[0].address.port;
     *port += 1;
     policy
 }
@@ -186,13 +212,14 @@ fn measured(results: &Path, group: &str, name: &str, services: u32) -> Option<f6
     estimates["median"]["point_estimate"].as_f64()
 }
 
-fn curves(results: &Path) -> Vec<plot::Curve> {
+/// Of `kind`, each of whose iterations is about so many flows.
+fn curves(results: &Path, kind: &str, flows_each: usize) -> Vec<plot::Curve> {
     let mut curves = Vec::new();
     for (name, ..) in WAYS {
         for (flows, _) in Popular::ALL {
             let point = |&services: &u32| {
-                let nanos = measured(results, &format!("rules-{flows}"), name, services)?;
-                Some((f64::from(services), nanos))
+                let nanos = measured(results, &format!("{kind}-{flows}"), name, services)?;
+                Some((f64::from(services), nanos / flows_each as f64))
             };
             curves.push(plot::Curve {
                 name: format!("{name}, {flows}"),
@@ -203,8 +230,8 @@ fn curves(results: &Path) -> Vec<plot::Curve> {
     curves
 }
 
-fn table(curves: &[plot::Curve], results: &Path) -> String {
-    let mut text = String::from("Nanoseconds to find the service of a new flow:\n\n| services |");
+fn table(title: &str, curves: &[plot::Curve]) -> String {
+    let mut text = format!("{title}:\n\n| services |");
     let rule = |text: &mut String, columns: usize| text.push_str(&format!("\n|{}\n", " ---: |".repeat(columns)));
     curves
         .iter()
@@ -217,8 +244,13 @@ fn table(curves: &[plot::Curve], results: &Path) -> String {
         }
         text.push('\n');
     }
-    text += "\nMilliseconds to apply a policy with one other backend, and to make a ruleset anew:\n\n| services | compiled | anew | ipvs | anew |";
-    rule(&mut text, 5);
+    text + "\n"
+}
+
+fn update_table(results: &Path) -> String {
+    let mut text =
+        String::from("Milliseconds to apply a policy with one other backend, and to make a ruleset anew:\n\n");
+    text += "| services | compiled | anew | ipvs | anew |\n| ---: | ---: | ---: | ---: | ---: |\n";
     for services in [10_000, 100_000] {
         write!(text, "| {services} |").unwrap_or_default();
         // An iteration applies two policies.
@@ -245,15 +277,25 @@ fn main() -> std::io::Result<()> {
     let directory = target().join("bench");
     let results = directory.join("criterion");
     let mut criterion = Criterion::default().output_directory(&results).configure_from_args();
+    flows(&mut criterion);
     lookups(&mut criterion);
     updates(&mut criterion);
-    let curves = curves(&results);
-    // Run as a test, or with a filter, there may be nothing to show.
-    if curves.iter().all(|curve| curve.points.len() == SIZES.len()) {
-        let title = "Finding the service of a new flow: to ten services, and to any at random";
-        let picture = plot::svg(title, "services", "ns", &curves);
-        std::fs::write(directory.join("rules.svg"), picture)?;
-        std::fs::write(directory.join("rules.md"), table(&curves, &results))?;
+    let all = [
+        ("flows", "A new flow", openings::BATCH),
+        ("rules", "Finding the service of a new flow", 1),
+    ];
+    let mut text = String::new();
+    for (kind, title, flows_each) in all {
+        let curves = curves(&results, kind, flows_each);
+        // Run as a test, or with a filter, there may be nothing to show.
+        if curves.iter().any(|curve| curve.points.len() < SIZES.len()) {
+            return Ok(());
+        }
+        let title = format!("{title}, nanoseconds: to ten services, and to any at random");
+        let picture = plot::svg(&title, "services", "ns", &curves);
+        std::fs::write(directory.join(format!("{kind}.svg")), picture)?;
+        text += &table(&title, &curves);
     }
+    std::fs::write(directory.join("rules.md"), text + &update_table(&results))?;
     Ok(())
 }

@@ -182,6 +182,7 @@ fn status() -> Status {
         unsent: 0,
         last_reload: None,
         draining: Vec::new(),
+        shadow: None,
         af_xdp: None,
     }
 }

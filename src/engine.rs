@@ -432,7 +432,7 @@ impl Processor<'_> {
     fn open(&mut self, headers: &Headers, segment: &Segment, trace: Trace, now: Instant) -> Result<Key, Stop> {
         let tuple = Tuple::from(segment.key);
         let Lane { index: lane, rng, .. } = &mut *self.lane;
-        let service = match self.ruleset.matcher.find(headers, Some(&tuple), rng, *lane) {
+        let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
             Match::None => return Err(Stop::Pass(Pass::NoMatch)),
             Match::Pass => return Err(Stop::Pass(Pass::Rule)),
@@ -508,9 +508,9 @@ impl Processor<'_> {
     }
 
     /// A packet that lbd does not track: a rule may still have a say, and such fragments of services cannot be translated.
-    fn without_flow(&mut self, headers: &Headers) -> Stop {
+    fn without_flow(&mut self, headers: &Headers, now: Instant) -> Stop {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
-        match self.ruleset.matcher.find(headers, None, rng, *lane) {
+        match self.ruleset.find(headers, None, rng, *lane, now) {
             Match::Drop => Stop::Drop(Drop::Rule),
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),

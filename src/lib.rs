@@ -30,6 +30,7 @@
 //! | [`fragments`] | datagrams that come in pieces, and the pieces that came too early |
 //! | [`matcher`], [`scheduler`], [`service`], [`nat`], [`ruleset`] | who should |
 //! | [`engine`] | the order of it all |
+//! | [`shadow`] | whether the other mode's matcher would have said the same |
 //! | [`explain`] | the same order, told for one packet without a trace (`lbctl explain`) |
 //! | [`router`] | what the engine asks of whoever sends packets on |
 //! | [`io`], [`worker`] | devices, captures, the loop over them; [`io::xdp`] has a map of its own |
@@ -80,6 +81,7 @@ pub mod router;
 pub mod ruleset;
 pub mod scheduler;
 pub mod service;
+pub mod shadow;
 pub mod time;
 pub mod verdict;
 pub mod worker;

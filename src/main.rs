@@ -109,7 +109,7 @@ fn serve(file: &Path) -> Result<(), String> {
     let failed = |error: daemon::Error| format!("lbd: {error}");
     let watch = daemon::Watch::start().map_err(failed)?;
     let loaded = read(file)?;
-    daemon::run(file, loaded.config, watch, |ready| say(&ready.to_string())).map_err(failed)
+    daemon::run(file, loaded, watch, |ready| say(&ready.to_string())).map_err(failed)
 }
 
 impl Replay {

@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -28,6 +29,15 @@ impl Mode {
         match self {
             Self::Iptables => "iptables",
             Self::Ipvs => "ipvs",
+        }
+    }
+
+    /// The mode that this one is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Iptables => Self::Ipvs,
+            Self::Ipvs => Self::Iptables,
         }
     }
 
@@ -148,7 +158,7 @@ pub struct OwnSources {
     /// Ports that nobody else on this host uses.
     pub ports: RangeInclusive<u16>,
     /// The host's address towards each backend. One that is missing is reached from the pool.
-    pub towards: BTreeMap<IpAddr, IpAddr>,
+    pub towards: Arc<BTreeMap<IpAddr, IpAddr>>,
 }
 
 /// Limits of the connection table.
@@ -235,6 +245,8 @@ impl ServiceSpec {
 pub struct Policy {
     /// Which matcher.
     pub mode: Mode,
+    /// Whether the other mode's matcher is asked, too, and both answers are compared.
+    pub shadow: bool,
     /// How rules are looked through, in iptables mode.
     pub evaluation: Evaluation,
     /// For services that name no scheduler.
@@ -251,8 +263,23 @@ pub struct Policy {
     pub icmp: Icmp,
     /// Checked in order before the services' own rules, in iptables mode.
     pub rules: Vec<Rule>,
-    /// In the order of the configuration.
-    pub services: Vec<ServiceSpec>,
+    /// In the order of the configuration. Policies share the services that they have in common.
+    pub services: Vec<Arc<ServiceSpec>>,
+}
+
+/// What is left of two lists without what they have in common at their beginning and at their end.
+#[must_use]
+pub fn differing<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> (&'a [T], &'a [T]) {
+    let (head, tail) = common(old, new);
+    (&old[head..old.len() - tail], &new[head..new.len() - tail])
+}
+
+/// How many members two lists have in common at their beginning, and of the others at their end.
+#[must_use]
+pub fn common<T: PartialEq>(old: &[T], new: &[T]) -> (usize, usize) {
+    let head = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let both = old[head..].iter().rev().zip(new[head..].iter().rev());
+    (head, both.take_while(|(old, new)| old == new).count())
 }
 
 impl Policy {

@@ -14,11 +14,14 @@ use parking_lot::Mutex;
 use self::addresses::Addresses;
 use self::former::Former;
 use crate::flow::{Direction, Endpoint, Key, Tuple};
-use crate::matcher::{Difference, Matcher};
+use crate::matcher::{Difference, Match, Matcher};
 use crate::nat::Pool;
-use crate::policy::{BackendSpec, OnBackendRemoved, Policy, ServiceSpec};
-use crate::scheduler::Scheduler;
+use crate::packet::Headers;
+use crate::policy::{BackendSpec, Mode, OnBackendRemoved, Policy, ServiceSpec};
+use crate::scheduler::{Rng, Scheduler};
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
+use crate::shadow::Shadow;
+use crate::time::Instant;
 
 /// What packets are judged by.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Ruleset {
     pub policy: Arc<Policy>,
     /// The matcher of the mode.
     pub matcher: Matcher,
+    /// The other mode's matcher, with `shadow = true`.
+    pub shadow: Option<Shadow>,
     /// In the order of the configuration.
     pub services: Vec<Arc<Service>>,
     /// The masquerade pool.
@@ -36,7 +41,12 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    fn new(policy: Arc<Policy>, matcher: Matcher, services: Vec<Arc<Service>>, known_addresses: Addresses) -> Self {
+    fn new(
+        policy: Arc<Policy>,
+        (matcher, shadow): (Matcher, Option<Shadow>),
+        services: Vec<Arc<Service>>,
+        known_addresses: Addresses,
+    ) -> Self {
         let local = policy.node_addresses.iter().chain(&policy.local_addresses);
         Self {
             known_addresses,
@@ -44,8 +54,34 @@ impl Ruleset {
             pool: Pool::new(&policy.nat.pool),
             policy,
             matcher,
+            shadow,
             services,
         }
+    }
+
+    /// What a packet without a flow is, and with a shadow whether the other mode would say the same.
+    pub fn find(
+        &self,
+        headers: &Headers,
+        tuple: Option<&Tuple>,
+        rng: &mut Rng,
+        lane: usize,
+        now: Instant,
+    ) -> Match<'_> {
+        let found = self.matcher.find(headers, tuple, rng, lane);
+        if let Some(shadow) = &self.shadow {
+            shadow.compare((&self.matcher, found), headers, tuple, lane, now);
+        }
+        found
+    }
+
+    /// The matcher of a mode, if it is there.
+    fn matcher_of(&self, mode: Mode) -> Option<&Matcher> {
+        let shadow = self.shadow.as_ref().map(Shadow::matcher);
+        [Some(&self.matcher), shadow]
+            .into_iter()
+            .flatten()
+            .find(|matcher| matcher.mode() == mode)
     }
 
     /// Whether this node owns the address, so that a client at it is local.
@@ -128,21 +164,19 @@ impl Registry {
             .collect();
         let difference = difference(&former, &services, &changes);
         let gone = self.bury(&difference);
-        let (matcher, known) = match previous {
-            Some(Ruleset {
-                matcher,
-                known_addresses,
-                ..
-            }) => (
-                matcher.changed(&policy, &services, &difference, self.lanes),
-                known_addresses.changed(&difference),
-            ),
-            None => (
-                Matcher::new(&policy, &services, None, self.lanes),
-                Addresses::of(&services),
-            ),
+        let lanes = self.lanes;
+        let matcher = |mode| match previous.and_then(|previous| previous.matcher_of(mode)) {
+            Some(former) => former.changed(&policy, &services, &difference, lanes),
+            None => Matcher::new(mode, &policy, &services, lanes),
         };
-        let ruleset = Ruleset::new(policy, matcher, services, known);
+        let known = previous.map(|previous| previous.known_addresses.changed(&difference));
+        let known = known.unwrap_or_else(|| Addresses::of(&services));
+        let shadow = policy.shadow.then(|| {
+            let former = previous.and_then(|previous| previous.shadow.as_ref());
+            Shadow::new(matcher(policy.mode.other()), former, lanes)
+        });
+        let matchers = (matcher(policy.mode), shadow);
+        let ruleset = Ruleset::new(policy, matchers, services, known);
         Prepared { ruleset, changes, gone }
     }
 

@@ -27,5 +27,6 @@ mod properties;
 mod refusals;
 mod rules;
 mod sctp;
+mod shadow;
 mod sources;
 mod unknown;

@@ -299,7 +299,7 @@ fn a_host_without_a_pool_masquerades_with_its_own_address_and_ports_of_lbds_own(
         let own = case.node(0).ip();
         policy.nat.own = Some(OwnSources {
             ports: 61_000..=61_003,
-            towards: [(case.backend(1).ip(), own)].into(),
+            towards: Arc::new([(case.backend(1).ip(), own)].into()),
         });
         world.engine.apply(Arc::new(policy));
         let mut seen = HashSet::new();

@@ -14,6 +14,7 @@ mod packets;
 mod rig;
 
 mod bulk;
+mod churn;
 mod icmp;
 mod in_fragments;
 mod kernel;

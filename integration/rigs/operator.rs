@@ -1,5 +1,7 @@
 //! What `lbctl` tells the operator of a running lbd.
-use crate::rig::{Backend, Config, DIR, Family, Lbd, Mode, Rig, Service, isolated};
+use std::time::Duration;
+
+use crate::rig::{Backend, Config, DIR, Family, Lbd, Mode, Rig, Service, isolated, wait_until};
 
 #[test]
 fn lbctl_lists_services_backends_and_their_traffic_as_ipvsadm_does() {
@@ -35,6 +37,35 @@ fn lbctl_lists_services_backends_and_their_traffic_as_ipvsadm_does() {
 }
 
 #[test]
+fn lbctl_status_names_what_the_other_mode_would_have_done_before_it_does_it() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = served(&rig, Mode::Ipvs);
+        let config = Config {
+            more: "[[rules]]\nname = \"no web\"\ndestination_port = 80\naction = \"reject\"\n",
+            ..Config::new(Mode::Ipvs, vec![Service::web(Family::V4)])
+        };
+        lbd.reload(&format!("shadow = true\n{config}")).ok();
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        let status = lbd.lbctl("status").ok();
+        assert!(
+            status.contains("iptables: new flows 3 = agreed 0 + disagreed 3"),
+            "{status}"
+        );
+        let told = "10.96.0.10:80: service test/web:V4-80, in iptables mode reject (rule 1)";
+        assert!(status.contains(told), "{status}");
+        let shadow = &lbd.status()["shadow"];
+        assert_eq!((&shadow["looked_at"], &shadow["disagreed"]), (&3.into(), &3.into()));
+        assert_eq!(shadow["disagreements"][0]["shadow"]["verdict"], "reject");
+        wait_until("a warning", Duration::from_secs(5), || lbd.log().contains(told));
+        lbd.lbctl("mode iptables").ok();
+        assert_ne!(rig.get("client", &Family::V4.web()).code, 0, "now it does");
+        assert_eq!(lbd.status()["shadow"]["mode"], "ipvs");
+        lbd.terminate();
+    });
+}
+
+#[test]
 fn lbctl_lists_one_service_by_its_name() {
     isolated(|| {
         let rig = Rig::new();
@@ -60,7 +91,7 @@ fn lbctl_shows_the_connections_that_live() {
         for mode in [Mode::Ipvs, Mode::Iptables] {
             let lbd = served(&rig, mode);
             let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(500));
             let connections = lbd.lbctl("connections -n").ok();
             let established = connections
                 .lines()
@@ -320,7 +351,7 @@ fn a_drained_backend_shows_what_is_left_and_its_flows_end_at_the_deadline() {
         let config = Config::new(Mode::Ipvs, vec![Service::tcp(Family::V4, 80, 8080, &[1])]);
         let lbd = rig.lbd(&config);
         let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(500));
         let backend = Family::V4.server(1, 8080);
         let drain = lbd.lbctl(&format!("backend drain {backend} --deadline 1s --json")).ok();
         let value: serde_json::Value = serde_json::from_str(&drain).expect("JSON");

@@ -129,7 +129,7 @@ impl Wish {
     pub(crate) fn masquerade(mut self, address: &str, ports: std::ops::RangeInclusive<u16>) -> Self {
         let own = OwnSources {
             ports,
-            towards: [("10.2.0.11".parse().unwrap(), address.parse().unwrap())].into(),
+            towards: std::sync::Arc::new([("10.2.0.11".parse().unwrap(), address.parse().unwrap())].into()),
         };
         self.plan.serve(std::collections::BTreeSet::new(), Some(&own));
         self

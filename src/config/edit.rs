@@ -1,12 +1,15 @@
 //! Live edits: small changes to the running configuration, all of a list or none, valid by the rules of a file.
 //!
-//! The edited configuration is written as TOML and read back, so that an edit can make nothing that a file could not
+//! What an edit changes of the configuration is written as TOML and read back, so that an edit can make nothing that a file could not
 //! say, is refused in the words that a file is, and is what `lbctl save` writes.
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::neighbours::{Novelties, changes, targets};
 use super::{Config, parse, to_toml};
 use crate::conntrack::tcp::State;
 use crate::control::text;
@@ -212,15 +215,65 @@ pub fn apply(config: &Config, nodes: &[IpAddr], edits: &[Edit]) -> Result<Config
     for edit in edits {
         step(&mut edited.policy, nodes, edit)?;
     }
-    validated(&edited)
+    validated(config, edited, nodes)
 }
 
-fn validated(config: &Config) -> Result<Config, Refusal> {
+/// Writes what changed, and what that has to get along with, and reads it back.
+fn validated(before: &Config, edited: Config, nodes: &[IpAddr]) -> Result<Config, Refusal> {
+    let (old, new) = changes(&before.policy.services, &edited.policy.services);
+    let named = targets(&edited.policy.rules);
+    let needs_rules = old.iter().any(|service| named.contains(service.name.as_str()));
+    let novelties = Novelties::new(old.into_iter(), new.iter().copied(), nodes);
+    let changed: HashSet<*const ServiceSpec> = new.into_iter().map(Arc::as_ptr).collect();
+    let matters = |service: &Arc<ServiceSpec>| {
+        changed.contains(&Arc::as_ptr(service))
+            || novelties.concern(service, nodes)
+            || (needs_rules && named.contains(service.name.as_str()))
+    };
+    let services = edited.policy.services.iter().filter(|service| matters(service));
+    let part = Policy {
+        services: services.map(Arc::clone).collect(),
+        rules: if needs_rules {
+            edited.policy.rules.clone()
+        } else {
+            Vec::new()
+        },
+        ..edited.policy.clone()
+    };
+    let part = Config {
+        policy: part,
+        ..edited.clone()
+    };
+    match parse("", &to_toml(&part)) {
+        Ok(read) => Ok(joined(edited, &part.policy.services, read.config)),
+        // What is right instead may be said of services that were left out.
+        Err(_) => whole(&edited),
+    }
+}
+
+/// Writes all of a configuration and reads it back.
+fn whole(config: &Config) -> Result<Config, Refusal> {
     let loaded = parse("", &to_toml(config)).map_err(|errors| {
         let lines: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
         Refusal::invalid(lines.join("\n"))
     })?;
     Ok(loaded.config)
+}
+
+/// The whole of what was edited, with what was read back of `part` of the services, in their order.
+fn joined(edited: Config, part: &[Arc<ServiceSpec>], mut read: Config) -> Config {
+    let back: HashMap<*const ServiceSpec, Arc<ServiceSpec>> =
+        part.iter().map(Arc::as_ptr).zip(read.policy.services).collect();
+    let mut services = edited.policy.services;
+    for service in &mut services {
+        // What did not change is the very same as before, so that nobody has to look for differences there.
+        if let Some(back) = back.get(&Arc::as_ptr(service)).filter(|back| *back != service) {
+            *service = Arc::clone(back);
+        }
+    }
+    read.policy.services = services;
+    read.policy.rules = edited.policy.rules;
+    read
 }
 
 fn step(policy: &mut Policy, nodes: &[IpAddr], edit: &Edit) -> Result<(), Refusal> {
@@ -231,7 +284,7 @@ fn step(policy: &mut Policy, nodes: &[IpAddr], edit: &Edit) -> Result<(), Refusa
             let kind = fields
                 .scheduler
                 .unwrap_or_else(|| policy.scheduler_of(&policy.services[at]));
-            change_service(&mut policy.services[at], fields, kind)?;
+            change_service(Arc::make_mut(&mut policy.services[at]), fields, kind)?;
         }
         Edit::DeleteService { service } => {
             let at = find(policy, nodes, service)?;
@@ -245,7 +298,7 @@ fn step(policy: &mut Policy, nodes: &[IpAddr], edit: &Edit) -> Result<(), Refusa
             first,
         } => {
             let at = find(policy, nodes, service)?;
-            return add_backend(&mut policy.services[at], *address, *fields, *first);
+            return add_backend(Arc::make_mut(&mut policy.services[at]), *address, *fields, *first);
         }
         Edit::EditBackend {
             service,
@@ -253,12 +306,12 @@ fn step(policy: &mut Policy, nodes: &[IpAddr], edit: &Edit) -> Result<(), Refusa
             fields,
         } => {
             let at = find(policy, nodes, service)?;
-            let (_, backend) = find_backend(&mut policy.services[at], *address)?;
+            let (_, backend) = find_backend(Arc::make_mut(&mut policy.services[at]), *address)?;
             change_backend(backend, *fields);
         }
         Edit::DeleteBackend { service, address } => {
             let at = find(policy, nodes, service)?;
-            let service = &mut policy.services[at];
+            let service = Arc::make_mut(&mut policy.services[at]);
             let (index, _) = find_backend(service, *address)?;
             service.backends.remove(index);
         }
@@ -347,7 +400,7 @@ fn add_service(policy: &mut Policy, nodes: &[IpAddr], fields: &ServiceFields) ->
         fields,
         kind.unwrap_or_else(|| policy.mode.default_scheduler()),
     )?;
-    policy.services.push(service);
+    policy.services.push(Arc::new(service));
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! The configuration file: written as TOML ([`raw`]), valid once it is a [`Config`].
+mod again;
 mod defaults;
 pub mod diagnostic;
 pub mod edit;
+mod neighbours;
 pub mod raw;
 pub mod reload;
 pub mod save;
@@ -10,9 +12,10 @@ mod suggest;
 pub mod validate;
 mod words;
 
+pub use again::parse_again;
 pub use diagnostic::Diagnostic;
 pub use save::to_toml;
-pub use validate::{Loaded, load, parse};
+pub use validate::{Loaded, load, load_again, parse};
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

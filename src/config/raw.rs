@@ -127,6 +127,7 @@ tables! {
     File "the top level" {
         mode: Text<'t>,
         scheduler: Text<'t>,
+        shadow: bool,
         datapath: Datapath<'t>,
         tun: Tun<'t>,
         af_xdp: AfXdp<'t>,

@@ -1,11 +1,12 @@
 //! What a new configuration changes: one line for the log, and what only a restart can change.
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use super::Config;
 use super::settings::settings;
 use super::words::{IDLE_FLAGS, ON_BACKEND_REMOVED, word_of};
-use crate::policy::{BackendSpec, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, Policy, ServiceSpec, differing};
 
 /// How many services the line names.
 const MOST_NAMED: usize = 4;
@@ -74,10 +75,12 @@ fn changed_settings(old: &Config, new: &Config) -> impl Iterator<Item = (&'stati
 }
 
 fn services(old: &Policy, new: &Policy, changes: &mut Changes) {
-    let named = |service: &ServiceSpec| service.name.clone();
-    changes.services = counts(&old.services, &new.services, named);
-    let before: HashMap<&str, &ServiceSpec> = by_name(&old.services);
-    for service in &new.services {
+    // Of thousands of services few differ.
+    let (old, new) = differing(&old.services, &new.services);
+    let named = |service: &Arc<ServiceSpec>| service.name.clone();
+    changes.services = counts(old, new, named);
+    let before = by_name(old);
+    for service in new {
         let detail = match before.get(service.name.as_str()) {
             None => format!("+{}", service.name),
             Some(&was) if was == service => continue,
@@ -85,12 +88,12 @@ fn services(old: &Policy, new: &Policy, changes: &mut Changes) {
         };
         changes.details.push(detail);
     }
-    let after = by_name(&new.services);
-    let gone = old.services.iter().filter(|was| !after.contains_key(was.name.as_str()));
+    let after = by_name(new);
+    let gone = old.iter().filter(|was| !after.contains_key(was.name.as_str()));
     changes.details.extend(gone.map(|was| format!("-{}", was.name)));
 }
 
-fn by_name(services: &[ServiceSpec]) -> HashMap<&str, &ServiceSpec> {
+fn by_name(services: &[Arc<ServiceSpec>]) -> HashMap<&str, &Arc<ServiceSpec>> {
     services
         .iter()
         .map(|service| (service.name.as_str(), service))

@@ -24,6 +24,7 @@ pub fn to_toml(config: &Config) -> String {
     let mut out = Out::default();
     out.key("mode", quoted(word_of(policy.mode, MODE)));
     out.optional("scheduler", policy.scheduler.map(quoted));
+    out.optional("shadow", policy.shadow.then_some(true));
     datapath(&config.datapath, &mut out);
     tun(&config.tun, &mut out);
     af_xdp(&config.af_xdp, &mut out);

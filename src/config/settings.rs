@@ -74,6 +74,7 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
 fn of_policy(policy: &Policy) -> Vec<Setting> {
     let Policy {
         mode,
+        shadow,
         evaluation,
         scheduler,
         node_addresses: _,
@@ -90,6 +91,7 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
     } = policy;
     let mut all = vec![
         ("mode", word_of(*mode, MODE).to_owned()),
+        ("shadow", shadow.to_string()),
         ("iptables.evaluation", word_of(*evaluation, EVALUATION).to_owned()),
         ("scheduler", or(*scheduler, "default")),
         ("nat.masquerade", word_of(*masquerade, MASQUERADE).to_owned()),

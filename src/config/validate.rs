@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use std::string::FromUtf8Error;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
@@ -17,6 +18,7 @@ use self::claims::Claims;
 use self::services::Around;
 pub(super) use self::services::ONE_PACKET;
 use self::values::{offset, word};
+use super::again::parse_again;
 use super::diagnostic::{Diagnostic, Report};
 use super::words::MODE;
 use super::{Config, raw};
@@ -29,6 +31,8 @@ pub struct Loaded {
     pub config: Config,
     /// For the log.
     pub warnings: Vec<Diagnostic>,
+    /// The file as written.
+    pub text: String,
 }
 
 /// Reads and validates a file.
@@ -36,11 +40,26 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong with it, in the order of the file.
 pub fn load(path: &Path) -> Result<Loaded, Vec<Diagnostic>> {
+    let (file, text) = read(path)?;
+    parse(&file, &text)
+}
+
+/// Reads and validates a file that was valid `before`, at the cost of what is different. The outcome is that of [`load`].
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the file.
+pub fn load_again(path: &Path, before: &Loaded) -> Result<Loaded, Vec<Diagnostic>> {
+    let (file, text) = read(path)?;
+    parse_again(&file, &text, before)
+}
+
+/// The file's name for messages, and its text.
+fn read(path: &Path) -> Result<(String, String), Vec<Diagnostic>> {
     let file = path.display().to_string();
     let unreadable = |why: String| vec![Diagnostic::of_file(&file, format!("cannot read: {why}"))];
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&file, &text),
+        Ok(text) => Ok((file, text)),
         Err(error) => Err(not_utf8(&file, &error)),
     }
 }
@@ -76,7 +95,11 @@ pub fn parse(file_name: &str, text: &str) -> Result<Loaded, Vec<Diagnostic>> {
     };
     let (errors, warnings) = report.finish(file_name, text);
     match config {
-        Some(config) if errors.is_empty() => Ok(Loaded { config, warnings }),
+        Some(config) if errors.is_empty() => Ok(Loaded {
+            config,
+            warnings,
+            text: text.to_owned(),
+        }),
         Some(_) | None => Err(errors),
     }
 }
@@ -143,6 +166,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
     policy::check_pool_families(table!(file.nat), &nat, &services, report);
     Policy {
         mode,
+        shadow: file.shadow.given().is_some_and(|value| *value.get_ref()),
         evaluation,
         scheduler,
         node_addresses: nodes.to_vec(),
@@ -151,7 +175,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
         icmp: policy::icmp(table!(file.icmp), report),
         nat,
         rules,
-        services,
+        services: services.into_iter().map(Arc::new).collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The views below are also what `lbctl --json` prints: their keys are part of the outside surface.
 pub mod explanation;
+pub mod shadow;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use self::explanation::{Explanation, Question};
+use self::shadow::ShadowView;
 use super::text;
 use crate::config::edit::{Edit, Mistake, Refusal, Which};
 use crate::flow::{Endpoint, Protocol};
@@ -200,6 +202,9 @@ pub struct Status {
     /// Backends that are being drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<DrainView>,
+    /// Of `shadow = true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowView>,
     /// Of `backend = "af_xdp"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub af_xdp: Option<AfXdpView>,

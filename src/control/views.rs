@@ -46,6 +46,19 @@ impl Rates {
         }
     }
 
+    /// A service has other backends, and nothing else changed.
+    pub fn replace(&mut self, before: &Service, after: &Service) {
+        let mut former: HashMap<u64, Option<Estimator>> = HashMap::new();
+        for backend in &before.backends {
+            former.insert(backend.id, self.backends.remove(&backend.id));
+        }
+        for backend in &after.backends {
+            let known = former.remove(&backend.id).flatten();
+            let estimator = known.unwrap_or_else(|| Estimator::new(backend.stats.totals()));
+            self.backends.insert(backend.id, estimator);
+        }
+    }
+
     /// [`super::estimator::INTERVAL`] has passed.
     pub fn tick<'a>(&mut self, services: impl IntoIterator<Item = &'a Service>) {
         for service in services {

@@ -6,22 +6,25 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::backends::{self, Turnover};
 use super::drains::{self, Drains};
 use super::leads::Leads;
-use super::{Error, effective_policy, kept, own_sources};
+use super::{Error, effective_policy, follow_own_sources, kept, own_sources};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
-use crate::config::validate::load;
-use crate::config::{Config, save};
+use crate::config::{Config, Loaded, load_again, save};
+use crate::control::protocol::shadow::DisagreementView;
 use crate::control::protocol::{DrainView, LastReload};
+use crate::control::render::disagreement;
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
 use crate::plumbing::{Device, Plan};
-use crate::policy::{Mode, Policy};
+use crate::policy::{Mode, OwnSources, Policy};
 use crate::ruleset::Ruleset;
+use crate::service::Service;
 use crate::time::Instant;
 use crate::worker::Clock;
 
@@ -35,8 +38,8 @@ struct Reload {
 /// What changes while lbd runs.
 struct State {
     config: Config,
-    /// As the file said it when it was last read; differs from `config` by live edits.
-    file: Config,
+    /// The file when it was last read; differs from `config` by live edits.
+    file: Loaded,
     drains: Drains,
     /// None before they were installed and once they were taken down.
     leads: Option<Leads>,
@@ -46,6 +49,11 @@ struct State {
     rates: Rates,
     /// What the configuration needs of the kernel; more stays in as long as flows need it.
     plan: Plan,
+    /// What is in the kernel beyond the plan.
+    surplus: Plan,
+    /// Whether rules may be wider than the backends need that are there by now, and whether backends came or went since the
+    /// last tick.
+    wide: (bool, bool),
 }
 
 /// The running lbd, as its operator sees it.
@@ -63,6 +71,8 @@ pub(super) struct Datapath {
     /// Packets that the device did not take.
     pub(super) unsent: Arc<AtomicU64>,
     pub(super) steering: Option<Steering>,
+    /// The state of routes that the first policy was made from.
+    pub(super) generation: u64,
     /// Routes and neighbours, on AF_XDP.
     pub(super) hops: Option<Arc<NextHops>>,
 }
@@ -92,15 +102,33 @@ fn plan(policy: &Policy, interfaces: Option<&Interfaces>) -> Result<Plan, Error>
     Ok(plan)
 }
 
+/// So many flows are looked at in no time.
+const FEW_FLOWS: usize = 10_000;
+
+/// So many are told of at a time, every two seconds.
+const DISAGREEMENTS: usize = 4;
+
+/// What the other mode would have done otherwise, each once.
+fn warn_of_disagreements(ruleset: &Ruleset, now: Instant) {
+    let Some(shadow) = &ruleset.shadow else { return };
+    for each in shadow.record().news(DISAGREEMENTS) {
+        let view = DisagreementView::new(&each, now);
+        let told = disagreement(&view, shadow.matcher().mode().name());
+        tracing::warn!("shadow: {told}; `lbctl status` counts them");
+    }
+}
+
 impl Control {
-    pub(super) fn new(file: &Path, config: Config, datapath: Datapath) -> Self {
+    pub(super) fn new(file: &Path, loaded: Loaded, datapath: Datapath) -> Self {
         let mut state = State {
-            file: config.clone(),
-            config,
+            config: loaded.config.clone(),
+            file: loaded,
             drains: Drains::default(),
             plan: Plan::default(),
+            surplus: Plan::default(),
+            wide: (false, false),
             leads: None,
-            generation: 0,
+            generation: datapath.generation,
             last_reload: None,
             rates: Rates::default(),
         };
@@ -285,12 +313,13 @@ impl Control {
         for late in state.drains.cut(&ruleset, self.datapath.clock.now()) {
             tracing::info!("{late}: its time to drain is over, the flows that are left are reset");
         }
+        warn_of_disagreements(&ruleset, self.datapath.clock.now());
         drop(ruleset);
         self.follow_routes(&mut state);
         if let Some(leads) = &mut state.leads {
             leads.watch_queues();
         }
-        if let Err(error) = self.prune(&mut state) {
+        if let Err(error) = self.prune(&mut state).and_then(|()| self.narrow(&mut state)) {
             tracing::error!("cannot take out what no flow needs any more: {error}");
         }
     }
@@ -298,7 +327,7 @@ impl Control {
     /// Which of its addresses the host reaches a backend with may have changed.
     fn follow_routes(&self, state: &mut State) {
         let Some(hops) = &self.datapath.hops else { return };
-        let generation = hops.generation();
+        let generation = hops.source_generation();
         if state.generation == generation {
             return;
         }
@@ -341,7 +370,8 @@ impl Control {
 
     fn reload_file(&self, state: &mut MutexGuard<'_, State>) -> Result<String, String> {
         let lines = |errors: Vec<String>| errors.join("\n");
-        let loaded = load(&self.file).map_err(|errors| lines(errors.iter().map(ToString::to_string).collect()))?;
+        let loaded = load_again(&self.file, &state.file)
+            .map_err(|errors| lines(errors.iter().map(ToString::to_string).collect()))?;
         let refused = refuse_restart_only(&state.config, &loaded.config);
         if !refused.is_empty() {
             let place = |reason: String| format!("{}: {reason}", self.file.display());
@@ -350,21 +380,22 @@ impl Control {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        if loaded.config == state.file {
-            let edits = describe(&state.file, &state.config);
+        if loaded.config == state.file.config {
+            state.file = loaded;
+            let edits = describe(&state.file.config, &state.config);
             return Ok(match edits.is_nothing() {
                 true => edits.to_string(),
                 false => format!("nothing changed; live edits stay: {edits}"),
             });
         }
-        let dropped = describe(&state.file, &state.config);
+        let dropped = describe(&state.file.config, &state.config);
         let mut config = loaded.config.clone();
-        for backend in state.drains.over_reload(&state.file.policy, &mut config.policy) {
+        for backend in state.drains.over_reload(&state.file.config.policy, &mut config.policy) {
             tracing::info!("{backend} stays drained; `lbctl backend edit` gives it a weight again");
         }
         let changes = describe(&state.config, &config);
         self.put(state, config).map_err(|error| error.to_string())?;
-        state.file = loaded.config;
+        state.file = loaded;
         if !dropped.is_nothing() {
             tracing::warn!("the file changed, so what was edited live no longer counts: {dropped}");
         }
@@ -374,7 +405,11 @@ impl Control {
     /// Puts a configuration into effect. What may fail comes first: the kernel gets what the new one needs in addition,
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
-        let policy = effective_policy(&config, self.datapath.hops.as_deref())?;
+        let policy = effective_policy(&config, self.own_sources(state, &config))?;
+        let former = Arc::clone(&self.datapath.engine.ruleset().policy);
+        if let Some(turnover) = Turnover::between(&former, &policy, &state.plan) {
+            return self.turn_over(state, config, policy, &turnover);
+        }
         let plan = plan(&policy, state.leads.as_ref().and_then(Leads::interfaces))?;
         let is_same = *self.datapath.engine.ruleset().policy == policy;
         if is_same && plan.served == state.plan.served {
@@ -392,28 +427,102 @@ impl Control {
         state.config = config;
         state.drains.follow(&state.config.policy);
         state.plan = plan;
+        if let Some(leads) = &state.leads {
+            state.surplus = kept::gone(leads.plan(), &state.plan);
+        }
+        self.prune_now(state);
+        Ok(())
+    }
+
+    fn prune_now(&self, state: &mut State) {
         if let Err(error) = self.prune(state) {
             tracing::warn!("the old routes and rules stay in for now: {error}");
         }
+    }
+
+    /// Which of its addresses the host reaches each backend with. Routes are asked for new backends only, while they are
+    /// what they were.
+    fn own_sources(&self, state: &State, config: &Config) -> Option<OwnSources> {
+        let hops = self.datapath.hops.as_deref();
+        let known = self.datapath.engine.ruleset().policy.nat.own.clone();
+        match (known, hops) {
+            (Some(mut own), Some(hops)) if state.generation == hops.source_generation() => {
+                follow_own_sources(&mut own, &state.config, config, hops);
+                Some(own)
+            }
+            _ => own_sources(config, hops),
+        }
+    }
+
+    /// Puts a configuration into effect in which a few services have other backends, at the cost of these.
+    fn turn_over(&self, state: &mut State, config: Config, policy: Policy, turnover: &Turnover) -> Result<(), Error> {
+        let Turnover { places, come, gone } = turnover;
+        if let Some(leads) = &mut state.leads {
+            leads.add_replies(&come.difference(&leads.plan().replies).copied().collect())?;
+        }
+        let before: Vec<Arc<Service>> = {
+            let ruleset = self.datapath.engine.ruleset();
+            places
+                .iter()
+                .map(|&place| Arc::clone(&ruleset.services[place]))
+                .collect()
+        };
+        self.datapath.engine.apply(Arc::new(policy));
+        let ruleset = self.datapath.engine.ruleset();
+        for (before, &place) in before.iter().zip(places) {
+            state.rates.replace(before, &ruleset.services[place]);
+        }
+        drop(ruleset);
+        state.config = config;
+        state.drains.follow(&state.config.policy);
+        for reply in come {
+            state.plan.replies.insert(*reply);
+            state.surplus.replies.remove(reply);
+        }
+        for reply in gone {
+            state.plan.replies.remove(reply);
+            state.surplus.replies.insert(*reply);
+        }
+        state.wide = (state.wide.0 || !come.is_empty() || !gone.is_empty(), true);
+        // To look at each of many flows takes a while; the next tick does.
+        if self.datapath.engine.conntrack().len() < FEW_FLOWS {
+            self.prune_now(state);
+        }
         Ok(())
+    }
+
+    /// Once no more backends come and go, rules are made as narrow as they can be.
+    fn narrow(&self, state: &mut State) -> Result<(), Error> {
+        let is_quiet = !std::mem::replace(&mut state.wide.1, false);
+        let Some(leads) = state.leads.as_mut().filter(|_| is_quiet && state.wide.0) else {
+            return Ok(());
+        };
+        state.wide.0 = false;
+        let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
+        leads.update(leads.plan().clone(), &policy)
     }
 
     fn prune(&self, state: &mut State) -> Result<(), Error> {
         let Some(leads) = &mut state.leads else {
             return Ok(());
         };
-        let gone = kept::gone(leads.plan(), &state.plan);
-        if gone == Plan::default() {
+        let gone = &state.surplus;
+        if *gone == Plan::default() {
             return Ok(());
         }
         let mut kept = Plan::default();
         let conntrack = self.datapath.engine.conntrack();
-        conntrack.each(self.datapath.clock.now(), |flow| kept::keep(&mut kept, &gone, flow));
-        let wanted = state.plan.clone().union(&kept);
-        if wanted == *leads.plan() {
+        conntrack.each(self.datapath.clock.now(), |flow| kept::keep(&mut kept, gone, flow));
+        if kept == *gone {
             return Ok(());
         }
-        let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
-        leads.update(wanted, &policy)
+        if backends::are_many(&state.plan) && kept::is_only_of_replies(gone) {
+            leads.remove_replies(&gone.replies.difference(&kept.replies).copied().collect())?;
+        } else {
+            let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
+            leads.update(state.plan.clone().union(&kept), &policy)?;
+        }
+        state.surplus = kept;
+        Ok(())
     }
 }

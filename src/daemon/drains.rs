@@ -1,6 +1,7 @@
 //! Backends that are being drained: since when, until when, and what is left.
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::edit::{BackendFields, Edit, Mistake, Refusal, Which};
@@ -33,7 +34,7 @@ pub(super) struct Drains(Vec<Drain>);
 /// When it names none.
 pub(super) fn plan(policy: &Policy, text: &str, service: Option<&str>) -> Result<(Vec<Edit>, Vec<Place>), Refusal> {
     let selector = service.map(Selector::new);
-    let picks = |spec: &&ServiceSpec| match &selector {
+    let picks = |spec: &&Arc<ServiceSpec>| match &selector {
         Some(selector) => selector.picks(&spec.name, &spec.endpoints(&[]).collect::<Vec<_>>()),
         None => true,
     };
@@ -97,7 +98,7 @@ impl Drains {
         for Drain { place, .. } in &self.0 {
             let unchanged = spec(before, place) == spec(after, place);
             let services = after.services.iter_mut().filter(|service| service.name == place.0);
-            let mut backends = services.flat_map(|service| &mut service.backends);
+            let mut backends = services.flat_map(|service| &mut Arc::make_mut(service).backends);
             let backend = backends.find(|backend| backend.address == place.1);
             if let Some(backend) = backend.filter(|_| unchanged) {
                 backend.weight = 0;

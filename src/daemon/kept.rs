@@ -24,6 +24,21 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
     }
 }
 
+/// Whether nothing but what leads replies is in it.
+pub(super) fn is_only_of_replies(plan: &Plan) -> bool {
+    let Plan {
+        routes,
+        local_ports,
+        replies: _,
+        served,
+        masqueraded,
+        diverted,
+        diverted_locally,
+    } = plan;
+    let covers = [masqueraded, diverted, diverted_locally];
+    routes.is_empty() && local_ports.is_empty() && served.is_empty() && covers.iter().all(|covers| covers.is_empty())
+}
+
 /// Adds to `kept` what of `plan` the packets of `flow` need to come to lbd.
 pub(super) fn keep(kept: &mut Plan, plan: &Plan, flow: &Connection) {
     let local = (flow.protocol, flow.virtual_address);

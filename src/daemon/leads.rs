@@ -8,6 +8,7 @@ use crate::plumbing::{Device, Plan, Plumbing};
 use crate::policy::Policy;
 
 use super::Error;
+use super::backends::Replies;
 
 /// See the module.
 pub(super) struct Leads {
@@ -51,6 +52,29 @@ impl Leads {
             self.plumbing.update(before)?;
         }
         led
+    }
+
+    /// Leads what these backends answer here, too; all or nothing.
+    pub(super) fn add_replies(&mut self, come: &Replies) -> Result<(), Error> {
+        self.plumbing.add_replies(come)?;
+        let led = self.change_replies(come, &Replies::new());
+        if led.is_err() {
+            self.plumbing.remove_replies(come)?;
+        }
+        led
+    }
+
+    /// Leads what these backends answer here no more, as far as no others depend on it.
+    pub(super) fn remove_replies(&mut self, gone: &Replies) -> Result<(), Error> {
+        self.plumbing.remove_replies(gone)?;
+        self.change_replies(&Replies::new(), gone)
+    }
+
+    fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Result<(), Error> {
+        match &mut self.interfaces {
+            Some(interfaces) => Ok(interfaces.change_replies(come, gone)?),
+            None => Ok(()),
+        }
     }
 
     fn lead(&mut self, plan: &Plan, policy: &Policy) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod af_xdp;
+mod backends;
 mod control;
 mod crew;
 mod drains;
@@ -22,7 +23,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::config::{AfXdp, Backend, Config};
+use crate::config::{AfXdp, Backend, Config, Loaded};
 use crate::control::estimator;
 use crate::control::server::Server;
 use crate::engine::{Engine, Seeds};
@@ -32,7 +33,7 @@ use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
 use crate::io::{PacketIo, tun, xdp};
 use crate::plumbing::{self, Device, Monitor};
-use crate::policy::{OwnSources, Policy};
+use crate::policy::{OwnSources, Policy, differing};
 use crate::worker::Clock;
 use control::{Control, Datapath};
 use crew::Crew;
@@ -147,11 +148,12 @@ impl Watch {
     }
 }
 
-/// Serves `config`, which was read from `file`, until SIGTERM or SIGINT. `on_ready` is told once traffic is served.
+/// Serves what `file` said when it was `loaded`, until SIGTERM or SIGINT. `on_ready` is told once traffic is served.
 ///
 /// # Errors
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
-pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
+pub fn run(file: &Path, loaded: Loaded, watch: Watch, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
+    let config = &loaded.config;
     let clock = Clock::start();
     let socket = config.control_socket.clone();
     let device = Device {
@@ -167,8 +169,8 @@ pub fn run(file: &Path, config: Config, watch: Watch, on_ready: impl FnOnce(Read
     {
         tracing::warn!("{warning}");
     }
-    let (datapath, interfaces, mut crew) = start_datapath(&config, clock, &watch.waker)?;
-    let control = Arc::new(Control::new(file, config, datapath));
+    let (datapath, interfaces, mut crew) = start_datapath(config, clock, &watch.waker)?;
+    let control = Arc::new(Control::new(file, loaded, datapath));
     let handler: Arc<Control> = Arc::clone(&control);
     // Before the kernel leads any traffic here: a socket that is in use must not cost a packet.
     let server = Server::start(&socket, handler).map_err(|error| Error::Control { path: socket, error })?;
@@ -222,7 +224,9 @@ fn start_datapath(
             .map(|queue| -> Box<dyn PacketIo> { Box::new(queue) }),
     );
     let hops = interfaces.as_ref().map(|interfaces| Arc::clone(interfaces.next_hops()));
-    let policy = Arc::new(effective_policy(config, hops.as_deref())?);
+    let generation = hops.as_ref().map_or(0, |hops| hops.source_generation());
+    let policy = effective_policy(config, own_sources(config, hops.as_deref()));
+    let policy = Arc::new(policy?);
     let (engine, lanes) = Engine::new(policy, queues.len(), seeds(config), clock.now());
     let datapath = Datapath {
         engine: Arc::new(engine),
@@ -230,6 +234,7 @@ fn start_datapath(
         workers,
         unsent: Arc::default(),
         steering: opened.steering,
+        generation,
         hops,
     };
     let crew = Crew::start(queues, lanes, &datapath, waker)?;
@@ -272,8 +277,9 @@ fn seeds(config: &Config) -> Seeds {
     }
 }
 
-/// The policy with this node's own addresses, from the configuration or else from the kernel.
-fn effective_policy(config: &Config, hops: Option<&NextHops>) -> Result<Policy, Error> {
+/// The policy with this node's own addresses, from the configuration or else from the kernel; with those that stand for
+/// clients.
+fn effective_policy(config: &Config, own: Option<OwnSources>) -> Result<Policy, Error> {
     let mut policy = config.policy.clone();
     policy.node_addresses = match &config.node_addresses {
         Some(addresses) => addresses.clone(),
@@ -281,7 +287,7 @@ fn effective_policy(config: &Config, hops: Option<&NextHops>) -> Result<Policy, 
     };
     policy.local_addresses = plumbing::owned_addresses(&config.tun.name)?;
     policy.local_addresses.sort_unstable();
-    policy.nat.own = own_sources(config, hops);
+    policy.nat.own = own;
     Ok(policy)
 }
 
@@ -295,8 +301,21 @@ fn own_sources(config: &Config, hops: Option<&NextHops>) -> Option<OwnSources> {
     });
     Some(OwnSources {
         ports: config.af_xdp.masquerade_ports.clone(),
-        towards: towards.collect(),
+        towards: Arc::new(towards.collect()),
     })
+}
+
+/// The same, where it was known for `former`, and neither routes nor settings changed since.
+fn follow_own_sources(own: &mut OwnSources, former: &Config, config: &Config, hops: &NextHops) {
+    let (_, new) = differing(&former.policy.services, &config.policy.services);
+    for backend in new.iter().flat_map(|service| &service.backends) {
+        let address = backend.address.address;
+        if !own.towards.contains_key(&address)
+            && let Some(source) = hops.masquerade_source(address)
+        {
+            Arc::make_mut(&mut own.towards).insert(address, source);
+        }
+    }
 }
 
 fn notify(state: &[NotifyState<'_>]) {

@@ -8,6 +8,7 @@ use crate::config::Backend;
 use crate::config::edit::Refusal;
 use crate::control::Handler;
 use crate::control::protocol::explanation::Question;
+use crate::control::protocol::shadow::ShadowView;
 use crate::control::protocol::{
     ConnectionView, Data, Drops, FragmentsView, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView,
     StateCount, Status,
@@ -83,6 +84,7 @@ impl Control {
             unsent: self.unsent(),
             last_reload: self.last_reload(),
             draining: self.drains(),
+            shadow: self.shadow(),
             af_xdp: self.with_interfaces(af_xdp::view),
         }
     }
@@ -98,6 +100,12 @@ impl Control {
             held: packets,
             held_bytes: bytes,
         }
+    }
+
+    fn shadow(&self) -> Option<ShadowView> {
+        let ruleset = self.engine().ruleset();
+        let shadow = ruleset.shadow.as_ref()?;
+        Some(ShadowView::new(shadow, self.clock().now()))
     }
 
     fn flows_by_state(&self) -> Vec<StateCount> {

@@ -31,7 +31,7 @@ impl Processor<'_> {
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {
-            let stop = self.without_flow(headers);
+            let stop = self.without_flow(headers, now);
             let is_pinged =
                 matches!(stop, Stop::Pass(Pass::UntrackedProtocol)) && self.is_pinged(frame.bytes(), headers);
             return Err(if is_pinged { Stop::Echo } else { stop });

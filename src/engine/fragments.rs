@@ -70,14 +70,14 @@ impl Processor<'_> {
     ) -> Result<(), Stop> {
         let concerns_flows = may_be_ours(&self.ruleset, headers);
         match (begun(headers, fragment), fragment.is_first()) {
-            _ if !is_followed(headers) => Err(self.without_flow(headers)),
+            _ if !is_followed(headers) => Err(self.without_flow(headers, now)),
             (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {
                 self.forward_first(frame, headers, fragment, &segment, now)
             }
             // Nobody's: at most a rule has a say.
             (Some(segment), _) => self.forward_segment(frame, headers, &segment, now).map(|_way| ()),
             (None, _) if is_tiny(headers, fragment) && concerns_flows => Err(Stop::Drop(Drop::FragmentTiny)),
-            (None, true) => Err(self.without_flow(headers)),
+            (None, true) => Err(self.without_flow(headers, now)),
             (None, false) => self.forward_later(frame, headers, fragment, concerns_flows, now),
         }
     }
@@ -135,7 +135,7 @@ impl Processor<'_> {
     ) -> Result<(), Stop> {
         let key = fragments::Key::new(headers, fragment);
         if !concerns_flows && self.fragments.lock().course(&key).is_none() {
-            return Err(self.without_flow(headers));
+            return Err(self.without_flow(headers, now));
         }
         match self.arrive(&key, fragment, frame, now)? {
             Some(course) => self.go_after(frame, headers, course, now),

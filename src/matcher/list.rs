@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Match;
 use super::address::Address;
 use super::difference::Difference;
-use super::rules::{Action, Rule};
+use super::rules::{Action, Probability, Rule};
 use super::service_rules::ServiceRules;
 use super::tally::Tally;
 use super::user_rules::UserRules;
@@ -86,14 +86,9 @@ impl RuleList {
             Evaluation::Linear => self.users.walk(headers, tuple, rng),
         };
         if let Some(index) = user {
-            let (rule, service) = self.users.get(index);
+            let (rule, _) = self.users.get(index);
             rule.stats.count(lane, headers.length);
-            return match (&rule.rule.action, service) {
-                (Action::Drop, _) => Match::Drop,
-                (Action::Reject, _) => Match::Reject,
-                (Action::Pass, _) => Match::Pass,
-                (Action::Service(_), service) => service.map_or(Match::None, Match::Service),
-            };
+            return self.decision(index);
         }
         let rule = tuple.and_then(|tuple| match self.evaluation {
             Evaluation::Compiled => self.services.find(tuple),
@@ -103,6 +98,39 @@ impl RuleList {
             rule.stats.count(lane, headers.length);
             Match::Service(&rule.service)
         })
+    }
+
+    /// Every answer that the list could give, each with the place of the user rule that it comes from: first those of
+    /// rules that a random draw decides on, last the one that is left. Draws nothing and counts nothing.
+    #[must_use]
+    pub fn possible(&self, headers: &Headers, tuple: Option<&Tuple>) -> Vec<(Option<usize>, Match<'_>)> {
+        let found = self.users.search(headers, tuple);
+        let mut answers = Vec::with_capacity(1);
+        for index in found.perhaps.into_iter().chain(found.certain) {
+            let (rule, _) = self.users.get(index);
+            let Probability(share) = rule.rule.probability.unwrap_or(Probability::ONE);
+            if share > 0 {
+                answers.push((Some(index), self.decision(index)));
+            }
+            if share >= Probability::ONE.0 {
+                return answers;
+            }
+        }
+        let service = tuple.and_then(|tuple| self.services.find(tuple));
+        let rest = service.map_or(Match::None, |rule| Match::Service(&rule.service));
+        answers.push((None, rest));
+        answers
+    }
+
+    /// What a user rule says.
+    fn decision(&self, index: usize) -> Match<'_> {
+        let (rule, service) = self.users.get(index);
+        match (&rule.rule.action, service) {
+            (Action::Drop, _) => Match::Drop,
+            (Action::Reject, _) => Match::Reject,
+            (Action::Pass, _) => Match::Pass,
+            (Action::Service(_), service) => service.map_or(Match::None, Match::Service),
+        }
     }
 
     /// Whether a service has this very address and port.

@@ -70,22 +70,26 @@ pub enum Matcher {
 }
 
 impl Matcher {
-    /// The matcher of a policy's mode. Rules that were in `previous`, too, keep their counters, of `lanes` workers.
+    /// The matcher of a mode, with rule counters of `lanes` workers.
     #[must_use]
-    pub fn new(policy: &Policy, services: &[Arc<Service>], previous: Option<&Self>, lanes: usize) -> Self {
-        match policy.mode {
+    pub fn new(mode: Mode, policy: &Policy, services: &[Arc<Service>], lanes: usize) -> Self {
+        match mode {
             Mode::Ipvs => Self::VirtualServers(VirtualServers::new(services)),
-            Mode::Iptables => {
-                let former = match previous {
-                    Some(Self::Rules(rules)) => Some(rules),
-                    Some(Self::VirtualServers(_)) | None => None,
-                };
-                Self::Rules(RuleList::new(policy, services, former, lanes))
-            }
+            Mode::Iptables => Self::Rules(RuleList::new(policy, services, None, lanes)),
         }
     }
 
-    /// The same as [`Self::new`], at the cost of what is different. `services` are all that there are now.
+    /// Whose matcher it is.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        match self {
+            Self::Rules(_) => Mode::Iptables,
+            Self::VirtualServers(_) => Mode::Ipvs,
+        }
+    }
+
+    /// The same as [`Self::new`], at the cost of what is different. `services` are all that there are now. Rules that
+    /// were there before keep their counters.
     #[must_use]
     pub fn changed(
         &self,
@@ -94,16 +98,18 @@ impl Matcher {
         difference: &Difference<'_>,
         lanes: usize,
     ) -> Self {
-        let changed = match (self, policy.mode) {
-            _ if difference.is_most_of(services.len()) => None,
-            (Self::Rules(rules), Mode::Iptables) => {
-                let rules = rules.changed(policy, services, difference, lanes);
-                rules.map(Self::Rules)
+        let is_small = !difference.is_most_of(services.len());
+        match self {
+            Self::Rules(rules) => {
+                let changed = is_small.then(|| rules.changed(policy, services, difference, lanes));
+                let anew = || RuleList::new(policy, services, Some(rules), lanes);
+                Self::Rules(changed.flatten().unwrap_or_else(anew))
             }
-            (Self::VirtualServers(servers), Mode::Ipvs) => servers.changed(difference).map(Self::VirtualServers),
-            (Self::Rules(_), Mode::Ipvs) | (Self::VirtualServers(_), Mode::Iptables) => None,
-        };
-        changed.unwrap_or_else(|| Self::new(policy, services, Some(self), lanes))
+            Self::VirtualServers(servers) => {
+                let changed = is_small.then(|| servers.changed(difference));
+                Self::VirtualServers(changed.flatten().unwrap_or_else(|| VirtualServers::new(services)))
+            }
+        }
     }
 
     /// Looks a packet up. `lane` is the worker whose rule counters count it.

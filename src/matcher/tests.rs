@@ -193,7 +193,7 @@ fn backends(rng: &mut Rng, v4: bool) -> Vec<BackendSpec> {
 }
 
 /// Whether no two services have an address in common, as the validation of the configuration sees to.
-fn are_apart(services: &[ServiceSpec], nodes: &[IpAddr]) -> bool {
+fn are_apart(services: &[Arc<ServiceSpec>], nodes: &[IpAddr]) -> bool {
     let mut seen = std::collections::HashSet::new();
     let mut all = services.iter().flat_map(|service| {
         let endpoints = service.endpoints(nodes);
@@ -203,16 +203,17 @@ fn are_apart(services: &[ServiceSpec], nodes: &[IpAddr]) -> bool {
 }
 
 fn policy(rng: &mut Rng) -> Policy {
-    let mut services: Vec<ServiceSpec> = Vec::new();
+    let mut services: Vec<Arc<ServiceSpec>> = Vec::new();
     let sloppy = rng.u8(..8) == 0;
     for name in 0..rng.u8(..8) {
-        services.push(service(rng, name));
+        services.push(Arc::new(service(rng, name)));
         if !sloppy && !are_apart(&services, &[]) {
             services.pop();
         }
     }
     Policy {
         mode: Mode::Iptables,
+        shadow: false,
         evaluation: Evaluation::Compiled,
         scheduler: None,
         node_addresses: vec![address(rng, true), address(rng, false)],
@@ -230,6 +231,10 @@ fn policy(rng: &mut Rng) -> Policy {
     }
 }
 
+fn at(policy: &mut Policy, place: usize) -> &mut ServiceSpec {
+    Arc::make_mut(&mut policy.services[place])
+}
+
 /// One of the changes that operators make.
 fn edit(policy: &mut Policy, rng: &mut Rng) {
     let count = policy.services.len();
@@ -239,7 +244,7 @@ fn edit(policy: &mut Policy, rng: &mut Rng) {
         1 => policy.node_addresses = vec![address(rng, true)],
         2 | 3 => {
             let free = (0..20).find(|name| !policy.services.iter().any(|service| service.name == format!("s{name}")));
-            let new = service(rng, free.unwrap());
+            let new = Arc::new(service(rng, free.unwrap()));
             policy.services.insert(place, new);
         }
         4 if place < count => drop(policy.services.remove(place)),
@@ -247,10 +252,10 @@ fn edit(policy: &mut Policy, rng: &mut Rng) {
             let moved = policy.services.remove(place);
             policy.services.insert(rng.usize(..count), moved);
         }
-        6 if place < count => policy.services[place].external_addresses.push(address(rng, true)),
+        6 if place < count => at(policy, place).external_addresses.push(address(rng, true)),
         _ if place < count => {
             let v4 = policy.services[place].address.address.is_ipv4();
-            policy.services[place].backends = backends(rng, v4);
+            at(policy, place).backends = backends(rng, v4);
         }
         _ => {}
     }
@@ -412,10 +417,11 @@ fn a_rule_keeps_its_counts_while_its_address_is_the_same_services() {
     let mut rng = Rng::with_seed(1);
     let mut policy = Policy {
         rules: Vec::new(),
-        services: vec![service(&mut rng, 0), service(&mut rng, 1)],
+        services: vec![Arc::new(service(&mut rng, 0)), Arc::new(service(&mut rng, 1))],
         ..policy(&mut rng)
     };
-    for (spec, last) in policy.services.iter_mut().zip(1..) {
+    for (place, last) in [(0, 1), (1, 2)] {
+        let spec = at(&mut policy, place);
         spec.address = Endpoint::new([10, 0, 9, last].into(), 80);
         (spec.protocol, spec.node_port) = (Protocol::Tcp, None);
         spec.external_addresses.clear();
@@ -437,17 +443,18 @@ fn a_rule_keeps_its_counts_while_its_address_is_the_same_services() {
         [0, 1].map(|place: usize| entries[place].stats.totals().in_packets)
     };
     assert_eq!(counted(&pair), [1, 1]);
-    policy.services[0].backends = backends(&mut rng, true);
+    at(&mut policy, 0).backends = backends(&mut rng, true);
     pair.reload(&policy);
     assert_eq!(counted(&pair), [2, 2], "other backends");
     policy.services.swap(0, 1);
     pair.reload(&policy);
     assert_eq!(counted(&pair), [3, 3], "another order");
-    let (one, other) = policy.services.split_at_mut(1);
-    std::mem::swap(&mut one[0].address, &mut other[0].address);
+    let addresses = [0, 1].map(|place: usize| policy.services[place].address);
+    at(&mut policy, 0).address = addresses[1];
+    at(&mut policy, 1).address = addresses[0];
     pair.reload(&policy);
     assert_eq!(counted(&pair), [1, 1], "another service's address");
-    policy.services[0].name = "s9".to_owned();
+    at(&mut policy, 0).name = "s9".to_owned();
     pair.reload(&policy);
     assert_eq!(counted(&pair), [1, 2], "another name");
 }

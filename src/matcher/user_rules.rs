@@ -2,7 +2,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::classifier::{Answer, Classifier};
+use super::classifier::{Answer, Classifier, Found};
 use super::difference::Difference;
 use super::rules::{Action, Rule};
 use super::tally::{Tallies, Tally};
@@ -91,19 +91,24 @@ impl UserRules {
 
     /// The first rule that a packet meets.
     pub(super) fn find(&self, headers: &Headers, tuple: Option<&Tuple>, rng: &mut Rng) -> Option<usize> {
+        let found = self.search(headers, tuple);
+        let strikes = |index: &usize| {
+            let share = self.listed.rules[*index].rule.probability;
+            share.is_none_or(|share| share.strikes(rng))
+        };
+        found.perhaps.into_iter().find(strikes).or(found.certain)
+    }
+
+    /// The first rule that a packet meets for certain, and those before it that it may meet.
+    pub(super) fn search(&self, headers: &Headers, tuple: Option<&Tuple>) -> Found {
         let Listed { rules, classifier } = &*self.listed;
-        let found = classifier.search(headers, tuple, |index| {
+        classifier.search(headers, tuple, |index| {
             match (self.meets(index, headers, tuple), rules[index].rule.probability) {
                 (false, _) => Answer::No,
                 (true, None) => Answer::Yes,
                 (true, Some(_)) => Answer::Perhaps,
             }
-        });
-        let strikes = |index: &usize| {
-            let share = rules[*index].rule.probability;
-            share.is_none_or(|share| share.strikes(rng))
-        };
-        found.perhaps.into_iter().find(strikes).or(found.certain)
+        })
     }
 
     /// The same, found one by one.

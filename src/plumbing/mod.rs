@@ -52,8 +52,10 @@ mod message;
 mod netlink;
 mod object;
 mod plan;
+mod replies;
 mod sysctl;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use address::{Monitor, local_addresses, owned_addresses};
@@ -70,6 +72,8 @@ pub(crate) use object::{DIVERT_TABLE, SERVICES_TABLE};
 
 use journal::Journal;
 use object::{Families, Family, Object, Step};
+
+use crate::flow::{Endpoint, Protocol};
 
 /// Everything lbd has put into the kernel, and how to undo it. Dropping it undoes it too, but hides errors.
 #[derive(Debug)]
@@ -130,6 +134,44 @@ impl Plumbing {
         self.apply(&steps)?;
         self.installed = wanted;
         self.plan = plan;
+        Ok(())
+    }
+
+    /// Leads what these backends answer to lbd, too; all or nothing. It costs what they cost, not what all backends cost,
+    /// unless so many are covered one by one by then that wider rules are needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then all is as before.
+    pub fn add_replies(&mut self, replies: &BTreeSet<(Protocol, Endpoint)>) -> Result<(), Error> {
+        match replies::additions(&self.installed, &self.plan, replies) {
+            Some(rules) => {
+                let steps: Vec<Step> = rules.iter().cloned().map(Object::Rule).map(Step::Install).collect();
+                self.apply(&steps)?;
+                replies::insert(&mut self.installed, rules);
+                self.plan.replies.extend(replies);
+                Ok(())
+            }
+            None => {
+                let mut plan = self.plan.clone();
+                plan.replies.extend(replies);
+                self.update(plan)
+            }
+        }
+    }
+
+    /// Leads what these backends answer to lbd no more, at the cost of these. Rules that cover others beside them stay as
+    /// wide as they are until the next [`Self::update`].
+    ///
+    /// # Errors
+    /// When the kernel refuses; then all is as before.
+    pub fn remove_replies(&mut self, replies: &BTreeSet<(Protocol, Endpoint)>) -> Result<(), Error> {
+        let alone = replies::alone(&self.installed, replies);
+        let steps: Vec<Step> = alone.iter().cloned().map(Step::Undo).collect();
+        self.apply(&steps)?;
+        self.installed.retain(|object| !alone.contains(object));
+        for reply in replies {
+            self.plan.replies.remove(reply);
+        }
         Ok(())
     }
 

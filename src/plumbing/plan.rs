@@ -95,13 +95,8 @@ impl Plan {
         self.served.extend(interfaces);
         if let Some(own) = own {
             let ports = (*own.ports.start(), *own.ports.end());
-            let covers = own.towards.values().flat_map(|&address| {
-                MASQUERADED.map(|protocol| Cover {
-                    protocol,
-                    net: address.into(),
-                    ports,
-                })
-            });
+            let addresses: BTreeSet<IpAddr> = own.towards.values().copied().collect();
+            let covers = addresses.into_iter().flat_map(|address| masqueraded(address, ports));
             self.masqueraded.extend(covers);
         }
     }
@@ -168,11 +163,40 @@ impl Plan {
                 self.routes.insert(address.into());
             }
         }
-        let backends = service.backends.iter().map(|backend| backend.address);
-        let seen = backends.filter(|backend| !always_masqueraded(policy, backend.address));
-        self.replies.extend(seen.map(|backend| (service.protocol, backend)));
+        self.replies.extend(Self::replies_of(service, policy));
         Ok(())
     }
+}
+
+impl Plan {
+    /// What a service adds to [`Self::replies`].
+    pub(crate) fn replies_of<'a>(
+        service: &'a ServiceSpec,
+        policy: &'a Policy,
+    ) -> impl Iterator<Item = (Protocol, Endpoint)> + 'a {
+        let backends = service.backends.iter().map(|backend| backend.address);
+        let seen = backends.filter(|backend| !always_masqueraded(policy, backend.address));
+        seen.map(|backend| (service.protocol, backend))
+    }
+
+    /// Whether flows may be masqueraded with all these addresses.
+    pub(crate) fn leads(&self, own: &OwnSources) -> bool {
+        let mut addresses: Vec<IpAddr> = own.towards.values().copied().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let ports = (*own.ports.start(), *own.ports.end());
+        let mut covers = addresses.into_iter().flat_map(|address| masqueraded(address, ports));
+        covers.all(|cover| self.masqueraded.contains(&cover))
+    }
+}
+
+/// A host's own address that stands for clients.
+fn masqueraded(address: IpAddr, ports: (u16, u16)) -> [Cover; MASQUERADED.len()] {
+    MASQUERADED.map(|protocol| Cover {
+        protocol,
+        net: address.into(),
+        ports,
+    })
 }
 
 impl Plan {
@@ -222,6 +246,8 @@ fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::conntrack::timeout::Timeouts;
     use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownTcp};
@@ -252,6 +278,7 @@ mod tests {
     fn policy(services: Vec<ServiceSpec>) -> Policy {
         Policy {
             mode: Mode::Ipvs,
+            shadow: false,
             evaluation: crate::policy::Evaluation::Compiled,
             scheduler: None,
             node_addresses: vec!["192.168.0.2".parse().unwrap()],
@@ -265,7 +292,7 @@ mod tests {
             },
             icmp: Icmp::default(),
             rules: Vec::new(),
-            services,
+            services: services.into_iter().map(Arc::new).collect(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::service::Service;
 /// See the module.
 pub(super) struct Former<'a> {
     services: &'a [Arc<Service>],
-    specs: &'a [ServiceSpec],
+    specs: &'a [Arc<ServiceSpec>],
     /// The number of services now.
     now: usize,
     /// How many at the head of the list have the name and the addresses that they had.
@@ -39,7 +39,7 @@ impl<'a> Former<'a> {
             };
         };
         let same_nodes = old.node_addresses == policy.node_addresses;
-        let stayed = |(old, new): &(&ServiceSpec, &ServiceSpec)| same_nodes && has_same_addresses(old, new);
+        let stayed = |(old, new): &(&Arc<ServiceSpec>, &Arc<ServiceSpec>)| same_nodes && has_same_addresses(old, new);
         let pairs = old.services.iter().zip(&policy.services);
         let head = pairs.take_while(stayed).count();
         let pairs = old.services[head..]
@@ -73,7 +73,7 @@ impl<'a> Former<'a> {
     }
 
     pub(super) fn is_unchanged(&self, spec: &ServiceSpec, old: &ServiceSpec) -> bool {
-        self.same_surroundings && old == spec
+        self.same_surroundings && (std::ptr::eq(old, spec) || old == spec)
     }
 
     /// From the first to the last place of the new list that had another service, or other addresses.

@@ -23,7 +23,7 @@ pub(super) fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> 
     })
 }
 
-/// Short HTTP requests, one connection each, as fast as two clients go, until stopped.
+/// Short HTTP requests, one connection each, as fast as some clients go, until stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<(usize, Vec<String>)>>,
@@ -32,13 +32,24 @@ pub(crate) struct Load {
 impl Load {
     /// Starts the clients.
     pub(crate) fn start(namespace: &str, address: &str) -> Self {
-        let server = address.parse::<SocketAddr>().expect("an address with a port");
+        let address = address.to_owned();
+        Self::scattered(namespace, 2, move |_| address.clone())
+    }
+
+    /// Starts clients that each ask the address that `choose` says for each request.
+    pub(crate) fn scattered(
+        namespace: &str,
+        clients: u64,
+        choose: impl Fn(&mut fastrand::Rng) -> String + Clone + Send + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let client = |_| {
-            let stop = Arc::clone(&stop);
+        let client = |seed| {
+            let (stop, choose) = (Arc::clone(&stop), choose.clone());
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let server = move || choose(&mut rng).parse().expect("an address with a port");
             inside(namespace, move || ask_until(&stop, server))
         };
-        let clients = (0..2).map(client).collect();
+        let clients = (0..clients).map(client).collect();
         Self { stop, clients }
     }
 
@@ -56,14 +67,14 @@ impl Load {
     }
 }
 
-/// At most 800 a second: the ephemeral ports must last for half a minute.
-fn ask_until(stop: &AtomicBool, server: SocketAddr) -> (usize, Vec<String>) {
+/// At most 400 a second each: the ephemeral ports must last for half a minute.
+fn ask_until(stop: &AtomicBool, mut server: impl FnMut() -> SocketAddr) -> (usize, Vec<String>) {
     let (mut answered, mut failures) = (0, Vec::new());
     while !stop.load(Ordering::Relaxed) {
-        let start = Instant::now();
+        let (start, server) = (Instant::now(), server());
         match ask(server) {
             Ok(()) => answered += 1,
-            Err(error) => failures.push(format!("after {:?}: {error}", start.elapsed())),
+            Err(error) => failures.push(format!("{server} after {:?}: {error}", start.elapsed())),
         }
         thread::sleep(Duration::from_micros(2500));
     }

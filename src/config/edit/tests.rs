@@ -137,3 +137,94 @@ fn timeouts_that_are_not_given_stay() {
     ];
     assert_eq!(seconds.map(|timeout| timeout.as_secs()), [7200, 120, 60]);
 }
+
+/// What the edits give where all of the configuration is written and read back.
+fn by_all(config: &Config, edits: &[Edit]) -> Result<Config, Refusal> {
+    let mut edited = config.clone();
+    for edit in edits {
+        step(&mut edited.policy, &[], edit)?;
+    }
+    whole(&edited)
+}
+
+/// Any edit of a few services that get into each other's way.
+fn any_edit(rng: &mut fastrand::Rng) -> Edit {
+    let number = |rng: &mut fastrand::Rng| rng.u8(1..6);
+    let endpoint = |rng: &mut fastrand::Rng| -> Endpoint {
+        let text = [
+            "10.96.0.N:80",
+            "10.2.0.N:80",
+            "[fd00::N]:80",
+            "10.96.0.N:0",
+            "203.0.113.N:80",
+        ];
+        let text = text[rng.usize(..text.len() * 2) % text.len()];
+        text.replace('N', &rng.u8(1..6).to_string()).parse().unwrap()
+    };
+    let service = Which::Named(format!("s{}", number(rng)));
+    let fields = ServiceFields {
+        name: Some(format!("s{}", number(rng))),
+        protocol: (rng.u8(..3) == 0).then_some(Protocol::Udp),
+        address: rng.bool().then(|| endpoint(rng)),
+        external_addresses: (rng.u8(..4) == 0).then(|| vec![endpoint(rng).address]),
+        node_port: (rng.u8(..4) == 0).then(|| 30_000 + u16::from(number(rng))),
+        scheduler: (rng.u8(..4) == 0).then_some(Kind::Wrr),
+        ..ServiceFields::default()
+    };
+    match rng.u8(..8) {
+        0 => Edit::AddService {
+            fields: ServiceFields {
+                protocol: Some(Protocol::Tcp),
+                address: Some(endpoint(rng)),
+                ..fields
+            },
+        },
+        1 => Edit::EditService { service, fields },
+        2 if rng.u8(..4) == 0 => Edit::DeleteService { service },
+        3 => Edit::DeleteBackend {
+            service,
+            address: endpoint(rng),
+        },
+        4 => Edit::Timeouts {
+            tcp: Some(rng.u64(0..100)),
+            tcp_fin: None,
+            udp: None,
+        },
+        _ => Edit::AddBackend {
+            service,
+            address: endpoint(rng),
+            fields: BackendFields {
+                weight: rng.bool().then(|| rng.u32(..70_000)),
+                ..BackendFields::default()
+            },
+            first: rng.bool(),
+        },
+    }
+}
+
+#[test]
+fn what_edits_make_or_how_they_are_refused_is_as_if_all_services_were_looked_at() {
+    let rules = "[[rules]]\ndestination = \"10.9.0.0/16\"\nprotocol = \"tcp\"\naction = \"service:s1\"\n";
+    let service = |n: u8| {
+        let address = format!("10.96.0.{n}:80");
+        format!("[[services]]\nname = \"s{n}\"\nprotocol = \"tcp\"\naddress = \"{address}\"\n")
+    };
+    let file = format!("mode = \"iptables\"\n{rules}{}{}{}", service(1), service(2), service(3));
+    let start = parse("test", &file).unwrap().config;
+    let (mut made, mut refused) = (0, 0);
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut config = start.clone();
+        for _ in 0..20 {
+            let count = rng.usize(1..3);
+            let edits: Vec<Edit> = (0..count).map(|_| any_edit(&mut rng)).collect();
+            let outcome = apply(&config, &[], &edits);
+            assert_eq!(outcome, by_all(&config, &edits), "{edits:#?}\n{}", to_toml(&config));
+            match outcome {
+                Ok(edited) => (made, config) = (made + 1, edited),
+                Err(refusal) => refused += usize::from(refusal.mistake == Mistake::Invalid),
+            }
+        }
+    }
+    assert!(made > 500 && refused > 500, "{made} made, {refused} refused");
+}

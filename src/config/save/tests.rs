@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -93,6 +94,7 @@ fn apart(policy: &mut Policy) {
         .map(|service| policy.scheduler_of(service))
         .collect();
     for ((n, service), kind) in (1..).zip(&mut policy.services).zip(kinds) {
+        let service = Arc::make_mut(service);
         let v4 = service.address.address.is_ipv4();
         service.name += &n.to_string();
         service.address.address = host(v4, 96, n);
@@ -160,6 +162,7 @@ prop_compose! {
         node_addresses in vec(any::<bool>(), 0..2),
         masquerade in select(vec![Masquerade::Auto, Masquerade::Always, Masquerade::Never]),
         own_pool in any::<bool>(),
+        shadow in any::<bool>(),
         max_flows in 1..=1_usize << 30,
         on_backend_removed in on_backend_removed(),
         unknown_tcp in select(vec![UnknownTcp::Drop, UnknownTcp::Pass, UnknownTcp::Reset]),
@@ -178,7 +181,7 @@ prop_compose! {
         let icmp = Icmp { echo, rate_limit };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };
-        let mut policy = Policy { mode, evaluation, scheduler, node_addresses, local_addresses: Vec::new(), nat, conntrack, icmp, rules, services };
+        let mut policy = Policy { mode, evaluation, scheduler, shadow, node_addresses, local_addresses: Vec::new(), nat, conntrack, icmp, rules, services: services.into_iter().map(Arc::new).collect() };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
             policy.rules.push(Rule {

@@ -117,7 +117,9 @@ fn action(text: &Spanned<Text<'_>>, names: &Names<'_>, report: &mut Report) -> O
             return Some(Action::Service(name.to_owned()));
         }
         (_, Some(name)) => {
-            let hint = did_you_mean(name, names.keys().copied());
+            let mut known: Vec<&str> = names.keys().copied().collect();
+            known.sort_unstable();
+            let hint = did_you_mean(name, known);
             format!("there is no service {name:?}:{hint} give the name of one of [[services]]")
         }
         (word, None) => {

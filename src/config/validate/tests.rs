@@ -63,7 +63,7 @@ fn every_error_is_reported_letter_for_letter_at_its_place() {
 
 #[test]
 fn an_empty_file_means_every_default() {
-    let Loaded { config, warnings } = accepted("");
+    let Loaded { config, warnings, .. } = accepted("");
     assert_eq!(warnings, []);
     assert_eq!(config.policy.mode, Mode::Ipvs);
     assert_eq!(config.policy.scheduler, None);
@@ -194,7 +194,7 @@ fn a_flag_of_another_scheduler_is_warned_of_and_has_no_effect_but_is_saved() {
         ("sh", "mh-fallback", "mh", "whose flags are: sh-port, sh-fallback"),
     ] {
         let text = format!("{{web}}scheduler = \"{scheduler}\"\nscheduler_flags = [\"{flag}\"]");
-        let Loaded { config, warnings } = accepted(&text);
+        let Loaded { config, warnings, .. } = accepted(&text);
         assert_eq!(
             warnings[0].to_string(),
             format!(

@@ -5,6 +5,7 @@ pub mod drops;
 pub mod explain;
 pub mod list;
 pub mod rules;
+mod shadow;
 pub mod status;
 mod timeouts;
 
@@ -14,6 +15,7 @@ pub use drops::drops;
 pub use explain::explain;
 pub use list::{Columns, list};
 pub use rules::rules;
+pub use shadow::disagreement;
 pub use status::status;
 pub use timeouts::timeouts;
 

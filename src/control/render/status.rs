@@ -1,6 +1,7 @@
 //! How lbd is doing, one fact a line.
 use std::time::Duration;
 
+use crate::control::protocol::shadow::ShadowView;
 use crate::control::protocol::{AfXdpView, FragmentsView, InterfaceView, QueueView, Status};
 
 /// The facts, for people.
@@ -32,11 +33,16 @@ pub fn status(status: &Status) -> String {
         text.push_str(&format!("{key:<12} {value}\n"));
         match key {
             "flows" => text.push_str(&flows_by_state(status)),
+            "mode" => text.push_str(&status.shadow.as_ref().map_or_else(String::new, shadow)),
             "backend" => text.push_str(&status.af_xdp.as_ref().map_or_else(String::new, af_xdp)),
             _ => {}
         }
     }
     text
+}
+
+fn shadow(view: &ShadowView) -> String {
+    format!("{:<12} {}", "shadow", super::shadow::shadow(view))
 }
 
 /// An interface a line, a queue a line below it, and how much went through the kernel.
@@ -217,6 +223,7 @@ mod tests {
                 result: "a:1:1: x\na:2:1: y\n".to_owned(),
             }),
             draining: Vec::new(),
+            shadow: None,
             af_xdp: None,
         };
         let expected = "\

@@ -1,6 +1,7 @@
 //! The chains of services and of their backends.
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -24,7 +25,7 @@ pub(super) struct Written<'p> {
 impl<'p> Written<'p> {
     /// Names every chain; what is not shown goes into the remarks.
     pub(super) fn of(policy: &'p Policy, remarks: &mut Vec<String>) -> Self {
-        let one = |service| One::of(service, policy, remarks);
+        let one = |service: &'p Arc<ServiceSpec>| One::of(service, policy, remarks);
         let all: Vec<One<'p>> = policy.services.iter().map(one).collect();
         let full = all.iter().filter(|one| !one.backends.is_empty());
         let chains = full.map(|one| (one.service.name.as_str(), one.chain(SERVICE)));

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -141,7 +143,7 @@ prop_compose! {
         let mut config = parse("", "mode = \"iptables\"\nscheduler = \"random\"\n").unwrap().config;
         let nodes: Vec<IpAddr> = (1..).zip(nodes).map(|(n, v4)| host(v4, 98, n)).collect();
         config.node_addresses = (!nodes.is_empty()).then_some(nodes);
-        config.policy.services = services;
+        config.policy.services = services.into_iter().map(Arc::new).collect();
         config.policy.rules = rules;
         config.policy.nat.masquerade = masquerade;
         config

@@ -1,4 +1,6 @@
 //! What was made as a configuration that lbd takes; what a file could not say is taken out again and told.
+use std::sync::Arc;
+
 use super::ledger::Ledger;
 use super::own_rules::OwnRule;
 use super::services::{Made, MadeRule, Making};
@@ -45,7 +47,7 @@ fn config(empty: &Config, making: &Making, masquerade: Masquerade) -> Config {
     config.policy.scheduler = Some(Kind::Random);
     config.policy.nat.masquerade = masquerade;
     config.policy.rules = making.rules.iter().map(|made| made.rule.clone()).collect();
-    config.policy.services = making.services.iter().map(|made| made.spec.clone()).collect();
+    config.policy.services = making.services.iter().map(|made| Arc::new(made.spec.clone())).collect();
     config.node_addresses = (!making.nodes.is_empty()).then(|| making.nodes.iter().map(|&(node, _)| node).collect());
     config
 }

@@ -10,7 +10,7 @@ use super::channels::{self, Channels, channels};
 use super::error::OpenError as SocketError;
 use super::filter::counters::Counters;
 use super::filter::error::FilterError;
-use super::filter::interest::Interest;
+use super::filter::interest::{Interest, Replies};
 use super::filter::program::{Attach, Attached, Filter, Interface, Mode};
 use super::forwarding::Forwarding;
 use super::groups::Groups;
@@ -350,6 +350,14 @@ impl Interfaces {
             announced.set(wanted.addresses);
         }
         Ok(())
+    }
+
+    /// The same for backends alone, at the cost of those that come and go.
+    ///
+    /// # Errors
+    /// As for [`Self::lead`].
+    pub fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Result<(), FilterError> {
+        self.filter.change_replies(come, gone)
     }
 
     /// What the interfaces are called now, but for those that were removed.

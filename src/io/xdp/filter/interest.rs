@@ -23,6 +23,9 @@ pub struct Interest {
 /// Addresses of which all fragments are taken, by protocol.
 type Hosts = BTreeSet<(Protocol, IpAddr)>;
 
+/// Backends.
+pub type Replies = BTreeSet<(Protocol, Endpoint)>;
+
 /// First and last port by destination. The filter finds the longest prefix only, so the ports at each prefix are widened
 /// to those of the prefixes around it.
 type Covers = BTreeMap<(Protocol, IpNet), (u16, u16)>;
@@ -93,6 +96,32 @@ impl Interest {
         let gone = old.covers.iter().filter(|(key, _)| !self.covers.contains_key(key));
         changes.remove.extend(gone.map(cover_entry));
         changes
+    }
+
+    /// Adds and removes backends. Those of `come` are new ones, and those of `gone` are there.
+    pub(super) fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Changes {
+        self.replies.extend(come);
+        for reply in gone {
+            self.replies.remove(reply);
+        }
+        let put = |entry| Put { entry, replaces: None };
+        let entry = |&(protocol, endpoint): &(Protocol, Endpoint)| Entry::Reply(protocol, endpoint);
+        let source = |(protocol, address)| Entry::FragmentSource(protocol, address);
+        let mut new_hosts = hosts(come);
+        new_hosts.retain(|&host| self.fragment_sources.insert(host));
+        let mut old_hosts = hosts(gone);
+        old_hosts.retain(|&host| !self.has_reply_of(host) && self.fragment_sources.remove(&host));
+        Changes {
+            put: (come.iter().map(entry).chain(new_hosts.into_iter().map(source)))
+                .map(put)
+                .collect(),
+            remove: (gone.iter().map(entry).chain(old_hosts.into_iter().map(source))).collect(),
+        }
+    }
+
+    fn has_reply_of(&self, (protocol, address): (Protocol, IpAddr)) -> bool {
+        let [first, last] = [0, u16::MAX].map(|port| (protocol, Endpoint::new(address, port)));
+        self.replies.range(first..=last).next().is_some()
     }
 
     fn cover_puts(&self, old: &Self) -> impl Iterator<Item = Put> {
@@ -269,7 +298,7 @@ mod tests {
         let (backend, own) = ("10.2.0.11".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let own = OwnSources {
             ports: 32_768..=60_999,
-            towards: [(backend, own)].into(),
+            towards: std::sync::Arc::new([(backend, own)].into()),
         };
         let mut plan = Plan::default();
         plan.serve(BTreeSet::new(), Some(&own));

@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::counters::Counters;
 pub use super::error::FilterError;
-use super::interest::{Changes, Interest, Put};
+use super::interest::{Changes, Interest, Put, Replies};
 use super::kernel_path::{KernelPath, REMEMBERED, nanoseconds};
 use super::tables::{self, Entry, Place, Table};
 use crate::io::bpf::{self, Map};
@@ -234,21 +234,42 @@ impl Filter {
     /// When a map is full or the kernel refuses; what was added is taken out again then. An old entry that cannot be
     /// removed is only logged: its packets make a detour by lbd.
     pub fn set_interest(&mut self, wanted: Interest) -> Result<(), FilterError> {
+        let changes = wanted.changes_from(&self.interest);
+        let tables = wanted.tables();
+        self.change(changes, tables)?;
+        self.interest = wanted;
+        Ok(())
+    }
+
+    /// The same for backends alone, at the cost of those that come and go.
+    ///
+    /// # Errors
+    /// As for [`Self::set_interest`].
+    pub fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Result<(), FilterError> {
+        let changes = self.interest.change_replies(come, gone);
+        let tables = self.interest.tables();
+        let changed = self.change(changes, tables);
+        if changed.is_err() {
+            self.interest.change_replies(gone, come);
+        }
+        changed
+    }
+
+    fn change(&self, changes: Changes, tables: u32) -> Result<(), FilterError> {
         let Changes {
             put: added,
             remove: gone,
-        } = wanted.changes_from(&self.interest);
+        } = changes;
         for (done, Put { entry, .. }) in added.iter().enumerate() {
             if let Err(error) = self.maps.put(entry) {
                 self.maps.undo(&added[..done]);
                 return Err(error);
             }
         }
-        if let Err(error) = self.maps.set_settings(wanted.tables()) {
+        if let Err(error) = self.maps.set_settings(tables) {
             self.maps.undo(&added);
             return Err(error);
         }
-        self.interest = wanted;
         for error in gone.iter().filter_map(|entry| self.maps.remove(entry).err()) {
             tracing::warn!("the XDP program takes more than it should: {error}");
         }

@@ -85,6 +85,7 @@ pub enum Way {
 pub struct NextHops {
     tables: RwLock<Tables>,
     generation: AtomicU64,
+    source_generation: AtomicU64,
     requests: Requests,
 }
 
@@ -93,6 +94,7 @@ impl NextHops {
         Self {
             tables: RwLock::new(tables),
             generation: AtomicU64::new(1),
+            source_generation: AtomicU64::new(1),
             requests,
         }
     }
@@ -147,6 +149,13 @@ impl NextHops {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Grows when answers of [`Self::source_for`] and [`Self::masquerade_source`] may have changed, and those about links;
+    /// neighbours come and go without.
+    #[must_use]
+    pub fn source_generation(&self) -> u64 {
+        self.source_generation.load(Ordering::Acquire)
+    }
+
     /// Why all packets of `family` go through the kernel, if they do.
     #[must_use]
     pub fn detour(&self, family: Family) -> Option<String> {
@@ -178,6 +187,9 @@ impl NextHops {
     fn change(&self, change: impl FnOnce(&mut Tables) -> Change) -> Change {
         let mut tables = self.tables.write();
         let changed = change(&mut tables);
+        if changed.sources {
+            self.source_generation.fetch_add(1, Ordering::Release);
+        }
         if changed.answers {
             self.generation.fetch_add(1, Ordering::Release);
         }

@@ -15,6 +15,8 @@ use super::{Family, Hop, Way};
 pub(super) struct Change {
     /// Answers that were kept are void.
     pub(super) answers: bool,
+    /// The host may send from another address, or by another interface.
+    pub(super) sources: bool,
     /// Routes are to be dumped anew.
     pub(super) routes: bool,
 }
@@ -22,13 +24,23 @@ pub(super) struct Change {
 impl Change {
     pub(super) const NOTHING: Self = Self::new(false, false);
     pub(super) const ANSWERS: Self = Self::new(true, false);
+    /// The same, but only neighbours have.
+    pub(super) const NEIGHBOURS: Self = Self {
+        answers: true,
+        sources: false,
+        routes: false,
+    };
     /// Routes have changed, which the tables do not show yet.
     pub(super) const UNTOLD: Self = Self::new(false, true);
     /// Routes may have changed with the tables, without the kernel saying so (`fib_sync_down_dev`, `fib_table_flush`).
     pub(super) const ALL: Self = Self::new(true, true);
 
     const fn new(answers: bool, routes: bool) -> Self {
-        Self { answers, routes }
+        Self {
+            answers,
+            sources: answers,
+            routes,
+        }
     }
 }
 
@@ -36,7 +48,11 @@ impl BitOr for Change {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self::new(self.answers || other.answers, self.routes || other.routes)
+        Self {
+            answers: self.answers || other.answers,
+            sources: self.sources || other.sources,
+            routes: self.routes || other.routes,
+        }
     }
 }
 
@@ -234,7 +250,7 @@ impl Tables {
 
     fn if_ours(&self, key: Key, moved: bool) -> Change {
         if moved && self.links.is_ours(key.0) {
-            Change::ANSWERS
+            Change::NEIGHBOURS
         } else {
             Change::NOTHING
         }
