@@ -29,6 +29,9 @@ const HEAD: usize = 18;
 const TAIL: usize = 1_300;
 /// Steps of one run, so that a run stays short.
 const MOST_STEPS: usize = 100;
+/// Milliseconds that may go by: about as long as the flows' timeouts, and, as a leap is cheap for the timer wheel where it goes
+/// over all of it, two days.
+const STEPS: [u64; 8] = [1, 60, 900, 2_100, 4_500, 11_000, 62_000, 2 * 86_400_000];
 /// The last packets, to be quoted, answered and damaged.
 const REMEMBERED: usize = 8;
 
@@ -48,7 +51,7 @@ fn play(input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
         }
         match input.int_in_range(0..=15_u8)? {
             0 => world.apply(&policies[input.choose_index(policies.len())?]),
-            1 => world.advance(Duration::from_millis(u64::from(u16::arbitrary(input)?) << 4)),
+            1 => world.advance(Duration::from_millis(*input.choose(&STEPS)?)),
             2 => world.mtu = input.arbitrary::<Option<u16>>()?.map(usize::from),
             3 => {
                 let bytes = Vec::arbitrary(input)?;
