@@ -51,17 +51,27 @@ fn tshark(packets: &[Vec<u8>]) -> Option<Vec<Seen>> {
     let timed: Vec<captures::Timed> = (1..).zip(packets.iter().cloned()).collect();
     std::fs::write(&file, captures::raw_pcap(&timed)).unwrap();
     let mut command = Command::new("tshark");
-    command.arg("-r").arg(&file).args(["-n", "-T", "fields", "-E", "separator=|"]);
+    command
+        .arg("-r")
+        .arg(&file)
+        .args(["-n", "-T", "fields", "-E", "separator=|"]);
     for option in [
         "ip.check_checksum:TRUE",
         "tcp.check_checksum:TRUE",
         "udp.check_checksum:TRUE",
-        "sctp.checksum:TRUE",
+        "sctp.checksum:CRC 32C",
         "ip.defragment:FALSE",
     ] {
         command.args(["-o", option]);
     }
-    for field in ["frame.protocols", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst", "_ws.malformed"] {
+    for field in [
+        "frame.protocols",
+        "ip.src",
+        "ip.dst",
+        "ipv6.src",
+        "ipv6.dst",
+        "_ws.malformed",
+    ] {
         command.args(["-e", field]);
     }
     STATUS.iter().for_each(|field| drop(command.args(["-e", field])));
@@ -91,7 +101,12 @@ fn seen(line: &str) -> Seen {
     Seen {
         layers: (*layers).to_owned(),
         addresses: (outer(from4, from6), outer(to4, to6)),
-        statuses: statuses.iter().flat_map(|all| all.split(',')).filter(|status| !status.is_empty()).map(str::to_owned).collect(),
+        statuses: statuses
+            .iter()
+            .flat_map(|all| all.split(','))
+            .filter(|status| !status.is_empty())
+            .map(str::to_owned)
+            .collect(),
         complaints: (*complaints).to_owned(),
     }
 }
@@ -135,7 +150,10 @@ fn checksums(case: Case) -> usize {
 
 fn sent(world: &mut World, what: &str, case: Case, packet: &[u8], to: (IpAddr, IpAddr), checksums: usize) -> Sent {
     let outcome = world.send(packet);
-    assert!(matches!(outcome.verdict, Verdict::Forward | Verdict::Reject(_)), "{what}");
+    assert!(
+        matches!(outcome.verdict, Verdict::Forward | Verdict::Reject(_)),
+        "{what}"
+    );
     Sent {
         what: format!("{what}, {case:?}"),
         packet: outcome.packet,
@@ -195,7 +213,9 @@ fn extended(mut packet: Vec<u8>) -> Vec<u8> {
     let length = u16::try_from(packet.len()).unwrap();
     packet[2..4].copy_from_slice(&length.to_be_bytes());
     packet[10..12].fill(0);
-    let words = packet[..28].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let words = packet[..28]
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
     let sum: u32 = words.sum();
     let check = !(((sum & 0xffff) + (sum >> 16)) as u16);
     packet[10..12].copy_from_slice(&check.to_be_bytes());
@@ -207,8 +227,12 @@ fn an_icmp_error_about_a_flow_has_right_checksums_outside_and_in_what_it_quotes(
     let mut all = Vec::new();
     each_flow(|case, world, flow| {
         let router: IpAddr = if case.v6 { "2001:db8::1" } else { "192.0.2.1" }.parse().unwrap();
-        let reached = world.send(&packet(case.protocol, flow.client, flow.service, ACK)).packet;
-        let answered = world.send(&packet(case.protocol, flow.backend, flow.source, ACK)).packet;
+        let reached = world
+            .send(&packet(case.protocol, flow.client, flow.service, ACK))
+            .packet;
+        let answered = world
+            .send(&packet(case.protocol, flow.backend, flow.source, ACK))
+            .packet;
         let hidden = flow.source.ip() != flow.client.ip();
         for error in [IcmpError::PortUnreachable, IcmpError::TooBig { mtu: 1_280 }] {
             let about = packets::icmp_error(router, error, &reached);
@@ -218,7 +242,14 @@ fn an_icmp_error_about_a_flow_has_right_checksums_outside_and_in_what_it_quotes(
             all.push(sent(world, "to the client", case, &about, to, count));
             let about = packets::icmp_error(router, error, &answered);
             let from = if hidden { flow.source.ip() } else { router };
-            all.push(sent(world, "to the backend", case, &about, (from, flow.backend.ip()), count));
+            all.push(sent(
+                world,
+                "to the backend",
+                case,
+                &about,
+                (from, flow.backend.ip()),
+                count,
+            ));
         }
     });
     assert_good(&all);
@@ -236,7 +267,14 @@ fn lbds_own_answers_have_right_checksums() {
             // An ICMP error, which quotes the packet.
             Protocol::Udp | Protocol::Sctp => 2 * checksums(case),
         };
-        all.push(sent(&mut world, "refused", case, &first, (service.ip(), client.ip()), count));
+        all.push(sent(
+            &mut world,
+            "refused",
+            case,
+            &first,
+            (service.ip(), client.ip()),
+            count,
+        ));
     }
     assert_good(&all);
 }

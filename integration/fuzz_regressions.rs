@@ -27,7 +27,9 @@ const TARGETS: [Target; 5] = [
 ];
 
 fn directory(kind: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("integration/fuzz").join(kind)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("integration/fuzz")
+        .join(kind)
 }
 
 #[test]
@@ -35,7 +37,10 @@ fn what_a_fuzzer_has_once_found_is_found_no_more() {
     for entry in fs::read_dir(directory("regressions")).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        let (_, run) = TARGETS.iter().find(|(target, _)| *target == name).expect("a directory for each target");
+        let (_, run) = TARGETS
+            .iter()
+            .find(|(target, _)| *target == name)
+            .expect("a directory for each target");
         for file in fs::read_dir(entry.path()).unwrap() {
             let path = file.unwrap().path();
             println!("{}", path.display());

@@ -96,7 +96,11 @@ fn an_error_about_a_packet_whose_checksum_comes_to_zero_is_translated_like_any_o
         for payload in [checksum(&plain), checksum(&world.send(&plain).packet)] {
             let sent = with_payload(case, flow.client, flow.service, payload);
             let got = world.send(&sent).packet;
-            let zero = if case.protocol == Protocol::Tcp { [0; 2] } else { [0xff; 2] };
+            let zero = if case.protocol == Protocol::Tcp {
+                [0; 2]
+            } else {
+                [0xff; 2]
+            };
             assert!(checksum(&sent) == zero || checksum(&got) == zero);
             let told = world.send(&icmp_error(router(case), IcmpError::TooBig { mtu: 1280 }, &got));
             assert_eq!(quote(&told.packet), sent, "{case:?}");

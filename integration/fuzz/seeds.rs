@@ -110,7 +110,11 @@ fn control() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = REQUESTS.map(|line| prefixed(&[0], line.as_bytes())).into();
     all.extend(COMMAND_LINES.map(|line| prefixed(&[1], line.as_bytes())));
     all.extend([2, 4].map(|kind| prefixed(&[kind], SAVED.as_bytes())));
-    all.extend(texts("integration/dumps", "txt").iter().map(|dump| prefixed(&[3], dump)));
+    all.extend(
+        texts("integration/dumps", "txt")
+            .iter()
+            .map(|dump| prefixed(&[3], dump)),
+    );
     all
 }
 

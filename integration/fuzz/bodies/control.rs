@@ -29,7 +29,9 @@ pub fn run(data: &[u8]) {
 
 /// A line as the control socket gets it.
 fn request(line: &[u8]) {
-    let Ok(request) = serde_json::from_slice::<Request>(line) else { return };
+    let Ok(request) = serde_json::from_slice::<Request>(line) else {
+        return;
+    };
     let again = serde_json::to_vec(&request).expect("a request can be written");
     let again: Request = serde_json::from_slice(&again).expect("and read again");
     assert_eq!(request, again);
@@ -81,7 +83,11 @@ fn answer(config: &mut Config, request: &Request) -> Reply {
             let selector = service.as_deref().map(Selector::new);
             let picked = selector.is_none_or(|selector| selector.picks("default/web:http", &[]));
             let refused = || Reply::error("none");
-            if picked { Reply::Ok(Data::Services(Vec::new())) } else { refused() }
+            if picked {
+                Reply::Ok(Data::Services(Vec::new()))
+            } else {
+                refused()
+            }
         }
         Request::Connections { .. } => Reply::Ok(Data::Connections(Vec::new())),
         Request::Explain { packet } => match lbd::explain::packet(packet) {

@@ -12,7 +12,9 @@ const TAIL: usize = 1_400;
 
 /// 24 bytes that say what is done, then the packet.
 pub fn run(data: &[u8]) {
-    let Some((choices, packet)) = data.split_first_chunk::<24>() else { return };
+    let Some((choices, packet)) = data.split_first_chunk::<24>() else {
+        return;
+    };
     let _length = ip::length(packet);
     let mut finished = packet.to_vec();
     rewrite::finish_checksum(&mut finished);
@@ -20,7 +22,11 @@ pub fn run(data: &[u8]) {
     assert!(headers.transport <= headers.length && headers.length <= packet.len());
     let key = key(&headers, choices);
     let checksum = checksum(choices[0], &headers);
-    let tail = if choices[1] & 1 == 0 { TAIL } else { usize::from(choices[1]) };
+    let tail = if choices[1] & 1 == 0 {
+        TAIL
+    } else {
+        usize::from(choices[1])
+    };
     let own = (choices[1] & 2 == 0).then(|| key.source.into());
     let mtu = usize::from(choices[2]) << 6;
     let try_all = |run: &mut dyn FnMut(&mut Frame<'_>) -> bool| twice(packet, checksum, tail, run);
@@ -39,7 +45,10 @@ pub fn run(data: &[u8]) {
     if let Some(before) = headers.key() {
         try_all(&mut |frame| {
             rewrite::apply(frame, &headers, &key);
-            assert_eq!(Headers::parse(frame.bytes()).ok().and_then(|after| after.key()), Some(key));
+            assert_eq!(
+                Headers::parse(frame.bytes()).ok().and_then(|after| after.key()),
+                Some(key)
+            );
             true
         });
         there_and_back(packet, &headers, &before, &key);
@@ -60,7 +69,11 @@ fn key(headers: &Headers, choices: &[u8; 24]) -> Key {
 fn with_protocol(key: &Key, protocol: Protocol) -> Key {
     let [high, low, to_high, to_low] = key.ports().to_be_bytes();
     let port = |high, low| u16::from_be_bytes([high, low]);
-    Key::new(protocol, (key.source, port(high, low)), (key.destination, port(to_high, to_low)))
+    Key::new(
+        protocol,
+        (key.source, port(high, low)),
+        (key.destination, port(to_high, to_low)),
+    )
 }
 
 /// As a device says, which knows where a transport header begins only of packets that it has made.
@@ -121,6 +134,9 @@ fn assert_same_but_for_zeros(before: &[u8], after: &[u8]) {
     let zero = |word: &[u8]| matches!(word, [0, 0] | [0xff, 0xff]);
     assert_eq!(before.len(), after.len());
     for (at, (old, new)) in before.chunks(2).zip(after.chunks(2)).enumerate() {
-        assert!(old == new || (zero(old) && zero(new)), "word {at}: {old:02x?} {new:02x?}");
+        assert!(
+            old == new || (zero(old) && zero(new)),
+            "word {at}: {old:02x?} {new:02x?}"
+        );
     }
 }

@@ -23,7 +23,12 @@ const WAYS: [[&str; 4]; 5] = [
         "scheduler = \"sh\"\nexternal_addresses = [EXTERNAL]\nnode_port = 30080",
         "2, 3",
     ],
-    ["mode = \"iptables\"", "", "scheduler = \"lc\"\nexternal_addresses = [EXTERNAL]", "3"],
+    [
+        "mode = \"iptables\"",
+        "",
+        "scheduler = \"lc\"\nexternal_addresses = [EXTERNAL]",
+        "3",
+    ],
     ["mode = \"ipvs\"", "", "persistence = { timeout = \"1m\" }", ""],
 ];
 
@@ -32,7 +37,9 @@ const ON_BACKEND_REMOVED: [&str; 3] = ["preserve", "reset", "reschedule"];
 /// All of them, each with every rule for the flows of removed backends.
 pub fn policies() -> &'static [Arc<Policy>] {
     static POLICIES: LazyLock<Vec<Arc<Policy>>> = LazyLock::new(|| {
-        let all = WAYS.iter().flat_map(|way| ON_BACKEND_REMOVED.map(|removed| policy(way, removed)));
+        let all = WAYS
+            .iter()
+            .flat_map(|way| ON_BACKEND_REMOVED.map(|removed| policy(way, removed)));
         all.collect()
     });
     &POLICIES
