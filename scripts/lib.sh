@@ -23,7 +23,12 @@ install_missing() {
         command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
     done
     ((${#packages[@]})) || return 0
-    local sudo=() get
+    install_packages "${packages[@]}"
+}
+
+# install_packages PACKAGE...: the same, whatever commands they hold.
+install_packages() {
+    local packages=("$@") sudo=() get
     if ((EUID != 0)); then sudo=(sudo -n); fi
     if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
         say "installing: ${packages[*]}"

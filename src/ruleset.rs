@@ -16,7 +16,7 @@ use self::former::Former;
 use crate::flow::{Direction, Endpoint, Key, Tuple};
 use crate::matcher::{Difference, Matcher};
 use crate::nat::Pool;
-use crate::policy::{BackendSpec, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, OnBackendRemoved, Policy, ServiceSpec};
 use crate::scheduler::Scheduler;
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
 
@@ -58,6 +58,12 @@ impl Ruleset {
     #[must_use]
     pub fn is_known(&self, address: &IpAddr) -> bool {
         self.known_addresses.contains(address)
+    }
+
+    /// Whether the address is a service's, and nobody answers there but lbd.
+    #[must_use]
+    pub fn is_virtual(&self, address: &IpAddr) -> bool {
+        self.known_addresses.is_service(address) && !self.is_local(address)
     }
 
     /// Whether a packet of `key` is more likely a client's or a backend's.
@@ -113,6 +119,7 @@ impl Registry {
                         place,
                         service: Arc::clone(&service),
                         backends: spec.backends.clone(),
+                        on_backend_removed: spec.on_backend_removed,
                         before,
                     });
                     service
@@ -177,6 +184,7 @@ impl Registry {
             id: self.next_id(),
             name: name.to_owned(),
             stats: Stats::new(self.lanes),
+            on_backend_removed: Mutex::default(),
         });
         self.identities.insert(name.to_owned(), Arc::downgrade(&identity));
         identity
@@ -240,6 +248,7 @@ struct Change {
     place: usize,
     service: Arc<Service>,
     backends: Vec<BackendSpec>,
+    on_backend_removed: Option<OnBackendRemoved>,
     /// The service as it was, and whether its backends are other ones, or weigh another weight, than before.
     before: Option<(Arc<Service>, bool)>,
 }
@@ -269,9 +278,11 @@ impl Prepared {
             place: _,
             service,
             backends,
+            on_backend_removed,
             before,
         } in &self.changes
         {
+            *service.identity.on_backend_removed.lock() = *on_backend_removed;
             for (backend, spec) in service.backends.iter().zip(backends) {
                 backend.configure(spec);
                 backend.set_one_packet(service.one_packet);

@@ -12,7 +12,10 @@ const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 460.0;
 /// Room for the labels: left, top, right, bottom.
 const MARGINS: [f64; 4] = [70.0, 40.0, 170.0, 50.0];
-const COLOURS: [&str; 6] = ["#c0392b", "#2471a3", "#239b56", "#b9770e", "#7d3c98", "#5d6d7e"];
+const COLOURS: [&str; 16] = [
+    "#c0392b", "#2471a3", "#239b56", "#b9770e", "#7d3c98", "#5d6d7e", "#e74c9c", "#17a2b8", "#8a6d3b", "#6b8e23",
+    "#34495e", "#f08030", "#00695c", "#a1887f", "#9c27b0", "#827717",
+];
 
 /// Powers of ten around all values of an axis.
 fn span(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {

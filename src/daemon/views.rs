@@ -9,12 +9,14 @@ use crate::config::edit::Refusal;
 use crate::control::Handler;
 use crate::control::protocol::explanation::Question;
 use crate::control::protocol::{
-    ConnectionView, Data, Drops, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView, StateCount, Status,
+    ConnectionView, Data, Drops, FragmentsView, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView,
+    StateCount, Status,
 };
 use crate::control::selector::Selector;
 use crate::control::views;
 use crate::explain::{explain, packet};
 use crate::flow::Protocol;
+use crate::fragments::Holding;
 use crate::matcher::Matcher;
 use crate::matcher::rules::{Action, Condition, Entry, Origin, Rule};
 use crate::time::Instant;
@@ -73,12 +75,28 @@ impl Control {
             backends: services.iter().map(|service| service.backends.len()).sum(),
             flows: conntrack.len(),
             max_flows: conntrack.max_flows(),
+            unknown_tcp: config.policy.conntrack.unknown_tcp.name().to_owned(),
+            echo: config.policy.icmp.echo,
             flows_by_state: self.flows_by_state(),
             packets: PacketCounts::new(|verdict| self.engine().count(verdict)),
+            fragments: self.fragments(),
             unsent: self.unsent(),
             last_reload: self.last_reload(),
             draining: self.drains(),
             af_xdp: self.with_interfaces(af_xdp::view),
+        }
+    }
+
+    fn fragments(&self) -> FragmentsView {
+        let Holding {
+            datagrams,
+            packets,
+            bytes,
+        } = self.engine().fragments();
+        FragmentsView {
+            datagrams,
+            held: packets,
+            held_bytes: bytes,
         }
     }
 

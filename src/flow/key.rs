@@ -65,6 +65,13 @@ impl From<IpAddr> for Address {
     }
 }
 
+impl From<Ipv4Addr> for Address {
+    #[inline]
+    fn from(address: Ipv4Addr) -> Self {
+        Self::v4(address.to_bits())
+    }
+}
+
 impl From<Ipv6Addr> for Address {
     #[inline]
     fn from(address: Ipv6Addr) -> Self {

@@ -135,6 +135,14 @@ impl Plan {
         !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
     }
 
+    /// Whether backends of `family` answer to clients themselves, so that routers also tell these about what lbd sent in
+    /// their name.
+    pub(super) fn has_replies(&self, family: Family) -> bool {
+        self.replies
+            .iter()
+            .any(|(_, backend)| Family::of(backend.address) == family)
+    }
+
     pub(super) fn uses(&self, family: Family) -> bool {
         let endpoints = || self.local_ports.iter().chain(&self.replies);
         self.routes.iter().any(|route| Family::of(route.addr()) == family)
@@ -216,7 +224,7 @@ fn always_masqueraded(policy: &Policy, backend: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::conntrack::timeout::Timeouts;
-    use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
+    use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownTcp};
     use crate::scheduler::Flags;
 
     fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
@@ -236,6 +244,7 @@ mod tests {
             flags: Flags::default(),
             persistence: None,
             one_packet: false,
+            on_backend_removed: None,
             backends: backends.iter().map(backend).collect(),
         }
     }
@@ -250,9 +259,11 @@ mod tests {
             nat: Nat::default(),
             conntrack: Conntrack {
                 max_flows: 1,
-                on_backend_removed: OnBackendRemoved::Preserve,
+                on_backend_removed: None,
+                unknown_tcp: UnknownTcp::Drop,
                 timeouts: Timeouts::default(),
             },
+            icmp: Icmp::default(),
             rules: Vec::new(),
             services,
         }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::next_hop::{Cache, Hop, NextHops, Way};
+use crate::flow::Address;
 use crate::packet::checksum::Difference;
 use crate::packet::{Version, ethernet};
 use crate::router::Router;
@@ -54,6 +55,10 @@ impl Router for Forwarding {
         }
     }
 
+    fn ends_here(&mut self, destination: IpAddr) -> bool {
+        self.hops.ends_here(destination)
+    }
+
     fn own_address(&mut self, destination: IpAddr) -> Option<IpAddr> {
         self.hops.source_for(destination)
     }
@@ -63,7 +68,7 @@ impl Router for Forwarding {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaving {
     pub(super) version: Version,
-    destination: IpAddr,
+    destination: Address,
     /// By its IP header.
     pub(super) length: usize,
     /// The same for all packets between two hosts.
@@ -81,7 +86,7 @@ impl Leaving {
             let addresses = u64::from_ne_bytes(*header[12..].first_chunk()?);
             return Some(Self {
                 version: Version::V4,
-                destination: IpAddr::from([a, b, c, d]),
+                destination: Address::v4(u32::from_be_bytes([a, b, c, d])),
                 length: usize::from(u16::from_be_bytes([header[2], header[3]])),
                 spread: (addresses.wrapping_mul(GOLDEN) >> 32) as u32,
             });
@@ -91,7 +96,7 @@ impl Leaving {
         let mix = |sum: u64, word: &[u8; 8]| (sum ^ u64::from_ne_bytes(*word)).wrapping_mul(GOLDEN).rotate_left(29);
         Some(Self {
             version: Version::V6,
-            destination: IpAddr::from(*header[24..].first_chunk::<16>()?),
+            destination: Address::v6(u64::from_be_bytes(words[2]), u64::from_be_bytes(words[3])),
             length: header.len() + usize::from(u16::from_be_bytes([header[4], header[5]])),
             spread: (words.iter().fold(0, mix) >> 32) as u32,
         })

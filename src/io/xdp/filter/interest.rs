@@ -16,7 +16,12 @@ pub struct Interest {
     replies: BTreeSet<(Protocol, Endpoint)>,
     covers: Covers,
     announced: BTreeSet<IpAddr>,
+    fragment_sources: Hosts,
+    fragment_destinations: Hosts,
 }
+
+/// Addresses of which all fragments are taken, by protocol.
+type Hosts = BTreeSet<(Protocol, IpAddr)>;
 
 /// First and last port by destination. The filter finds the longest prefix only, so the ports at each prefix are widened
 /// to those of the prefixes around it.
@@ -48,6 +53,8 @@ impl Interest {
             replies: plan.replies.clone(),
             covers: widened(diverted.chain(&plan.masqueraded).copied()),
             announced: announced.into_iter().collect(),
+            fragment_sources: hosts(&plan.replies),
+            fragment_destinations: hosts(&plan.local_ports),
         }
     }
 
@@ -68,6 +75,20 @@ impl Interest {
         differ(&old.announced, &self.announced, |is, &address| {
             set(is, Entry::Announced(address));
         });
+        differ(
+            &old.fragment_sources,
+            &self.fragment_sources,
+            |is, &(protocol, address)| {
+                set(is, Entry::FragmentSource(protocol, address));
+            },
+        );
+        differ(
+            &old.fragment_destinations,
+            &self.fragment_destinations,
+            |is, &(protocol, address)| {
+                set(is, Entry::FragmentDestination(protocol, address));
+            },
+        );
         changes.put.extend(self.cover_puts(old));
         let gone = old.covers.iter().filter(|(key, _)| !self.covers.contains_key(key));
         changes.remove.extend(gone.map(cover_entry));
@@ -105,6 +126,14 @@ impl Interest {
             .rev()
             .fold(0, |tables, &flag| tables << 1 | u32::from(flag))
     }
+}
+
+/// Of the protocols whose fragments lbd translates.
+fn hosts(endpoints: &BTreeSet<(Protocol, Endpoint)>) -> Hosts {
+    let hosts = endpoints
+        .iter()
+        .map(|&(protocol, endpoint)| (protocol, endpoint.address));
+    hosts.filter(|(protocol, _)| protocol.has_fragments()).collect()
 }
 
 fn widened(covers: impl Iterator<Item = Cover>) -> Covers {
@@ -192,9 +221,10 @@ mod tests {
         let old = interest(&plan(&["10.96.0.10/32"], &["10.2.0.11:80", "10.2.0.12:80"], &[]));
         let new = interest(&plan(&["10.96.0.10/32"], &["10.2.0.12:80", "10.2.0.13:80"], &[]));
         let changes = new.changes_from(&old);
-        let entry = reply("10.2.0.13:80");
-        assert_eq!(changes.put, [Put { entry, replaces: None }]);
-        assert_eq!(changes.remove, [reply("10.2.0.11:80")]);
+        let fragments = |address: &str| Entry::FragmentSource(Protocol::Tcp, address.parse().unwrap());
+        let added = [reply("10.2.0.13:80"), fragments("10.2.0.13")];
+        assert_eq!(changes.put, added.map(|entry| Put { entry, replaces: None }));
+        assert_eq!(changes.remove, [reply("10.2.0.11:80"), fragments("10.2.0.11")]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A worker's own memory of ways: a hit takes no lock.
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{NextHops, Way};
+use crate::flow::Address;
 use crate::time::Instant;
 
 /// A power of two.
@@ -24,7 +24,7 @@ enum Answer {
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    destination: IpAddr,
+    destination: Address,
     /// None: for all flows.
     bucket: Option<u8>,
     /// 0: empty. Those of [`NextHops`] start at 1.
@@ -45,7 +45,7 @@ impl Cache {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let empty = Slot {
-            destination: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            destination: Address::v4(0),
             bucket: None,
             generation: 0,
             until: Instant::ZERO,
@@ -58,7 +58,8 @@ impl Cache {
     }
 
     /// Like [`NextHops::find`], at most a second old, never older than the last change.
-    pub fn find(&mut self, hops: &NextHops, destination: IpAddr, flow_hash: u32, now: Instant) -> Way {
+    pub fn find(&mut self, hops: &NextHops, destination: impl Into<Address>, flow_hash: u32, now: Instant) -> Way {
+        let destination = destination.into();
         let generation = hops.generation();
         match self.kept(destination, None, generation, now) {
             Some(Answer::One(way)) => way,
@@ -67,18 +68,18 @@ impl Cache {
         }
     }
 
-    fn find_of_several(&mut self, hops: &NextHops, destination: IpAddr, flow_hash: u32, now: Instant) -> Way {
+    fn find_of_several(&mut self, hops: &NextHops, destination: Address, flow_hash: u32, now: Instant) -> Way {
         match self.kept(destination, Some(bucket(flow_hash)), hops.generation(), now) {
             Some(Answer::One(way)) => way,
             Some(Answer::Spread) | None => self.ask(hops, destination, flow_hash, now),
         }
     }
 
-    fn ask(&mut self, hops: &NextHops, destination: IpAddr, flow_hash: u32, now: Instant) -> Way {
+    fn ask(&mut self, hops: &NextHops, destination: Address, flow_hash: u32, now: Instant) -> Way {
         let generation = hops.generation();
         let bucket = bucket(flow_hash);
         // All flows of a bucket go the same way, whichever asked first.
-        let found = hops.look(destination, u32::from(bucket) << (32 - BUCKET_BITS));
+        let found = hops.look(destination.into(), u32::from(bucket) << (32 - BUCKET_BITS));
         let slot = |bucket, answer| Slot {
             destination,
             bucket,
@@ -95,7 +96,7 @@ impl Cache {
         found.way
     }
 
-    fn kept(&self, destination: IpAddr, bucket: Option<u8>, generation: u64, now: Instant) -> Option<Answer> {
+    fn kept(&self, destination: Address, bucket: Option<u8>, generation: u64, now: Instant) -> Option<Answer> {
         let slot = &self.slots[self.place(destination, bucket)];
         let valid = slot.generation == generation
             && slot.destination == destination
@@ -109,12 +110,9 @@ impl Cache {
         self.slots[place] = slot;
     }
 
-    fn place(&self, destination: IpAddr, bucket: Option<u8>) -> usize {
+    fn place(&self, destination: Address, bucket: Option<u8>) -> usize {
         let bucket = bucket.map_or(0, |bucket| u64::from(bucket) + 1);
-        let (high, low) = match destination {
-            IpAddr::V4(v4) => (0, u64::from(v4.to_bits())),
-            IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64),
-        };
+        let [high, low] = destination.halves();
         let mixed = mix(mix(low ^ self.seed, 0x9e37_79b9_7f4a_7c15) ^ high, self.seed | 1);
         (mix(mixed ^ bucket, 0xd6e8_feb8_6659_fd93) >> 32) as usize % SLOTS
     }
