@@ -43,8 +43,10 @@ struct State {
     drains: Drains,
     /// None before they were installed and once they were taken down.
     leads: Option<Leads>,
-    /// The state of routes that the policy was made from.
+    /// The state of routes and links that was followed last.
     generation: u64,
+    /// The state of routes that the policy was made from.
+    sources: u64,
     last_reload: Option<Reload>,
     rates: Rates,
     /// What the configuration needs of the kernel; more stays in as long as flows need it.
@@ -129,6 +131,7 @@ impl Control {
             wide: (false, false),
             leads: None,
             generation: datapath.generation,
+            sources: datapath.generation,
             last_reload: None,
             rates: Rates::default(),
         };
@@ -333,7 +336,7 @@ impl Control {
         }
         let followed = state.leads.as_mut().map_or(Ok(()), Leads::follow_links);
         match followed.and_then(|()| self.follow_sources(state, hops)) {
-            Ok(()) => state.generation = generation,
+            Ok(()) => (state.generation, state.sources) = (generation, generation),
             // And tries again, in two seconds.
             Err(error) => tracing::error!("routes changed, and lbd cannot follow: {error}"),
         }
@@ -405,7 +408,15 @@ impl Control {
     /// Puts a configuration into effect. What may fail comes first: the kernel gets what the new one needs in addition,
     /// then the engine changes at once, then the kernel loses what neither the new one nor any flow needs.
     fn put(&self, state: &mut State, config: Config) -> Result<(), Error> {
+        let hops = self.datapath.hops.as_ref();
+        let generation = hops.map_or(0, |hops| hops.source_generation());
         let policy = effective_policy(&config, self.own_sources(state, &config))?;
+        self.put_policy(state, config, policy)?;
+        state.sources = generation;
+        Ok(())
+    }
+
+    fn put_policy(&self, state: &mut State, config: Config, policy: Policy) -> Result<(), Error> {
         let former = Arc::clone(&self.datapath.engine.ruleset().policy);
         if let Some(turnover) = Turnover::between(&former, &policy, &state.plan) {
             return self.turn_over(state, config, policy, &turnover);
@@ -446,7 +457,7 @@ impl Control {
         let hops = self.datapath.hops.as_deref();
         let known = self.datapath.engine.ruleset().policy.nat.own.clone();
         match (known, hops) {
-            (Some(mut own), Some(hops)) if state.generation == hops.source_generation() => {
+            (Some(mut own), Some(hops)) if state.sources == hops.source_generation() => {
                 follow_own_sources(&mut own, &state.config, config, hops);
                 Some(own)
             }

@@ -117,3 +117,86 @@ fn exactly((protocol, backend): (Protocol, Endpoint)) -> Rule {
     };
     reply_rule(Family::of(backend.address), cover)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::object::{Families, objects};
+    use super::*;
+
+    fn replies(texts: &[&str]) -> BTreeSet<(Protocol, Endpoint)> {
+        texts
+            .iter()
+            .map(|text| (Protocol::Tcp, text.parse().unwrap()))
+            .collect()
+    }
+
+    /// A service with these backends, and what is installed for it.
+    fn installed(backends: &[&str]) -> (Plan, Vec<Object>) {
+        let plan = Plan {
+            routes: ["10.96.0.10/32".parse().unwrap()].into(),
+            replies: replies(backends),
+            ..Plan::default()
+        };
+        let installed = objects(&plan, Families::default());
+        (plan, installed)
+    }
+
+    #[test]
+    fn a_backend_that_a_rule_covers_already_needs_none() {
+        let (plan, installed) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
+        assert_eq!(
+            additions(&installed, &plan, &replies(&["10.2.0.1:80"])),
+            Some(Vec::new())
+        );
+    }
+
+    #[test]
+    fn a_backend_beside_all_rules_gets_one_of_its_own_which_goes_with_it() {
+        let (plan, mut installed) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
+        let before = installed.clone();
+        let new = replies(&["10.2.0.9:80"]);
+        let rules = additions(&installed, &plan, &new).unwrap();
+        let fragments = fragment_rule(Family::V4, Protocol::Tcp, "10.2.0.9/32".parse().unwrap());
+        assert_eq!(
+            rules,
+            [
+                exactly((Protocol::Tcp, "10.2.0.9:80".parse().unwrap())),
+                fragments.clone()
+            ]
+        );
+        insert(&mut installed, rules);
+        let place = |object: &Object| installed.iter().position(|other| other == object).unwrap();
+        let services = installed
+            .iter()
+            .position(|object| is_services_rule(object, Family::V4))
+            .unwrap();
+        assert!(
+            place(&Object::Rule(fragments.clone())) < services,
+            "the rule that uses the routes comes behind it"
+        );
+        let gone = alone(&installed, &new);
+        installed.retain(|object| !gone.contains(object));
+        assert_eq!(
+            additions(&installed, &plan, &new).unwrap().len(),
+            1,
+            "its fragments still come to lbd"
+        );
+        installed.retain(|object| *object != Object::Rule(fragments.clone()));
+        assert_eq!(installed, before);
+    }
+
+    #[test]
+    fn a_rule_that_covers_others_stays_when_one_of_its_backends_goes() {
+        let (_, installed) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
+        assert!(alone(&installed, &replies(&["10.2.0.1:80"])).is_empty());
+    }
+
+    #[test]
+    fn beyond_the_limit_and_for_a_new_family_all_are_covered_anew() {
+        let (plan, installed) = installed(&["10.2.0.1:80"]);
+        let many: Vec<String> = (0..LIMIT).map(|n| format!("10.3.{n}.1:{}", 8000 + n)).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(additions(&installed, &plan, &replies(&many)), None);
+        assert_eq!(additions(&installed, &plan, &replies(&["[fd00::1]:80"])), None);
+    }
+}
