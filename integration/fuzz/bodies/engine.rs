@@ -266,7 +266,9 @@ impl World {
                     packets::assert_valid(&outcome.packet);
                 }
             }
-            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict),
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => {
+                assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict)
+            }
             Verdict::Reject(_) if valid => packets::assert_valid(&outcome.packet),
             Verdict::Reject(_) => assert!(finished && Headers::parse(&outcome.packet).is_ok()),
         }
@@ -315,7 +317,11 @@ impl World {
         let mut all = fragments::cut(&packet, identification, &lengths);
         for _ in 0..input.int_in_range(0..=all.len() + 1)? {
             let at = input.choose_index(all.len())?;
-            let fragment = if input.ratio(1, 8)? { all[at].clone() } else { all.swap_remove(at) };
+            let fragment = if input.ratio(1, 8)? {
+                all[at].clone()
+            } else {
+                all.swap_remove(at)
+            };
             self.send(&fragment, false, input)?;
             if all.is_empty() {
                 break;
