@@ -5,6 +5,8 @@
 //! as it was, and a valid packet stays valid; the table is bounded; and once all flows have ended, no backend has any.
 #[path = "engine/configs.rs"]
 mod configs;
+#[path = "../../support/fragments.rs"]
+mod fragments;
 #[path = "../../support/packets.rs"]
 mod packets;
 
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use lbd::engine::{Engine, Lane, Seeds};
+use lbd::engine::{Engine, Lane, Released, Seeds};
 use lbd::packet::Headers;
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::policy::Policy;
@@ -65,7 +67,8 @@ fn play(input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
                 let (packet, valid) = world.error(input)?;
                 world.send(&packet, valid, input)?;
             }
-            8..=10 => {
+            8 => world.fragments(input)?,
+            9 | 10 => {
                 let (packet, valid) = world.answer(input)?;
                 world.send(&packet, valid, input)?;
             }
@@ -111,6 +114,10 @@ impl Router for Way {
         Some(self.0.max(68))
     }
 
+    fn ends_here(&mut self, destination: IpAddr) -> bool {
+        configs::endpoint(destination.is_ipv6(), 0).ip() == destination
+    }
+
     fn own_address(&mut self, towards: IpAddr) -> Option<IpAddr> {
         Some(configs::endpoint(towards.is_ipv6(), 0).ip())
     }
@@ -142,6 +149,7 @@ impl Twin {
         let processor = self.engine.enter(&mut self.lanes[sending.lane], sending.now);
         let mut processor = processor.routed_by(way.as_mut().map(|way| way as &mut dyn Router));
         let verdict = processor.process(&mut frame, sending.now);
+        let released = held(processor.take_released());
         drop(processor);
         let (range, after) = (frame.range(), frame.checksum);
         assert_eq!(range.start, HEAD);
@@ -151,7 +159,19 @@ impl Twin {
             verdict,
             packet: storage[range].to_vec(),
             checksum: after,
+            released,
         }
+    }
+}
+
+impl Twin {
+    /// Time goes by without a packet.
+    fn pause(&mut self, now: Instant) -> Vec<Held> {
+        let mut all = Vec::new();
+        for lane in &mut self.lanes {
+            all.extend(held(self.engine.enter(lane, now).take_released()));
+        }
+        all
     }
 }
 
@@ -168,6 +188,15 @@ struct Outcome {
     verdict: Verdict,
     packet: Vec<u8>,
     checksum: Checksum,
+    released: Vec<Held>,
+}
+
+/// A packet that was held until now.
+type Held = (u64, Verdict, Vec<u8>);
+
+fn held(released: Vec<Released>) -> Vec<Held> {
+    let all = released.into_iter();
+    all.map(|one| (one.ticket, one.verdict, one.packet)).collect()
 }
 
 struct World {
@@ -201,11 +230,8 @@ impl World {
 
     fn advance(&mut self, by: Duration) {
         self.now = self.now + by;
-        for twin in &mut self.twins {
-            for lane in &mut twin.lanes {
-                drop(twin.engine.enter(lane, self.now));
-            }
-        }
+        let [one, other] = self.twins.each_mut().map(|twin| twin.pause(self.now));
+        assert_eq!(one, other, "what was held leaves as it came, and nothing else");
     }
 
     fn send(&mut self, packet: &[u8], valid: bool, input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
@@ -240,7 +266,9 @@ impl World {
                     packets::assert_valid(&outcome.packet);
                 }
             }
-            Verdict::Pass(_) | Verdict::Drop(_) => assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict),
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => {
+                assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict)
+            }
             Verdict::Reject(_) if valid => packets::assert_valid(&outcome.packet),
             Verdict::Reject(_) => assert!(finished && Headers::parse(&outcome.packet).is_ok()),
         }
@@ -276,6 +304,30 @@ impl World {
             }
         }
         Ok((packet, false))
+    }
+
+    /// One of the last packets in fragments, in any order, and perhaps not all of them.
+    fn fragments(&mut self, input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
+        let (packet, valid) = self.recall(input)?;
+        if !valid {
+            return Ok(());
+        }
+        let lengths = [1, 1, 1, 4].map(|least| least * 8 * usize::from(input.int_in_range(1..=3_u8).unwrap_or(1)));
+        let identification = input.int_in_range(0..=3)?;
+        let mut all = fragments::cut(&packet, identification, &lengths);
+        for _ in 0..input.int_in_range(0..=all.len() + 1)? {
+            let at = input.choose_index(all.len())?;
+            let fragment = if input.ratio(1, 8)? {
+                all[at].clone()
+            } else {
+                all.swap_remove(at)
+            };
+            self.send(&fragment, false, input)?;
+            if all.is_empty() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// What the receiver of one of the last packets answers.
@@ -314,6 +366,7 @@ impl World {
         self.advance(Duration::from_secs(40 * 86_400));
         for twin in &self.twins {
             assert_eq!(twin.engine.conntrack().len(), 0, "every flow ends");
+            assert_eq!(twin.engine.count(Verdict::Hold), 0, "nothing is held for ever");
             let ruleset = twin.engine.ruleset();
             for backend in ruleset.services.iter().flat_map(|service| &service.backends) {
                 assert_eq!((backend.active(), backend.inactive()), (0, 0), "{}", backend.address);
