@@ -74,7 +74,9 @@ fn tshark(packets: &[Vec<u8>]) -> Option<Vec<Seen>> {
     ] {
         command.args(["-e", field]);
     }
-    STATUS.iter().for_each(|field| drop(command.args(["-e", field])));
+    for field in STATUS {
+        command.args(["-e", field]);
+    }
     let output = match command.output() {
         Ok(output) => output,
         Err(error) => {

@@ -40,7 +40,7 @@ const REMEMBERED: usize = 8;
 /// A list of steps in bytes.
 pub fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
-    drop(play(&mut input));
+    let _out_of_bytes = play(&mut input);
 }
 
 fn play(input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
