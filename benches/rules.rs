@@ -22,7 +22,7 @@ use lbd::engine::{Engine, Seeds};
 use lbd::flow::{Endpoint, Protocol};
 use lbd::matcher::Matcher;
 use lbd::packet::{Headers, Payload, Ports, TcpFlags, Version};
-use lbd::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
+use lbd::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
 use lbd::ruleset::Registry;
 use lbd::scheduler::{Flags, Rng};
 use lbd::time::Instant;
@@ -82,6 +82,7 @@ fn service(number: u32, backends: u32) -> ServiceSpec {
         flags: Flags::default(),
         persistence: None,
         one_packet: false,
+        on_backend_removed: None,
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -97,9 +98,11 @@ fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> P
         nat: Nat::default(),
         conntrack: Conntrack {
             max_flows: 1,
-            on_backend_removed: OnBackendRemoved::Preserve,
+            on_backend_removed: None,
+            unknown_tcp: UnknownTcp::Drop,
             timeouts: Timeouts::default(),
         },
+        icmp: Icmp::default(),
         rules: Vec::new(),
         services: (0..services)
             .map(|number| Arc::new(service(number, backends)))

@@ -18,6 +18,7 @@ fn backends(count: u32) -> Vec<Arc<Backend>> {
         id: 1,
         name: "bench".into(),
         stats: Stats::new(1),
+        on_backend_removed: Default::default(),
     });
     (0..count)
         .map(|number| {

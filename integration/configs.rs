@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use lbd::config::{Config, load, raw, to_toml};
-use lbd::policy::Mode;
+use lbd::policy::{Mode, OnBackendRemoved};
 
 fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
@@ -100,7 +100,11 @@ fn the_tables_of_the_code_are_all_that_full_toml_has() {
 #[test]
 fn the_defaults_that_full_toml_shows_are_the_real_ones() {
     let (full, default) = (loaded("full.toml"), loaded("minimal.toml"));
-    assert_eq!(full.policy.conntrack, default.policy.conntrack);
+    let mut conntrack = full.policy.conntrack;
+    // What is not written depends on the protocol.
+    assert_eq!(conntrack.on_backend_removed.take(), Some(OnBackendRemoved::Preserve));
+    assert_eq!(conntrack, default.policy.conntrack);
+    assert_eq!(full.policy.icmp, default.policy.icmp);
     assert_eq!(full.policy.nat, default.policy.nat);
     assert_eq!(full.tun, default.tun);
     assert_eq!(full.control_socket, default.control_socket);

@@ -6,6 +6,8 @@
 
 #[path = "support/captures.rs"]
 mod captures;
+#[path = "support/fragments.rs"]
+mod fragments;
 #[path = "support/packets.rs"]
 mod packets;
 
@@ -101,7 +103,7 @@ const VERDICTS: &str = r#"{"packet":1,"time":0.0,"verdict":"forward","direction"
 {"packet":2,"time":0.5,"verdict":"forward","direction":"reply","service":"default/web:http","backend":"10.2.0.11:8080","source":"10.1.0.2:40000"}
 {"packet":3,"time":1.0,"verdict":"forward","direction":"original","service":"default/web:http","backend":"10.2.0.11:8080","source":"10.1.0.2:40000"}
 {"packet":4,"time":1.5,"verdict":"drop","reason":"not_syn"}
-{"packet":5,"time":2.0,"verdict":"pass","reason":"untracked_protocol"}
+{"packet":5,"time":2.0,"verdict":"reject","reason":"echo"}
 {"packet":6,"time":2.5,"verdict":"reject","reason":"no_backend"}
 {"packet":7,"time":3.0,"verdict":"pass","reason":"no_match"}
 {"packet":8,"time":3.5,"verdict":"forward","direction":"original","service":"default/web:http","backend":"10.2.0.12:8080","source":"10.1.0.2:40001"}
@@ -115,7 +117,7 @@ fn each_packet_gets_a_line_and_what_lbd_would_emit_is_in_out() {
     let (header, out) = read_pcap(&out);
     assert_eq!(header.datalink, DataLink::RAW);
     let times: Vec<u64> = out.iter().map(|(time, _)| (time - START) * 2 / SECOND).collect();
-    assert_eq!(times, [0, 1, 2, 5, 7]);
+    assert_eq!(times, [0, 1, 2, 4, 5, 7]);
     out.iter().for_each(|(_, packet)| packets::assert_valid(packet));
     let ends: Vec<String> = out[..3]
         .iter()
@@ -127,7 +129,12 @@ fn each_packet_gets_a_line_and_what_lbd_would_emit_is_in_out() {
         "(10.1.0.2:40000, 10.2.0.11:8080)",
     ];
     assert_eq!(ends, expected);
-    assert_eq!(packets::addresses(&out[3].1).1.to_string(), "fd00:1::2");
+    assert_eq!(
+        packets::addresses(&out[3].1).1.to_string(),
+        "10.1.0.2",
+        "the ping's answer"
+    );
+    assert_eq!(packets::addresses(&out[4].1).1.to_string(), "fd00:1::2");
 }
 
 #[test]
@@ -216,7 +223,7 @@ fn link_headers_are_kept_as_they_came() {
     assert_eq!(verdicts, format!("{VERDICTS}{not_ip}"));
     let (header, out) = read_pcap(&out);
     assert_eq!(header.datalink, DataLink::ETHERNET);
-    assert_eq!(out.len(), 5);
+    assert_eq!(out.len(), 6);
     for (time, frame) in &out {
         let (_, came) = frames.iter().find(|(other, _)| other == time).unwrap();
         let header = came.len() - conversation().iter().find(|(other, _)| other == time).unwrap().1.len();
@@ -231,7 +238,7 @@ fn a_pcapng_stays_one() {
     let file = captures::pcapng(&packets, &[DataLink::RAW], Endianness::Little);
     let (out, verdicts) = Run::new(CONFIG, &file).replay("");
     assert_eq!(verdicts, VERDICTS);
-    assert_eq!(read_pcapng(&out).len(), 5);
+    assert_eq!(read_pcapng(&out).len(), 6);
 }
 
 #[test]
@@ -320,4 +327,84 @@ fn bad_usage_exits_with_2_and_help_with_0() {
     for args in ["--help", "--version", "help", "check --help", "replay --help"] {
         assert_eq!(run.lbd(args).status.code(), Some(0), "{args}");
     }
+}
+
+const DNS: &str = r#"
+[[services]]
+name = "default/dns"
+protocol = "udp"
+address = "10.96.0.53:53"
+backends = [{ address = "10.2.0.11:53" }]
+"#;
+
+/// The later fragments of one datagram first, a stray packet among them, and a datagram whose first fragment is missing.
+fn shuffled() -> Vec<Timed> {
+    let datagram = |port: u16| packets::udp(format!("10.1.0.2:{port}"), "10.96.0.53:53", &[7; 3_000]);
+    let whole = fragments::over(&datagram(4_000), 1, 1_500);
+    let lost = fragments::over(&datagram(4_001), 2, 1_500);
+    let stray = packets::syn("10.1.0.2:1", "10.99.0.1:80");
+    let packets = [
+        whole[2].clone(),
+        lost[1].clone(),
+        whole[1].clone(),
+        stray,
+        whole[0].clone(),
+        lost[2].clone(),
+    ];
+    (0..).map(|n| START + n * SECOND).zip(packets).collect()
+}
+
+#[test]
+fn a_fragment_that_came_too_early_has_its_line_in_its_place_and_leaves_with_the_one_it_waited_for() {
+    const FORWARD: &str = r#","verdict":"forward","direction":"original","service":"default/dns","backend":"10.2.0.11:53","source":"10.1.0.2:4000"}"#;
+    const LOST: &str = r#","verdict":"drop","reason":"fragment_timeout"}"#;
+    const STRAY: &str = r#","verdict":"pass","reason":"no_match"}"#;
+    let run = Run::new(DNS, &raw_pcap(&shuffled()));
+    let (out, verdicts) = run.replay("");
+    let ends = [FORWARD, LOST, FORWARD, STRAY, FORWARD, LOST];
+    let lines = (0..)
+        .zip(ends)
+        .map(|(n, end)| format!("{{\"packet\":{},\"time\":{n}.0{end}\n", n + 1));
+    assert_eq!(verdicts, lines.collect::<String>());
+    let (_, out) = read_pcap(&out);
+    let times: Vec<u64> = out.iter().map(|(time, _)| (time - START) / SECOND).collect();
+    assert_eq!(times, [4, 4, 4], "when the first fragment came");
+    let left: Vec<Vec<u8>> = out.into_iter().map(|(_, packet)| packet).collect();
+    let expected = packets::udp("10.1.0.2:4000", "10.2.0.11:53", &[7; 3_000]);
+    assert_eq!(fragments::whole(&left), expected);
+}
+
+#[test]
+fn an_early_fragment_keeps_its_link_header_apart_and_a_replay_without_verdicts_emits_the_same() {
+    let frames: Vec<Timed> = shuffled()
+        .into_iter()
+        .map(|(time, packet)| (time, packets::ethernet(&packet, &[7])))
+        .collect();
+    let run = Run::new(
+        DNS,
+        &pcap(
+            &frames,
+            DataLink::ETHERNET,
+            Endianness::Little,
+            TsResolution::NanoSecond,
+        ),
+    );
+    let (out, _) = run.replay("");
+    let done = run.lbd("replay --config lbd.toml in.pcap other.pcap");
+    assert!(done.status.success());
+    assert_eq!(fs::read(run.path("other.pcap")).unwrap(), out);
+    let (_, out) = read_pcap(&out);
+    let left: Vec<Vec<u8>> = out.iter().map(|(_, frame)| frame[18..].to_vec()).collect();
+    assert!(out.iter().all(|(_, frame)| {
+        frame[..18]
+            == packets::ethernet(&[], &[7])[..16]
+                .iter()
+                .copied()
+                .chain([8, 0])
+                .collect::<Vec<_>>()
+    }));
+    assert_eq!(
+        packets::endpoints(&fragments::whole(&left)).1,
+        packets::socket("10.2.0.11:53")
+    );
 }

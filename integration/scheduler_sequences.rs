@@ -164,6 +164,7 @@ fn backend(id: u8, weight: u32) -> Arc<Backend> {
         id: 1,
         name: "recorded".into(),
         stats: Stats::new(1),
+        on_backend_removed: Default::default(),
     });
     let spec = BackendSpec {
         address: Endpoint::new([10, 2, id, 2].into(), 80),

@@ -3,7 +3,10 @@
 //! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
 //! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
 //! between batches, whole, and for all workers at once.
+mod echo;
 mod errors;
+mod fragments;
+mod limits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ahash::RandomState;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::connection::{Class, Connection, State};
 use crate::conntrack::shard::Shard;
@@ -19,14 +23,15 @@ use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Refused, Trace};
-use crate::flow::{Direction, Key, Tuple};
+use crate::flow::{Direction, Key, Protocol, Tuple};
+use crate::fragments::{Holding, Table};
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted, NoSource};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
 use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, ParseError, Payload, TcpFlags};
-use crate::policy::{OnBackendRemoved, Policy};
+use crate::policy::{OnBackendRemoved, Policy, UnknownTcp};
 use crate::rewrite;
 use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
@@ -34,6 +39,9 @@ use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
+
+pub use self::fragments::Released;
+pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
 
 /// Verdicts given so far, one counter each; written by one worker, read by anyone.
 #[derive(Debug)]
@@ -76,6 +84,7 @@ pub struct Lane {
     /// The last tick at which this worker looked for flows whose time is over.
     expired: Tick,
     exhausted: Exhausted,
+    limits: Limits,
     /// Room for the packets of a batch.
     arrivals: Vec<Arrival>,
 }
@@ -97,6 +106,8 @@ pub struct Engine {
     registry: Mutex<Registry>,
     conntrack: Conntrack,
     affinity: Affinity,
+    /// Locked by fragments only.
+    fragments: Mutex<Table<Course>>,
     counters: Vec<Arc<Counters>>,
 }
 
@@ -108,6 +119,7 @@ impl Engine {
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
         let ports = nat::ports(&policy.nat).len();
+        let fragments = Table::new(seeds.hashing.clone(), crate::fragments::Limits::default());
         let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
             index,
@@ -115,6 +127,7 @@ impl Engine {
             counters: Arc::clone(counters),
             expired: Tick::default(),
             exhausted: Exhausted::default(),
+            limits: Limits::default(),
             arrivals: Vec::new(),
         });
         let lanes = lanes.collect();
@@ -123,6 +136,7 @@ impl Engine {
             registry: Mutex::new(registry),
             conntrack,
             affinity: Affinity::default(),
+            fragments: Mutex::new(fragments),
             counters,
         };
         (engine, lanes)
@@ -130,26 +144,31 @@ impl Engine {
 
     /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch.
     pub fn enter<'a>(&'a self, lane: &'a mut Lane, now: Instant) -> Processor<'a> {
-        self.expire(lane, now);
+        let released = self.expire(lane, now);
         Processor {
             ruleset: self.ruleset.read(),
             conntrack: &self.conntrack,
             affinity: &self.affinity,
+            fragments: &self.fragments,
+            released,
+            flow_of_fragment: None,
             lane,
             router: None,
         }
     }
 
-    fn expire(&self, lane: &mut Lane, now: Instant) {
+    fn expire(&self, lane: &mut Lane, now: Instant) -> Vec<Released> {
         let tick = Tick::at(now);
         if tick == lane.expired {
-            return;
+            return Vec::new();
         }
         lane.expired = tick;
         self.conntrack.expire(lane.index, self.counters.len(), now);
-        if lane.index == 0 {
-            self.affinity.expire(now);
+        if lane.index != 0 {
+            return Vec::new();
         }
+        self.affinity.expire(now);
+        fragments::expire(&self.fragments, &lane.counters, now)
     }
 
     /// Puts a new policy into effect once every batch under way is done. Flows stay.
@@ -181,9 +200,23 @@ impl Engine {
         &self.affinity
     }
 
-    /// How often a verdict was given, by all workers together.
+    /// The datagrams whose fragments are under way.
+    #[must_use]
+    pub fn fragments(&self) -> Holding {
+        self.fragments.lock().holding()
+    }
+
+    /// What was decided about the datagram of a fragment.
+    pub(crate) fn course(&self, key: &crate::fragments::Key) -> Option<Result<Course, Drop>> {
+        self.fragments.lock().course(key)
+    }
+
+    /// How often a verdict was given, by all workers together; of [`Verdict::Hold`], how many packets are held now.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
+        if verdict == Verdict::Hold {
+            return self.fragments().packets as u64;
+        }
         self.counters.iter().map(|counters| counters.get(verdict)).sum()
     }
 }
@@ -195,7 +228,9 @@ enum Stop {
     Reject(Reject),
     Abort(Key),
     Complain(Complaint),
+    Echo,
     Drop(Drop),
+    Hold,
 }
 
 /// A packet that belongs, or could belong, to a flow.
@@ -212,14 +247,6 @@ impl Segment {
     /// Whether it may open a flow.
     pub(crate) const fn opens(&self) -> bool {
         self.signal.opens()
-    }
-
-    /// Why it is dropped where it has no flow and opens none.
-    pub(crate) const fn stray(&self) -> Drop {
-        match self.signal {
-            Signal::Tcp(_) | Signal::Udp => Drop::NotSyn,
-            Signal::Sctp(_) => Drop::NotInit,
-        }
     }
 }
 
@@ -252,9 +279,11 @@ pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Dir
         (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
             Orphan::IsForgotten(Known::No)
         }
-        (OnBackendRemoved::Preserve, _, _) => Orphan::GoesOn,
+        // An answer under way still arrives.
+        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
         (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
-        (OnBackendRemoved::Reset | OnBackendRemoved::Reschedule, _, false) => Orphan::Ends,
+        (OnBackendRemoved::Reset, _, false)
+        | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
     }
 }
 
@@ -264,6 +293,9 @@ pub struct Processor<'a> {
     ruleset: RwLockReadGuard<'a, Ruleset>,
     conntrack: &'a Conntrack,
     affinity: &'a Affinity,
+    fragments: &'a Mutex<Table<Course>>,
+    released: Vec<Released>,
+    flow_of_fragment: Option<Tuple>,
     lane: &'a mut Lane,
     router: Option<&'a mut dyn Router>,
 }
@@ -305,16 +337,24 @@ impl Processor<'_> {
 
     #[inline]
     fn decide(&mut self, frame: &mut Frame<'_>, arrival: &Arrival, now: Instant) -> Verdict {
-        let verdict = match self.forward(frame, arrival, now) {
+        let result = self.forward(frame, arrival, now);
+        let verdict = self.conclude(frame, result, now);
+        self.lane.counters.count(verdict);
+        verdict
+    }
+
+    #[inline]
+    fn conclude(&mut self, frame: &mut Frame<'_>, result: Result<(), Stop>, now: Instant) -> Verdict {
+        match result {
             Ok(()) => Verdict::Forward,
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
-            Err(Stop::Reject(reason)) => refuse(frame, reason),
+            Err(Stop::Reject(reason)) => self.refuse(frame, reason, now),
             Err(Stop::Abort(leaving)) => abort(frame, &leaving),
-            Err(Stop::Complain(complaint)) => self.complain(frame, complaint),
-        };
-        self.lane.counters.count(verdict);
-        verdict
+            Err(Stop::Complain(complaint)) => self.complain(frame, complaint, now),
+            Err(Stop::Echo) => echo::answer(frame),
+            Err(Stop::Hold) => Verdict::Hold,
+        }
     }
 
     /// Checks a packet and finds its parts, once.
@@ -341,7 +381,10 @@ impl Processor<'_> {
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted => return Err(Stop::Abort(leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
-            Known::No => leaving = self.open(headers, segment, *trace, now)?,
+            Known::No => {
+                leaving = self.open(headers, segment, *trace, now)?;
+                frame.opens_flow = true;
+            }
         }
         // 5. Where lbd is the router: does it fit, and may it go on?
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
@@ -368,7 +411,7 @@ impl Processor<'_> {
                     shard.remove(slot);
                     return Known::No;
                 }
-                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed) {
+                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
@@ -397,7 +440,7 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(Stop::Drop(segment.stray()));
+            return Err(self.stray(segment));
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, &tuple, now) {
@@ -409,7 +452,18 @@ impl Processor<'_> {
                     Known::No | Known::Ended | Known::Aborted => Err(stop),
                 }
             }
-            decided @ (Ok(_) | Err(Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_))) => decided,
+            decided @ (Ok(_)
+            | Err(
+                Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
+            )) => decided,
+        }
+    }
+
+    /// What becomes of a packet to a service that has no flow and opens none.
+    fn stray(&self, segment: &Segment) -> Stop {
+        match segment.signal {
+            Signal::Tcp(_) | Signal::Udp => self.ruleset.policy.conntrack.unknown_tcp.into(),
+            Signal::Sctp(_) => Stop::Drop(Drop::NotInit),
         }
     }
 
@@ -453,7 +507,7 @@ impl Processor<'_> {
         Ok(leaving.into())
     }
 
-    /// A packet that lbd does not track: a rule may still have a say, and fragments of services cannot be told apart.
+    /// A packet that lbd does not track: a rule may still have a say, and such fragments of services cannot be translated.
     fn without_flow(&mut self, headers: &Headers, now: Instant) -> Stop {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
         match self.ruleset.find(headers, None, rng, *lane, now) {
@@ -461,8 +515,10 @@ impl Processor<'_> {
             Match::Reject => Stop::Reject(Reject::Rule),
             Match::Pass => Stop::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Stop::Drop(Drop::Fragment),
-                Payload::Fragment => Stop::Pass(Pass::NoMatch),
+                Payload::Fragment(_) if is_balanced(headers) && self.concerns_services(headers) => {
+                    Stop::Drop(Drop::Fragment)
+                }
+                Payload::Fragment(_) => Stop::Pass(Pass::NoMatch),
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
@@ -475,14 +531,7 @@ impl Processor<'_> {
     }
 }
 
-fn refuse(frame: &mut Frame<'_>, reason: Reject) -> Verdict {
-    let answered = Headers::parse(frame.bytes()).is_ok_and(|headers| refusal::answer(frame, &headers).is_ok());
-    match answered {
-        true => Verdict::Reject(reason),
-        false => Verdict::Drop(Drop::Unanswerable),
-    }
-}
-
+/// Not limited: there is one for each flow.
 fn abort(frame: &mut Frame<'_>, leaving: &Key) -> Verdict {
     match Headers::parse(frame.bytes()) {
         Ok(headers) if refusal::abort(frame, &headers, leaving).is_ok() => Verdict::Reject(Reject::BackendRemoved),
@@ -573,9 +622,24 @@ fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
     }
 }
 
+/// Whether it is of a protocol that services have. ICMP is not fragmented where it matters to lbd: an error is short.
+pub(crate) fn is_balanced(headers: &Headers) -> bool {
+    Protocol::from_number(headers.protocol).is_some()
+}
+
 fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
     let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
     service.backends.get(chosen).map(Arc::clone)
+}
+
+impl From<UnknownTcp> for Stop {
+    fn from(rule: UnknownTcp) -> Self {
+        match rule {
+            UnknownTcp::Drop => Self::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Self::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => Self::Reject(Reject::NotSyn),
+        }
+    }
 }
 
 impl From<ParseError> for Stop {

@@ -37,6 +37,16 @@ impl Protocol {
         self as u8
     }
 
+    /// Whether lbd translates fragments of it. SCTP is not: its CRC32c cannot be kept right without the whole packet (RFC 9260
+    /// appendix A), and it cuts messages to the path's MTU itself.
+    #[must_use]
+    pub const fn has_fragments(self) -> bool {
+        match self {
+            Self::Tcp | Self::Udp => true,
+            Self::Sctp => false,
+        }
+    }
+
     /// The word used in configuration and JSON: `tcp`, `udp`, `sctp`.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -12,6 +12,7 @@
 //!    - [`conntrack`] finds its flow and takes note: the TCP or SCTP state, the timeout, the counters;
 //!    - a packet without a flow needs a service ([`matcher`]: ordered rules or hashed virtual servers), a backend
 //!      ([`affinity`], else [`scheduler`]), a sender that the backend can answer ([`nat`]), and a place in the table;
+//!    - a fragment goes after the first one of its datagram, which alone has ports ([`fragments`]);
 //!    - an ICMP error about a flow follows it; where lbd itself sends packets on, [`router`] knows what fits the way;
 //!    - [`rewrite`] translates addresses and ports in place, checksums included; or
 //!      [`packet::refusal`] turns the packet into the answer to its sender.
@@ -26,6 +27,7 @@
 //! | [`time`], [`flow`], [`verdict`], [`policy`] | the words that all rooms share: plain data |
 //! | [`packet`], [`rewrite`] | bytes |
 //! | [`conntrack`], [`affinity`] | who talks to whom, and for how long |
+//! | [`fragments`] | datagrams that come in pieces, and the pieces that came too early |
 //! | [`matcher`], [`scheduler`], [`service`], [`nat`], [`ruleset`] | who should |
 //! | [`engine`] | the order of it all |
 //! | [`shadow`] | whether the other mode's matcher would have said the same |
@@ -45,7 +47,8 @@
 //! - A packet of a known flow costs no allocation and no system call in the engine.
 //! - A connection holds its backend's address, not an index: no reload can move it.
 //! - A flow is stored in both directions or not at all, under one lock.
-//! - Every packet in leaves as exactly one verdict and is counted once: the counters sum to the packets in.
+//! - Every packet in leaves as exactly one verdict and is counted once: the counters sum to the packets in. A fragment that
+//!   is held is counted as that until it leaves.
 //! - A ruleset changes between batches, whole, and for all workers at once.
 //! - `unsafe` only under `io`, each block with the reason why it is sound.
 //! - A closed set is an enum, matched without a wildcard; a trait only where the set is open ([`io::PacketIo`]).
@@ -64,6 +67,7 @@ pub mod engine;
 pub mod explain;
 pub mod export;
 pub mod flow;
+pub mod fragments;
 pub mod import;
 pub mod io;
 pub mod matcher;

@@ -74,15 +74,71 @@ pub enum Masquerade {
 }
 
 /// What becomes of a flow whose backend has left the configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBackendRemoved {
     /// It goes on to its backend.
-    #[default]
     Preserve,
     /// Its next packet is answered with TCP RST or ICMP port unreachable.
     Reset,
-    /// Its next packet is scheduled anew; a TCP segment that opens nothing is answered with RST, so the client reconnects.
+    /// Its client's next packet is scheduled anew; a TCP segment that opens nothing is answered with RST, so the client
+    /// reconnects. What the backend still answers to a datagram reaches the client until then.
     Reschedule,
+}
+
+impl OnBackendRemoved {
+    /// Where nobody says anything: a connection goes on, for it may yet be served to its end. A datagram is sent elsewhere
+    /// at once, for its client may go on from one port for ever, as a resolver does, and would never notice (kube-proxy
+    /// deletes such entries of conntrack, pkg/proxy/conntrack/cleanup.go).
+    #[must_use]
+    pub const fn default_of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp | Protocol::Sctp => Self::Preserve,
+            Protocol::Udp => Self::Reschedule,
+        }
+    }
+}
+
+/// What becomes of a TCP segment to a service that belongs to no flow and does not open one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownTcp {
+    /// It is dropped.
+    #[default]
+    Drop,
+    /// It is left to whom it would have gone to without lbd.
+    Pass,
+    /// It is answered with TCP RST.
+    Reset,
+}
+
+impl UnknownTcp {
+    /// `drop`, `pass` or `reset`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Pass => "pass",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// ICMP messages that lbd itself sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    /// Whether services' addresses answer echo requests.
+    pub echo: bool,
+    /// Errors a second, of each worker; 0 is no limit.
+    pub rate_limit: u32,
+}
+
+impl Default for Icmp {
+    /// As many errors as Linux sends (`icmp_msgs_per_sec`, Documentation/networking/ip-sysctl.rst).
+    fn default() -> Self {
+        Self {
+            echo: true,
+            rate_limit: 1000,
+        }
+    }
 }
 
 /// Source NAT.
@@ -110,8 +166,11 @@ pub struct OwnSources {
 pub struct Conntrack {
     /// Flows of all states together, at least 1.
     pub max_flows: usize,
-    /// What becomes of flows of removed backends.
-    pub on_backend_removed: OnBackendRemoved,
+    /// What becomes of flows of removed backends, where their service says nothing; None:
+    /// [`OnBackendRemoved::default_of`] their protocol.
+    pub on_backend_removed: Option<OnBackendRemoved>,
+    /// What becomes of segments of unknown connections.
+    pub unknown_tcp: UnknownTcp,
     /// How long an idle flow lives, by state.
     pub timeouts: Timeouts,
 }
@@ -159,6 +218,8 @@ pub struct ServiceSpec {
     pub persistence: Option<Persistence>,
     /// Each datagram is scheduled anew; UDP only.
     pub one_packet: bool,
+    /// What becomes of flows of its removed backends; None: as for all services.
+    pub on_backend_removed: Option<OnBackendRemoved>,
     /// In scheduling order.
     pub backends: Vec<BackendSpec>,
 }
@@ -198,6 +259,8 @@ pub struct Policy {
     pub nat: Nat,
     /// The connection table.
     pub conntrack: Conntrack,
+    /// ICMP.
+    pub icmp: Icmp,
     /// Checked in order before the services' own rules, in iptables mode.
     pub rules: Vec<Rule>,
     /// In the order of the configuration. Policies share the services that they have in common.

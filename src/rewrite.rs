@@ -28,6 +28,11 @@ pub fn apply(frame: &mut Frame<'_>, headers: &Headers, key: &Key) {
     }
 }
 
+/// Gives a fragment that does not begin its datagram these addresses. The transport checksum is in the first one.
+pub fn addresses(frame: &mut Frame<'_>, source: Address, destination: Address) {
+    set_addresses(frame.bytes_mut(), source, destination);
+}
+
 /// Whether the transport checksum is unfinished; where the device does not tell, lbd finds out and takes note.
 #[inline]
 fn is_partial(frame: &mut Frame<'_>, headers: &Headers) -> bool {
@@ -48,6 +53,10 @@ fn is_partial(frame: &mut Frame<'_>, headers: &Headers) -> bool {
 /// Whether the checksum field holds the pseudo-header's sum alone. One of 65,536 finished checksums looks like that too;
 /// finished once more, it is the same again.
 fn holds_pseudo_header(bytes: &[u8], headers: &Headers) -> bool {
+    // What fragments a datagram finishes its checksum first (`ip_do_fragment`, `ip6_fragment`).
+    if matches!(headers.payload, Payload::Fragment(_)) {
+        return false;
+    }
     let Headers {
         source,
         destination,
@@ -186,22 +195,26 @@ fn replace(change: Difference, field: &mut [u8], new: &[u8]) -> Difference {
 fn checksum_field(headers: &Headers, bytes: &[u8], partial: bool) -> Option<usize> {
     let field = headers.transport + usize::from(headers.checksum_offset()?);
     // A zero says that the sender made none (RFC 768; RFC 6935 for IPv6), unless the device is to make it.
-    let is_missing = matches!(headers.payload, Payload::Udp(_)) && bytes[field..field + 2] == [0, 0] && !partial;
+    let is_missing = is_udp(headers) && bytes[field..field + 2] == [0, 0] && !partial;
     (!is_missing).then_some(field)
 }
 
 /// RFC 768: a computed zero is sent as all ones, since zero means none.
 const fn never_zero(headers: &Headers, checksum: u16) -> u16 {
-    match (headers.payload, checksum) {
-        (Payload::Udp(_), 0) => 0xffff,
-        (
-            Payload::Udp(_)
-            | Payload::Tcp(..)
-            | Payload::Sctp(..)
-            | Payload::Fragment
-            | Payload::IcmpError
-            | Payload::Other,
-            _,
-        ) => checksum,
+    match checksum {
+        0 if is_udp(headers) => 0xffff,
+        _ => checksum,
+    }
+}
+
+/// Whether it is a UDP datagram or its first fragment.
+const fn is_udp(headers: &Headers) -> bool {
+    match headers.payload {
+        Payload::Udp(_) => true,
+        Payload::Fragment(fragment) => match fragment.opening {
+            Some(opening) => opening.flags.is_none(),
+            None => false,
+        },
+        Payload::Tcp(..) | Payload::Sctp(..) | Payload::IcmpError | Payload::Other => false,
     }
 }

@@ -12,6 +12,10 @@ pub trait Router: Debug {
     /// The longest packet that can go on to `destination`, in bytes from its IP header on; None where the kernel takes it.
     fn mtu(&mut self, destination: IpAddr) -> Option<usize>;
 
+    /// Whether `destination` is this host itself: then a packet needs no hop left, for it goes no further (RFC 1812 section
+    /// 5.3.1).
+    fn ends_here(&mut self, destination: IpAddr) -> bool;
+
     /// This router's own address towards `destination`, which its ICMP errors come from.
     fn own_address(&mut self, destination: IpAddr) -> Option<IpAddr>;
 }

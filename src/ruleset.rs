@@ -17,7 +17,7 @@ use crate::flow::{Direction, Endpoint, Key, Tuple};
 use crate::matcher::{Difference, Match, Matcher};
 use crate::nat::Pool;
 use crate::packet::Headers;
-use crate::policy::{BackendSpec, Mode, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, Mode, OnBackendRemoved, Policy, ServiceSpec};
 use crate::scheduler::{Rng, Scheduler};
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
 use crate::shadow::Shadow;
@@ -96,6 +96,12 @@ impl Ruleset {
         self.known_addresses.contains(address)
     }
 
+    /// Whether the address is a service's, and nobody answers there but lbd.
+    #[must_use]
+    pub fn is_virtual(&self, address: &IpAddr) -> bool {
+        self.known_addresses.is_service(address) && !self.is_local(address)
+    }
+
     /// Whether a packet of `key` is more likely a client's or a backend's.
     #[must_use]
     pub fn likely(&self, key: &Key) -> Direction {
@@ -149,6 +155,7 @@ impl Registry {
                         place,
                         service: Arc::clone(&service),
                         backends: spec.backends.clone(),
+                        on_backend_removed: spec.on_backend_removed,
                         before,
                     });
                     service
@@ -211,6 +218,7 @@ impl Registry {
             id: self.next_id(),
             name: name.to_owned(),
             stats: Stats::new(self.lanes),
+            on_backend_removed: Mutex::default(),
         });
         self.identities.insert(name.to_owned(), Arc::downgrade(&identity));
         identity
@@ -274,6 +282,7 @@ struct Change {
     place: usize,
     service: Arc<Service>,
     backends: Vec<BackendSpec>,
+    on_backend_removed: Option<OnBackendRemoved>,
     /// The service as it was, and whether its backends are other ones, or weigh another weight, than before.
     before: Option<(Arc<Service>, bool)>,
 }
@@ -303,9 +312,11 @@ impl Prepared {
             place: _,
             service,
             backends,
+            on_backend_removed,
             before,
         } in &self.changes
         {
+            *service.identity.on_backend_removed.lock() = *on_backend_removed;
             for (backend, spec) in service.backends.iter().zip(backends) {
                 backend.configure(spec);
                 backend.set_one_packet(service.one_packet);

@@ -114,6 +114,8 @@ pub struct ServiceIdentity {
     pub name: String,
     /// Traffic of all its backends, past ones included.
     pub stats: Stats,
+    /// What becomes of flows of its removed backends; asked only for these.
+    pub on_backend_removed: Mutex<Option<OnBackendRemoved>>,
 }
 
 /// A real server, with its load.
@@ -235,13 +237,22 @@ impl Backend {
         self.cut.store(true, Relaxed);
     }
 
-    /// What becomes of its flows at their next packet, where they have lost it; `rule` is for removed backends.
+    /// What becomes of its flows of `protocol` at their next packet, where they have lost it; `general` is for services
+    /// that say nothing about it.
     #[must_use]
-    pub fn orphans(&self, rule: OnBackendRemoved) -> Option<OnBackendRemoved> {
-        if self.cut.load(Relaxed) {
-            return Some(OnBackendRemoved::Reset);
+    #[inline]
+    pub fn orphans(&self, general: Option<OnBackendRemoved>, protocol: Protocol) -> Option<OnBackendRemoved> {
+        let is_cut = self.cut.load(Relaxed);
+        (is_cut || self.is_removed()).then(|| self.fate(general, protocol, is_cut))
+    }
+
+    #[cold]
+    fn fate(&self, general: Option<OnBackendRemoved>, protocol: Protocol, is_cut: bool) -> OnBackendRemoved {
+        let rule = self.service.on_backend_removed.lock().or(general);
+        match rule.unwrap_or_else(|| OnBackendRemoved::default_of(protocol)) {
+            OnBackendRemoved::Preserve if is_cut => OnBackendRemoved::Reset,
+            rule @ (OnBackendRemoved::Preserve | OnBackendRemoved::Reset | OnBackendRemoved::Reschedule) => rule,
         }
-        self.is_removed().then_some(rule)
     }
 
     /// Whether each datagram is scheduled anew (`IP_VS_SVC_F_ONEPACKET`).
@@ -386,6 +397,7 @@ mod tests {
             id: 1,
             name: "web".into(),
             stats: Stats::new(1),
+            on_backend_removed: Default::default(),
         });
         let spec = BackendSpec {
             address: "10.2.0.11:80".parse().unwrap(),

@@ -8,10 +8,13 @@ pub enum Verdict {
     Forward,
     /// Not lbd's; send it on untouched.
     Pass(Pass),
-    /// Refused; the packet buffer now holds the answer to its sender.
+    /// Refused, or a question to lbd itself; the packet buffer now holds the answer to its sender.
     Reject(Reject),
     /// Gone.
     Drop(Drop),
+    /// Not decided yet: a fragment that came before the first one of its datagram, and of which a copy is kept. Once it is
+    /// decided about, it is counted as what it became, and no more here: it is in the sum as long as it is held.
+    Hold,
 }
 
 macro_rules! reasons {
@@ -40,6 +43,8 @@ reasons! {
         NoMatch = "no_match",
         /// A rule with `action = "pass"`.
         Rule = "rule",
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "pass"`.
+        NotSyn = "not_syn",
         /// A protocol that lbd does not balance, e.g. GRE.
         UntrackedProtocol = "untracked_protocol",
         /// Not IP at all, e.g. ARP.
@@ -48,7 +53,7 @@ reasons! {
 }
 
 reasons! {
-    /// Why a packet was answered with a TCP RST or an ICMP error.
+    /// Why a packet was answered with a TCP RST or an ICMP message.
     Reject {
         /// The service has no backend that may take a new flow.
         NoBackend = "no_backend",
@@ -61,6 +66,10 @@ reasons! {
         TooBig = "too_big",
         /// Its time to live, or hop limit, is over; answered with ICMP time exceeded. Only where lbd is the router.
         TimeExceeded = "time_exceeded",
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "reset"`.
+        NotSyn = "not_syn",
+        /// No refusal, but an echo request to a service's address: lbd answered it with an echo reply.
+        Echo = "echo",
     }
 }
 
@@ -69,7 +78,7 @@ reasons! {
     Drop {
         /// The packet is shorter than its own headers say, or they contradict each other.
         Malformed = "malformed",
-        /// A fragment: its ports are not known.
+        /// A fragment of a protocol whose fragments lbd cannot translate, to or from an address of lbd's.
         Fragment = "fragment",
         /// A rule with `action = "drop"`.
         Rule = "rule",
@@ -83,13 +92,30 @@ reasons! {
         TupleInUse = "tuple_in_use",
         /// No free address and port is left in the masquerade pool.
         PoolExhausted = "pool_exhausted",
+        /// A first fragment without the whole transport header (RFC 1858, RFC 3128, RFC 7112).
+        FragmentTiny = "fragment_tiny",
+        /// A fragment whose bytes have all come before: the same packet once more.
+        FragmentDuplicate = "fragment_duplicate",
+        /// A fragment of a datagram with fragments that overlap (RFC 5722, RFC 8900 section 3.7).
+        FragmentOverlap = "fragment_overlap",
+        /// A fragment of a datagram that goes on behind its last fragment, or beyond 65,535 bytes.
+        FragmentTooLong = "fragment_too_long",
+        /// A fragment of a datagram with more fragments than any link makes of one.
+        FragmentTooMany = "fragment_too_many",
+        /// No place for one more datagram in fragments, or for a fragment that is to be held.
+        FragmentTableFull = "fragment_table_full",
+        /// A fragment that was held, and the first one of its datagram did not come in time.
+        FragmentTimeout = "fragment_timeout",
         /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2).
         Unanswerable = "unanswerable",
+        /// The packet had to be refused, but lbd has answered too many of late (RFC 4443 section 2.4(f), RFC 1812 section
+        /// 4.3.2.8).
+        RateLimited = "rate_limited",
     }
 }
 
 impl Verdict {
-    /// `forward`, `pass`, `reject` or `drop`.
+    /// `forward`, `pass`, `reject` or `drop`; `hold` as long as nothing is decided.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -97,6 +123,7 @@ impl Verdict {
             Self::Pass(_) => "pass",
             Self::Reject(_) => "reject",
             Self::Drop(_) => "drop",
+            Self::Hold => "hold",
         }
     }
 
@@ -104,7 +131,7 @@ impl Verdict {
     #[must_use]
     pub const fn reason(self) -> Option<&'static str> {
         match self {
-            Self::Forward => None,
+            Self::Forward | Self::Hold => None,
             Self::Pass(reason) => Some(reason.name()),
             Self::Reject(reason) => Some(reason.name()),
             Self::Drop(reason) => Some(reason.name()),
@@ -112,7 +139,7 @@ impl Verdict {
     }
 
     /// How many different verdicts there are.
-    pub const COUNT: usize = 1 + Pass::ALL.len() + Reject::ALL.len() + Drop::ALL.len();
+    pub const COUNT: usize = 2 + Pass::ALL.len() + Reject::ALL.len() + Drop::ALL.len();
 
     /// Every verdict, in the order of [`Verdict::index`].
     pub fn all() -> impl Iterator<Item = Self> {
@@ -120,6 +147,7 @@ impl Verdict {
             .chain(Pass::ALL.iter().copied().map(Self::Pass))
             .chain(Reject::ALL.iter().copied().map(Self::Reject))
             .chain(Drop::ALL.iter().copied().map(Self::Drop))
+            .chain(std::iter::once(Self::Hold))
     }
 
     /// A dense number for counters, below [`Verdict::COUNT`].
@@ -130,6 +158,7 @@ impl Verdict {
             Self::Pass(reason) => 1 + reason as usize,
             Self::Reject(reason) => 1 + Pass::ALL.len() + reason as usize,
             Self::Drop(reason) => 1 + Pass::ALL.len() + Reject::ALL.len() + reason as usize,
+            Self::Hold => Self::COUNT - 1,
         }
     }
 }

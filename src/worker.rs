@@ -7,7 +7,7 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::engine::{Engine, Lane};
+use crate::engine::{Engine, Lane, Released};
 use crate::io::{Exchanged, PacketIo};
 use crate::packet::frame::{Fate, Frame};
 use crate::router::Router;
@@ -141,32 +141,53 @@ impl<I: PacketIo> Worker<I> {
         let Self {
             engine, lane, clock, ..
         } = self;
-        let exchanged = self
-            .io
-            .exchange(&mut |frames, router| decide(engine, lane, frames, router, clock.now()))?;
+        let mut released = Vec::new();
+        let exchanged = self.io.exchange(&mut |frames, router| {
+            released = decide(engine, lane, frames, router, clock.now());
+        })?;
         if exchanged.received == 0 {
             drop(engine.enter(lane, clock.now()));
         }
-        if exchanged.unsent > 0 {
-            self.unsent.fetch_add(exchanged.unsent as u64, Relaxed);
+        let lost = exchanged.unsent + self.send(released);
+        if lost > 0 {
+            self.unsent.fetch_add(lost as u64, Relaxed);
         }
         Ok(exchanged)
     }
+
+    /// Sends packets that were held, after the ones that they waited for; returns how many could not be sent.
+    fn send(&mut self, released: Vec<Released>) -> usize {
+        let sent = released
+            .into_iter()
+            .map(|mut held| self.io.send(&mut held.packet, fate(held.verdict)));
+        sent.filter(Result::is_err).count()
+    }
 }
 
-fn decide(engine: &Engine, lane: &mut Lane, frames: &mut [Frame<'_>], router: Option<&mut dyn Router>, now: Instant) {
+/// Decides about a batch; returns the packets that were held until now.
+fn decide(
+    engine: &Engine,
+    lane: &mut Lane,
+    frames: &mut [Frame<'_>],
+    router: Option<&mut dyn Router>,
+    now: Instant,
+) -> Vec<Released> {
     let router = router.map(|router| -> &mut dyn Router {
         router.begin(now);
         router
     });
     let mut processor = engine.enter(lane, now).routed_by(router);
-    processor.process_batch(frames, now, |frame, verdict| {
-        frame.fate = match verdict {
-            Verdict::Forward | Verdict::Reject(_) => Fate::Send,
-            Verdict::Pass(_) => Fate::Pass,
-            Verdict::Drop(_) => Fate::Discard,
-        };
-    });
+    processor.process_batch(frames, now, |frame, verdict| frame.fate = fate(verdict));
+    processor.take_released()
+}
+
+const fn fate(verdict: Verdict) -> Fate {
+    match verdict {
+        Verdict::Forward | Verdict::Reject(_) => Fate::Send,
+        Verdict::Pass(_) => Fate::Pass,
+        // Of what is held there is a copy.
+        Verdict::Drop(_) | Verdict::Hold => Fate::Discard,
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +209,10 @@ mod tests {
             None
         }
 
+        fn ends_here(&mut self, _: IpAddr) -> bool {
+            false
+        }
+
         fn own_address(&mut self, _: IpAddr) -> Option<IpAddr> {
             None
         }
@@ -204,7 +229,7 @@ mod tests {
         let mut router = Listener::default();
         let times = [1, 2].map(|seconds| Instant::ZERO + Duration::from_secs(seconds));
         for now in times {
-            decide(&engine, &mut lanes[0], &mut [], Some(&mut router), now);
+            drop(decide(&engine, &mut lanes[0], &mut [], Some(&mut router), now));
         }
         assert_eq!(router.0, times);
     }

@@ -1,7 +1,7 @@
 //! Backends that come, drain and go, and schedulers that stay or change, while flows live.
 use lbd::flow::Protocol;
 use lbd::policy::Mode;
-use lbd::verdict::{Drop, Reject, Verdict};
+use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use crate::packets::{self, ACK, RST, SYN};
 use crate::world::{Case, Flow, Setup, World};
@@ -152,11 +152,105 @@ fn a_service_that_comes_back_finds_its_flows() {
 #[test]
 fn preserve_keeps_flows_of_a_service_that_is_gone() {
     for case in Case::all() {
-        let mut world = case.setup().world();
+        let mut world = on_removed(case, "preserve").world();
         let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
-        world.reload(&format!("mode = \"{}\"", case.mode.name()));
+        let nothing = "[conntrack]\non_backend_removed = \"preserve\"";
+        world.reload(&format!("mode = \"{}\"\n{nothing}", case.mode.name()));
         world.up(&flow, ACK);
         world.down(&flow, ACK);
+    }
+}
+
+#[test]
+fn where_nobody_says_anything_a_connection_goes_on_and_a_datagram_goes_elsewhere_at_once() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        world.reload(&case.setup().backends(&[(2, 1)]).toml());
+        world.down(&flow, ACK);
+        match case.protocol {
+            Protocol::Tcp => world.up(&flow, ACK),
+            Protocol::Udp | Protocol::Sctp => {
+                let next = world.open(case.protocol, flow.client, flow.service);
+                assert_eq!(next.backend, case.backend(2));
+                world.down(&next, 0);
+                assert_eq!(world.engine.conntrack().len(), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_datagram_of_a_service_that_is_gone_is_no_longer_lbds() {
+    let case = Case::UDP;
+    let mut world = case.setup().world();
+    let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+    world.reload("");
+    assert_eq!(world.try_up(&flow, 0).verdict, Verdict::Pass(Pass::NoMatch));
+    assert!(world.engine.conntrack().is_empty());
+}
+
+#[test]
+fn what_a_removed_backend_still_answers_to_a_datagram_arrives_until_the_client_asks_again() {
+    for case in Case::all().filter(|case| case.protocol == Protocol::Udp) {
+        let mut world = on_removed(case, "reschedule").world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        world.reload(&on_removed(case, "reschedule").backends(&[(2, 1)]).toml());
+        world.down(&flow, 0);
+        world.down(&flow, 0);
+        world.open(case.protocol, flow.client, flow.service);
+        assert_eq!(world.try_down(&flow, 0).verdict, Verdict::Pass(Pass::NoMatch));
+    }
+}
+
+#[test]
+fn a_service_has_its_own_word_on_flows_of_removed_backends() {
+    let setup = |case: Case, general: &str, own: &str| {
+        let own = format!("on_backend_removed = \"{own}\"");
+        on_removed(case, general).keys(&own)
+    };
+    for case in Case::all() {
+        let mut world = setup(case, "reset", "preserve").world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        world.reload(&setup(case, "reset", "preserve").backends(&[(2, 1)]).toml());
+        world.up(&flow, ACK);
+        world.down(&flow, ACK);
+        // Another word counts for backends that are gone already, too.
+        world.reload(&setup(case, "preserve", "reset").backends(&[(2, 1)]).toml());
+        let verdict = world.try_up(&flow, ACK).verdict;
+        assert_eq!(verdict, Verdict::Reject(Reject::BackendRemoved));
+    }
+}
+
+#[test]
+fn the_word_of_a_service_outlives_it() {
+    let own = "on_backend_removed = \"preserve\"";
+    let mut world = Case::UDP.setup().keys(own).world();
+    let flow = world.connect(Protocol::Udp, Case::UDP.client(2, 40_000), Case::UDP.service());
+    world.reload("");
+    world.up(&flow, 0);
+    world.down(&flow, 0);
+}
+
+#[test]
+fn a_client_that_keeps_sending_from_one_port_is_never_stuck_with_a_dead_backend() {
+    for case in Case::all().filter(|case| case.protocol == Protocol::Udp) {
+        let mut world = case.setup().world();
+        let (client, service) = (case.client(2, 40_000), case.service());
+        for gone in [1, 2, 3, 1, 2, 3] {
+            let rest: Vec<(u16, u32)> = (1..=3).filter(|&n| n != gone).map(|n| (n, 1)).collect();
+            world.reload(&case.setup().backends(&rest).toml());
+            for _ in 0..3 {
+                let flow = world.open(Protocol::Udp, client, service);
+                assert_ne!(flow.backend, case.backend(gone));
+                world.down(&flow, 0);
+                world.seconds(1);
+            }
+        }
+        // A backend of weight 0 is not dead: it drains.
+        let last = world.open(Protocol::Udp, client, service);
+        world.reload(&case.setup().weights(&[0, 0, 0]).toml());
+        world.up(&last, 0);
     }
 }
 

@@ -175,6 +175,7 @@ fn an_error_keeps_no_flow_alive_and_ends_none() {
 struct Way {
     mtu: Option<usize>,
     own: Option<IpAddr>,
+    host: Vec<IpAddr>,
 }
 
 impl Router for Way {
@@ -182,6 +183,10 @@ impl Router for Way {
 
     fn mtu(&mut self, _: IpAddr) -> Option<usize> {
         self.mtu
+    }
+
+    fn ends_here(&mut self, destination: IpAddr) -> bool {
+        self.host.contains(&destination)
     }
 
     fn own_address(&mut self, _: IpAddr) -> Option<IpAddr> {
@@ -222,6 +227,7 @@ fn a_packet_that_is_too_long_for_the_way_on_is_answered_by_lbd_as_the_router() {
         let mut way = Way {
             mtu: Some(1_300),
             own: Some(own),
+            host: Vec::new(),
         };
         let to_service = |from, to| match case.protocol {
             Protocol::Tcp => packets::tcp(from, to, ACK, 1, 1, &payload),
@@ -267,6 +273,7 @@ fn an_ipv4_packet_that_may_be_fragmented_goes_on() {
     let mut way = Way {
         mtu: Some(1_300),
         own: None,
+        host: Vec::new(),
     };
     assert_eq!(routed(&mut world, &long, &mut way).0, Verdict::Forward);
 }
@@ -278,6 +285,7 @@ fn a_packet_without_a_hop_left_is_answered_by_lbd_as_the_router() {
         let mut way = Way {
             mtu: None,
             own: Some(router(case)),
+            host: Vec::new(),
         };
         for (from, to) in [(flow.client, flow.service), (flow.backend, flow.source)] {
             let last = with_hop_limit(packet(case.protocol, from, to, ACK), 1);
@@ -305,9 +313,38 @@ fn no_error_is_made_about_an_error() {
     for case in Case::all() {
         let (mut world, _, _, got) = flow(case, "");
         let error = with_hop_limit(icmp_error(router(case), IcmpError::TooBig { mtu: 1280 }, &got), 1);
-        let mut way = Way { mtu: None, own: None };
+        let mut way = Way {
+            mtu: None,
+            own: None,
+            host: Vec::new(),
+        };
         let (verdict, after) = routed(&mut world, &error, &mut way);
         assert_eq!(verdict, Verdict::Drop(Drop::Unanswerable));
         assert_eq!(after, error);
+    }
+}
+
+#[test]
+fn a_packet_to_a_backend_on_lbds_own_host_needs_no_hop_left() {
+    for case in Case::all() {
+        let (mut world, flow, ..) = flow(case, "");
+        let mut way = Way {
+            mtu: None,
+            own: Some(router(case)),
+            host: vec![flow.backend.ip()],
+        };
+        for limit in [1, 0] {
+            let last = with_hop_limit(packet(case.protocol, flow.client, flow.service, ACK), limit);
+            let (verdict, after) = routed(&mut world, &last, &mut way);
+            assert_eq!(verdict, Verdict::Forward);
+            assert_eq!(packets::endpoints(&after), (flow.source, flow.backend));
+        }
+        let answer = with_hop_limit(packet(case.protocol, flow.backend, flow.source, ACK), 1);
+        let (verdict, _) = routed(&mut world, &answer, &mut way);
+        assert_eq!(
+            verdict,
+            Verdict::Reject(Reject::TimeExceeded),
+            "the client is elsewhere"
+        );
     }
 }

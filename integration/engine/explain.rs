@@ -5,10 +5,12 @@ use lbd::control::protocol::explanation::{Explanation, Question, Step};
 use lbd::explain::{self, explain};
 use lbd::flow::Protocol;
 use lbd::matcher::Matcher;
+use lbd::packet::frame::Checksum;
 use lbd::packet::icmp::HEADER;
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
+use crate::fragments;
 use crate::packets::{self, ACK, FIN, IcmpError, RST, SYN};
 use crate::world::{Case, Flow, World, packet};
 
@@ -368,5 +370,27 @@ fn bytes_that_are_no_packet_or_have_no_ports_fare_as_told() {
         );
         let (verdict, reason) = (explain(&world.engine, &packets::arp(), world.now), Some("not_ip"));
         assert_eq!((verdict.verdict.as_ref(), verdict.reason.as_deref()), ("pass", reason));
+    }
+}
+
+#[test]
+fn a_fragment_fares_as_told() {
+    for case in Case::tcp_and_udp() {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 9), case.service());
+        let payload = [7; 3_000];
+        let request = match case.protocol {
+            Protocol::Tcp => packets::tcp(flow.client, flow.service, ACK, 1, 1, &payload),
+            Protocol::Udp | Protocol::Sctp => packets::udp(flow.client, flow.service, &payload),
+        };
+        let fragments = fragments::over(&request, 7, 1_500);
+        for (place, verdict) in [(1, Verdict::Hold), (0, Verdict::Forward), (2, Verdict::Forward)] {
+            let told = told(&world, &fragments[place]);
+            assert_eq!(told.verdict, verdict.name(), "{told:#?}");
+            assert_eq!(world.send_as(&fragments[place], Checksum::Complete).verdict, verdict);
+            if verdict == Verdict::Forward {
+                assert_eq!(told.backend, Some(flow.backend.into()), "{told:#?}");
+            }
+        }
     }
 }

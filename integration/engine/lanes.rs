@@ -161,14 +161,15 @@ fn both_workers_find_a_flow_whoever_opened_it() {
 #[test]
 fn reloads_under_traffic_lose_no_packet() {
     let case = Case::UDP;
-    let mut world = World::build(&case.setup().toml(), 2, 7);
+    let setup = || case.setup().keys("on_backend_removed = \"preserve\"");
+    let mut world = World::build(&setup().toml(), 2, 7);
     let texts = [
-        case.setup().toml(),
-        case.setup()
+        setup().toml(),
+        setup()
             .mode(lbd::policy::Mode::Iptables)
             .backends(&[(3, 1), (2, 4)])
             .toml(),
-        case.setup().scheduler("wrr").backends(&[(4, 2), (1, 0), (2, 1)]).toml(),
+        setup().scheduler("wrr").backends(&[(4, 2), (1, 0), (2, 1)]).toml(),
     ];
     let policies = texts.map(|text| policy(&text));
     let (engine, now) = (&world.engine, world.now);

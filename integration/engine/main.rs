@@ -4,6 +4,8 @@
     reason = "a test ends at the first surprise, in its helpers too"
 )]
 
+#[path = "../support/fragments.rs"]
+mod fragments;
 #[path = "../support/packets.rs"]
 mod packets;
 #[path = "../support/world.rs"]
@@ -11,11 +13,15 @@ mod world;
 
 mod affinity;
 mod backends;
+mod echo;
 mod errors;
 mod eviction;
 mod explain;
 mod flows;
+#[path = "fragments.rs"]
+mod in_fragments;
 mod lanes;
+mod limits;
 mod nat;
 mod properties;
 mod refusals;
@@ -23,3 +29,4 @@ mod rules;
 mod sctp;
 mod shadow;
 mod sources;
+mod unknown;

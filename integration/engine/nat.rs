@@ -262,44 +262,6 @@ fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
 }
 
 #[test]
-fn a_ping_to_a_service_passes() {
-    for case in Case::all() {
-        let mut world = case.setup().world();
-        let ping = packets::ping(case.client(2, 1).ip(), case.service().ip());
-        assert_eq!(world.send(&ping).verdict, Verdict::Pass(Pass::UntrackedProtocol));
-    }
-}
-
-#[test]
-fn fragments_to_a_service_are_dropped_and_others_pass() {
-    for (to, verdict) in [
-        (Case::UDP.service(), Verdict::Drop(Drop::Fragment)),
-        (packets::socket("10.99.0.1:80"), Verdict::Pass(Pass::NoMatch)),
-    ] {
-        for offset in [0x2000_u16, 0x2010, 0x0010] {
-            let mut world = Case::UDP.setup().world();
-            let mut fragment = packets::udp(Case::UDP.client(2, 40_000), to, b"0123456789abcdef");
-            fragment[6..8].copy_from_slice(&offset.to_be_bytes());
-            assert_eq!(
-                world.send_as(&fragment, Checksum::Complete).verdict,
-                verdict,
-                "{offset:x}"
-            );
-        }
-    }
-}
-
-#[test]
-fn fragments_from_a_backend_are_dropped() {
-    let case = Case::UDP;
-    let mut world = case.setup().world();
-    let mut fragment = packets::udp(case.backend(1), case.client(2, 40_000), b"0123456789abcdef");
-    fragment[6] = 0x20;
-    let verdict = world.send_as(&fragment, Checksum::Complete).verdict;
-    assert_eq!(verdict, Verdict::Drop(Drop::Fragment));
-}
-
-#[test]
 fn a_do_not_fragment_bit_makes_no_fragment() {
     let case = Case::UDP;
     let mut world: World = case.setup().world();

@@ -221,7 +221,7 @@ proptest! {
                 prop_assert_eq!(ends, (service.ip(), client.ip()));
             }
             Verdict::Drop(_) => prop_assert!(flags & RST != 0),
-            Verdict::Forward | Verdict::Pass(_) => prop_assert!(false, "{:?}", outcome.verdict),
+            Verdict::Forward | Verdict::Pass(_) | Verdict::Hold => prop_assert!(false, "{:?}", outcome.verdict),
         }
     }
 }

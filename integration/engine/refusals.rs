@@ -144,9 +144,9 @@ fn nobody_answers_to_or_for_an_address_that_is_no_single_hosts() {
 }
 
 #[test]
-fn a_fragment_is_not_answered() {
+fn a_later_fragment_is_not_answered() {
     let mut sent = packets::udp("10.1.0.2:40000", "10.99.0.1:80", b"0123456789abcdef");
-    sent[6] = 0x20;
+    sent[7] = 9;
     let outcome = refusing(Case::UDP).send_as(&sent, Checksum::Complete);
     assert_eq!(outcome.verdict, Verdict::Drop(Drop::Unanswerable));
 }

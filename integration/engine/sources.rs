@@ -3,8 +3,10 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use lbd::conntrack::connection::{Connection, State};
-use lbd::flow::{Endpoint, Protocol};
+use lbd::flow::{Direction, Endpoint, Protocol, Tuple};
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Verdict};
 
@@ -262,4 +264,120 @@ fn where_one_client_finds_no_place_others_still_do_while_there_are_any() {
     assert_of_pool(flow.source);
     let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
     assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "as before");
+}
+
+#[test]
+fn the_ports_of_masqueraded_flows_are_chosen_at_random() {
+    for case in Case::all() {
+        let sources = |seed| {
+            let mut world = World::build(&case.setup().weights(&[1]).tables(&nat("always")).toml(), 1, seed);
+            let open = |n| world.open(case.protocol, case.client(2, n), case.service()).source;
+            (1..=200).map(open).collect::<Vec<_>>()
+        };
+        let (one, other) = (sources(1), sources(2));
+        assert_eq!(one, sources(1), "the same seed chooses the same");
+        let same = one.iter().zip(&other).filter(|(one, other)| one == other).count();
+        assert!(same < 3, "another seed chooses others");
+        let steps: HashSet<i32> = one
+            .windows(2)
+            .map(|pair| i32::from(pair[1].port()) - i32::from(pair[0].port()))
+            .collect();
+        assert!(steps.len() > 150, "nobody can tell the next one from the last ones");
+        let low = one.iter().filter(|source| source.port() < 33_280).count();
+        assert!((60..140).contains(&low), "{low} of 200 in the lower half");
+    }
+}
+
+#[test]
+fn where_a_pool_is_exhausted_no_flow_gets_a_source_that_another_one_has() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    let mut world = case.setup().weights(&[1]).tables(pool).world();
+    fill_pool(&world, &[2_000, 3_000]);
+    let before = world.engine.conntrack().len();
+    let verdicts: Vec<Verdict> = (1..=100)
+        .map(|port| world.try_open(Protocol::Udp, case.client(2, port), case.service()))
+        .collect();
+    let exhausted = Verdict::Drop(Drop::PoolExhausted);
+    assert_eq!(verdicts.iter().filter(|&&verdict| verdict == exhausted).count(), 98);
+    assert_eq!(world.count(exhausted), 98);
+    assert_eq!(world.engine.conntrack().len(), before + 2);
+    assert_no_tuple_is_shared(&world);
+}
+
+/// Of all living flows, packets of both directions, as they arrive.
+#[track_caller]
+fn assert_no_tuple_is_shared(world: &World) {
+    let mut seen: HashSet<Tuple> = HashSet::new();
+    world.engine.conntrack().each(world.now, |flow| {
+        for direction in [Direction::Original, Direction::Reply] {
+            let tuple = flow.arriving(direction);
+            assert!(seen.insert(tuple), "two flows have {tuple}");
+        }
+    });
+}
+
+/// What happens to a world of few ports.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Of this client and port, to the service, its other address, or as if directly to a backend.
+    Packet(u16, u16, u8, u8),
+    /// The backend of the flow that was opened last answers.
+    Answer(u8),
+    Wait(u64),
+    Masquerade(&'static str),
+    Backends(Vec<u16>),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let flags = prop::sample::select(vec![crate::packets::SYN, ACK, FIN | ACK, crate::packets::RST]);
+    let words = prop::sample::select(vec!["auto", "always", "never"]);
+    let backends = prop::sample::subsequence(vec![1_u16, 2, 3], 1..=3);
+    prop_oneof![
+        12 => (2..5_u16, 1..4_u16, 0..2_u8, flags.clone()).prop_map(|(n, port, to, flags)| Event::Packet(n, port, to, flags)),
+        4 => flags.prop_map(Event::Answer),
+        2 => (0..130_u64).prop_map(Event::Wait),
+        1 => words.prop_map(Event::Masquerade),
+        1 => backends.prop_map(Event::Backends),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn no_two_living_flows_ever_share_a_tuple_whatever_happens(udp: bool, events in prop::collection::vec(event(), 1..150)) {
+        let case = if udp { Case::UDP } else { Case::TCP };
+        let external = format!("external_addresses = [\"{}\"]", case.external().ip());
+        let (mut word, mut backends) = ("auto", vec![1]);
+        let toml = |word: &str, backends: &[u16]| {
+            let nat = format!("[nat]\nmasquerade = \"{word}\"\npool = [\"198.18.0.1/32\"]");
+            let backends: Vec<(u16, u32)> = backends.iter().map(|&n| (n, 1)).collect();
+            case.setup().tables(&nat).keys(&external).backends(&backends).toml()
+        };
+        let mut world = World::new(&toml(word, &backends));
+        let mut last = None;
+        for event in events {
+            match event {
+                Event::Packet(n, port, to, flags) => {
+                    let to = if to == 0 { case.service() } else { case.external() };
+                    let outcome = world.send(&crate::world::packet(case.protocol, case.client(n, port), to, flags));
+                    if outcome.verdict == Verdict::Forward {
+                        last = Some(crate::packets::endpoints(&outcome.packet));
+                    }
+                }
+                Event::Answer(flags) => {
+                    if let Some((source, backend)) = last {
+                        let answer = crate::world::packet(case.protocol, backend, source, flags);
+                        drop(world.send(&answer));
+                    }
+                }
+                Event::Wait(seconds) => world.seconds(seconds),
+                Event::Masquerade(other) => word = other,
+                Event::Backends(others) => backends = others,
+            }
+            world.reload(&toml(word, &backends));
+            assert_no_tuple_is_shared(&world);
+        }
+    }
 }

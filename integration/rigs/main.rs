@@ -2,14 +2,25 @@
 #![allow(clippy::disallowed_methods, reason = "real programs take real time")]
 #![allow(clippy::print_stdout, reason = "cargo test shows it where a test fails")]
 
+#[path = "../support/fragments.rs"]
+mod fragments;
+#[path = "../support/packets.rs"]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise, in its helpers too"
+)]
+mod packets;
 #[path = "../support/rig/mod.rs"]
 mod rig;
 
 mod bulk;
 mod churn;
+mod icmp;
+mod in_fragments;
 mod kernel;
 mod leaving;
 mod operator;
+mod ports;
 mod reload;
 mod sctp;
 mod traffic;

@@ -243,9 +243,9 @@ fn links_with_xdp(rig: &Rig) -> Vec<String> {
     with.map(str::to_owned).collect()
 }
 
-/// As over TUN, where no rule with a port matches a fragment.
+/// Its fragments come to lbd, which alone can tell that they are of no flow, and go on.
 #[test]
-fn a_big_datagram_straight_from_a_backend_is_left_to_the_kernel() {
+fn a_big_datagram_straight_from_a_backend_reaches_who_asked_for_it() {
     isolated_xdp(|| {
         let rig = Rig::new();
         for family in Family::BOTH {

@@ -1,7 +1,10 @@
 //! lbd on AF_XDP is a router: it lowers the TTL, and says so where a packet is too old or too big for the way on.
 use rustix::io::Errno;
 
-use crate::rig::{Config, DIR, Family, Mode, Rig, Service, Watch, echo_datagram, isolated_xdp, matrix, udp_echo};
+use crate::rig::{
+    Config, Conversation, DIR, Family, Mode, Rig, Service, Watch, echo_datagram, isolated_xdp, matrix, tcp_echo,
+    udp_echo,
+};
 
 /// The server says that it takes segments as big as the client's, so that only an ICMP error can tell the client.
 const BIG_CLIENT: &str = "
@@ -54,7 +57,7 @@ fn a_server_with_big_frames_answers_a_client_with_small_ones() {
 
 /// 20 MB up and down, unchanged.
 #[track_caller]
-fn assert_transfers(rig: &Rig, family: Family) {
+pub(crate) fn assert_transfers(rig: &Rig, family: Family) {
     let file = format!("{DIR}/big");
     let sum = format!("[ -e {file} ] || head -c 20000000 /dev/urandom > {file}; sha256sum < {file}");
     let expected = rig.sh("client", &sum).ok();
@@ -161,6 +164,50 @@ fn a_traceroute_to_a_service_shows_lbd_on_the_way() {
     });
 }
 
+#[test]
+fn a_ping_in_a_big_frame_is_answered_whole() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(BIG_CLIENT);
+        for (mode, family) in matrix() {
+            let mut config = Config::xdp(mode, vec![Service::web(family)]);
+            config.more = "[conntrack]\nmax_flows = 1000\n";
+            let lbd = rig.lbd(&config);
+            for size in [100, 2_000, 4_000, 8_000] {
+                let ping = format!("ping -n -c 2 -i 0.1 -W 1 -s {size} {}", Family::host(&family.web()));
+                rig.sh("client", &ping).ok();
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+/// What the client sends to the service has one hop to go.
+const ONE_HOP: &str = "
+    ip -n client route add 10.96.0.10 via 10.1.0.1 hoplimit 1
+    ip -n client -6 route add fd00:96::10 via fd00:1::1 hoplimit 1";
+
+#[test]
+fn a_server_on_the_balancer_itself_is_no_hop_away() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(ONE_HOP);
+        for family in Family::BOTH {
+            tcp_echo("lb", &family.balancer(7));
+        }
+        for (mode, family) in matrix() {
+            let near = Service {
+                backends: vec![(family.balancer(7), 1)],
+                ..Service::tcp(family, 7, 7, &[])
+            };
+            let far = Service::tcp(family, 80, 8080, &[1]);
+            let lbd = rig.lbd(&Config::xdp(mode, vec![near, far]));
+            let mut near = Conversation::open("client", &family.vip(7));
+            near.say("hello");
+            assert_ne!(rig.get("client", &family.web()).code, 0, "a server elsewhere is one");
+            lbd.terminate();
+        }
+    });
+}
+
 /// An echo service over s1.
 fn echo(mode: Mode, family: Family) -> Config {
     let service = Service {
@@ -168,4 +215,33 @@ fn echo(mode: Mode, family: Family) -> Config {
         ..Service::tcp(family, 7, 7, &[1])
     };
     Config::xdp(mode, vec![service])
+}
+
+/// Routers may cut IPv4 fragments into smaller ones (RFC 791 section 3.2); in IPv6 only their sender may.
+#[test]
+fn fragments_too_big_for_the_servers_link_are_cut_again_or_their_sender_learns_what_fits() {
+    isolated_xdp(|| {
+        let rig = Rig::changed(BIG_CLIENT);
+        Family::BOTH
+            .iter()
+            .for_each(|family| udp_echo("s1", &family.server(1, 7)));
+        for (mode, family) in matrix() {
+            let mut config = echo(mode, family);
+            config.more = "";
+            let lbd = rig.lbd(&config);
+            echo_datagram("client", &family.vip(7), 100).expect("a small one passes");
+            let wire = Watch::start("client", "eth0", "icmp or icmp6");
+            let first = echo_datagram("client", &family.vip(7), 60_000);
+            match family {
+                Family::V4 => first.expect("in smaller fragments"),
+                Family::V6 => {
+                    first.expect_err("they are too big");
+                    wire.sees(&["ICMP6, packet too big, mtu 1500"]);
+                    echo_datagram("client", &family.vip(7), 60_000).expect("the client knows what fits");
+                }
+            }
+            rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
+            lbd.terminate();
+        }
+    });
 }

@@ -274,7 +274,13 @@ impl Model {
             self.flows.remove(at);
             return self.open(ends, told);
         }
-        if orphan && self.rules.removed != Removed::Preserve {
+        let goes_on = match self.rules.removed {
+            Removed::Preserve => true,
+            // What the backend still answers arrives.
+            Removed::Reschedule => ends.protocol == Protocol::Udp && !original,
+            Removed::Reset => false,
+        };
+        if orphan && !goes_on {
             match reopens {
                 true => drop(self.flows.remove(at)),
                 false => self.end(at, original),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lbd::conntrack::connection::Connection;
-use lbd::engine::{Engine, Lane, Seeds};
+use lbd::engine::{Engine, Lane, Released, Seeds};
 use lbd::flow::{Direction, Protocol, Tuple};
 use lbd::packet::Headers;
 use lbd::packet::frame::{Checksum, Frame};
@@ -51,6 +51,8 @@ pub struct World {
     pub now: Instant,
     /// The worker that gets the next packets.
     pub lane: usize,
+    /// Packets that were held until now, each told once.
+    pub released: Vec<Released>,
     sent: u64,
 }
 
@@ -124,6 +126,7 @@ impl World {
             lanes,
             now,
             lane: 0,
+            released: Vec::new(),
             sent: 0,
         }
     }
@@ -136,7 +139,7 @@ impl World {
     pub fn advance(&mut self, by: Duration) {
         self.now = self.now + by;
         for lane in &mut self.lanes {
-            drop(self.engine.enter(lane, self.now));
+            self.released.extend(self.engine.enter(lane, self.now).take_released());
         }
     }
 
@@ -151,7 +154,7 @@ impl World {
         let outcome = self.send_as(packet, Checksum::Complete);
         match outcome.verdict {
             Verdict::Forward | Verdict::Reject(_) => packets::assert_valid(&outcome.packet),
-            Verdict::Pass(_) | Verdict::Drop(_) => {}
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => {}
         }
         outcome
     }
@@ -162,10 +165,10 @@ impl World {
         let mut storage = vec![CANARY; HEAD + packet.len() + TAIL];
         storage[HEAD..HEAD + packet.len()].copy_from_slice(packet);
         let mut frame = Frame::new(&mut storage, HEAD, HEAD + packet.len(), checksum);
-        let verdict = self
-            .engine
-            .enter(&mut self.lanes[self.lane], self.now)
-            .process(&mut frame, self.now);
+        let mut processor = self.engine.enter(&mut self.lanes[self.lane], self.now);
+        let verdict = processor.process(&mut frame, self.now);
+        self.released.extend(processor.take_released());
+        drop(processor);
         let (range, after) = (frame.range(), frame.checksum);
         self.sent += 1;
         assert_eq!(self.total(), self.sent, "every packet is counted once");
@@ -181,7 +184,9 @@ impl World {
                 let finished = after == Checksum::Complete && Headers::parse(packet).unwrap().protocol == 132;
                 assert!(after == checksum || checksum == Checksum::Unsure || finished);
             }
-            Verdict::Pass(_) | Verdict::Drop(_) => assert_eq!(out, packet, "{verdict:?} changes nothing"),
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => {
+                assert_eq!(out, packet, "{verdict:?} changes nothing");
+            }
             Verdict::Reject(_) => assert_eq!(after, Checksum::Complete),
         }
         Outcome {

@@ -150,6 +150,23 @@ fn a_passed_flow_is_looked_at_again_after_a_second() {
 }
 
 #[test]
+fn answers_of_a_new_flow_are_taken_although_a_straggler_of_the_one_before_was_passed() {
+    let name = "judgement::answers_of_a_new_flow_are_taken_although_a_straggler_of_the_one_before_was_passed";
+    lab(name, &every_kind(), |lab| {
+        let answer = ack("10.2.0.11:8080", "10.1.0.2:40000");
+        let answers = tuple(Tcp, "10.2.0.11:8080", "10.1.0.2:40000");
+        let path = lab.filter.kernel_path();
+        path.remember_passed(&answers).unwrap();
+        assert!(!lab.takes(&answer));
+        path.forget_passed(&answers).unwrap();
+        assert!(lab.takes(&answer));
+        // Another worker, which found no flow before it was opened, says so only now.
+        path.remember_passed(&answers).unwrap();
+        assert!(lab.takes(&answer));
+    });
+}
+
+#[test]
 fn with_another_configuration_passed_flows_are_looked_at_again() {
     let name = "judgement::with_another_configuration_passed_flows_are_looked_at_again";
     lab(name, &every_kind(), |mut lab| {
@@ -239,53 +256,76 @@ fn an_icmp_error_about_a_flow_of_the_host_is_left_to_the_kernel() {
     });
 }
 
+/// Only the first one of a datagram has ports, and it may come last.
 #[test]
-fn the_later_fragments_follow_the_first_one() {
-    let name = "judgement::the_later_fragments_follow_the_first_one";
+fn every_fragment_to_where_lbd_listens_is_taken_in_whatever_order_and_whatever_its_ports() {
+    let name = "judgement::every_fragment_to_where_lbd_listens_is_taken_in_whatever_order_and_whatever_its_ports";
     lab(name, &every_kind(), |lab| {
-        let whole = tcp("10.1.0.2:40000", "192.0.2.1:30080", packets::ACK, 1, 1, &[0; 64]);
-        let (first, later) = (fragment_v4(&whole, 7, 0, true), fragment_v4(&whole, 7, 100, false));
-        assert!(!lab.takes(&later), "nothing is known of it yet");
-        assert!(lab.takes(&first));
-        assert!(lab.takes(&later));
-        assert!(!lab.takes(&fragment_v4(&whole, 8, 100, false)), "another datagram");
-        assert_eq!(lab.filter.counters().unwrap().fragments, 1);
+        for port in [30080, 22] {
+            let whole = tcp(
+                "10.1.0.2:40000",
+                format!("192.0.2.1:{port}"),
+                packets::ACK,
+                1,
+                1,
+                &[0; 64],
+            );
+            assert!(lab.takes(&fragment_v4(&whole, 7, 100, false)));
+            assert!(lab.takes(&fragment_v4(&whole, 7, 0, true)));
+        }
+        let by_rule = udp("10.1.0.2:40000", "10.3.0.1:9", &[0; 64]);
+        assert!(lab.takes(&fragment_v4(&by_rule, 7, 100, false)));
+        assert!(lab.takes(&fragment_v4(&by_rule, 7, 0, true)));
+        assert_eq!(lab.filter.counters().unwrap().fragments, 6);
     });
 }
 
 #[test]
-fn fragments_of_other_datagrams_are_left_to_the_kernel() {
-    let name = "judgement::fragments_of_other_datagrams_are_left_to_the_kernel";
+fn fragments_of_other_hosts_and_protocols_are_left_to_the_kernel() {
+    let name = "judgement::fragments_of_other_hosts_and_protocols_are_left_to_the_kernel";
     lab(name, &every_kind(), |lab| {
-        let whole = udp("10.1.0.2:40000", "192.0.2.1:53", &[0; 64]);
-        assert!(!lab.takes(&fragment_v4(&whole, 7, 0, true)));
-        assert!(!lab.takes(&fragment_v4(&whole, 7, 100, false)));
+        let elsewhere = udp("10.1.0.2:40000", "192.0.2.2:53", &[0; 64]);
+        let another_protocol = udp("10.2.0.11:8080", "10.1.0.2:40000", &[0; 64]);
+        let ping = ping(address("10.2.0.11"), address("10.1.0.2"));
+        for whole in [elsewhere, another_protocol, ping] {
+            assert!(!lab.takes(&fragment_v4(&whole, 7, 0, true)));
+            assert!(!lab.takes(&fragment_v4(&whole, 7, 100, false)));
+        }
     });
 }
 
-/// A big answer to somebody who asked the backend itself, as DNS has them.
+/// As over TUN: lbd gives back what is of no flow of its.
 #[test]
-fn fragments_of_a_backend_are_left_to_the_kernel() {
-    let name = "judgement::fragments_of_a_backend_are_left_to_the_kernel";
+fn every_fragment_of_a_host_of_backends_is_taken_even_of_a_flow_that_was_passed() {
+    let name = "judgement::every_fragment_of_a_host_of_backends_is_taken_even_of_a_flow_that_was_passed";
     lab(name, &every_kind(), |lab| {
-        let whole = tcp("10.2.0.11:8080", "10.1.0.2:40000", packets::ACK, 1, 1, &[0; 64]);
-        assert!(lab.takes(&whole));
-        assert!(!lab.takes(&fragment_v4(&whole, 7, 0, true)));
-        assert!(!lab.takes(&fragment_v4(&whole, 7, 100, false)));
+        let answer = ("10.2.0.11:8080", "10.1.0.2:40000");
+        let passed = tuple(Tcp, answer.0, answer.1);
+        lab.filter.kernel_path().remember_passed(&passed).unwrap();
+        assert!(!lab.takes(&ack(answer.0, answer.1)));
+        for port in [8080, 2049] {
+            let whole = tcp(format!("10.2.0.11:{port}"), answer.1, packets::ACK, 1, 1, &[0; 64]);
+            assert!(lab.takes(&fragment_v4(&whole, 7, 0, true)));
+            assert!(lab.takes(&fragment_v4(&whole, 7, 100, false)));
+        }
     });
 }
 
 #[test]
-fn ipv6_fragments_follow_the_first_one_too() {
-    let name = "judgement::ipv6_fragments_follow_the_first_one_too";
+fn ipv6_fragments_are_known_by_their_fragment_header() {
+    let name = "judgement::ipv6_fragments_are_known_by_their_fragment_header";
     lab(name, &every_kind().local_port(Tcp, "[fd00::1]:30080"), |lab| {
-        let whole = ack("[fd00:1::2]:40000", "[fd00::1]:30080");
-        let part = |id, offset, more| with_extensions(&whole, &[hop_by_hop(), fragment_v6(id, offset, more)]);
-        assert!(!lab.takes(&part(7, 100, false)));
-        assert!(lab.takes(&part(7, 0, true)));
-        assert!(lab.takes(&part(7, 100, false)));
-        assert!(!lab.takes(&part(8, 100, false)));
-        assert!(lab.takes(&part(9, 0, false)), "an atomic fragment (RFC 6946)");
+        let part = |whole: &[u8], offset, more| with_extensions(whole, &[hop_by_hop(), fragment_v6(7, offset, more)]);
+        let request = ack("[fd00:1::2]:40000", "[fd00::1]:30080");
+        let answer = ack("[fd00:2::11]:8080", "[fd00:1::2]:40000");
+        for whole in [request, answer] {
+            assert!(lab.takes(&part(&whole, 100, false)));
+            assert!(lab.takes(&part(&whole, 0, true)));
+            assert!(lab.takes(&part(&whole, 0, false)), "an atomic fragment (RFC 6946)");
+        }
+        let other = ack("[fd00:1::2]:40000", "[fd00::2]:30080");
+        assert!(!lab.takes(&part(&other, 100, false)));
+        assert_eq!(lab.filter.counters().unwrap().fragments, 4);
     });
 }
 

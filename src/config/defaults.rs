@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::Tun;
 use crate::conntrack::timeout::Timeouts;
-use crate::policy::{Conntrack, OnBackendRemoved};
+use crate::policy::{Conntrack, UnknownTcp};
 
 /// `persistence.timeout`: `ipvsadm -p` without a value (`IP_VS_PERSISTENT_TIMEOUT`, libipvs.h).
 pub(super) const PERSISTENCE: Duration = Duration::from_secs(6 * 60);
@@ -41,7 +41,8 @@ pub(super) fn pool() -> Vec<IpNet> {
 pub(super) fn conntrack() -> Conntrack {
     Conntrack {
         max_flows: 1 << 20,
-        on_backend_removed: OnBackendRemoved::Preserve,
+        on_backend_removed: None,
+        unknown_tcp: UnknownTcp::default(),
         timeouts: Timeouts::default(),
     }
 }

@@ -391,6 +391,7 @@ fn add_service(policy: &mut Policy, nodes: &[IpAddr], fields: &ServiceFields) ->
         flags: Flags::default(),
         persistence: None,
         one_packet: false,
+        on_backend_removed: None,
         backends: Vec::new(),
     };
     let kind = fields.scheduler.or(policy.scheduler);

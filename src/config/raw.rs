@@ -2,6 +2,7 @@
 //!
 //! Not derived with serde, because serde stops at the first wrong value, and people want to see all of them.
 use std::fmt;
+use std::marker::PhantomData;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -85,6 +86,8 @@ macro_rules! tables {
             #[derive(Debug, Default)]
             pub struct $name<'t> {
                 $(#[doc = concat!("`", stringify!($key), "`")] pub $key: Key<$kind>,)+
+                /// Not every table has a text in the file.
+                text: PhantomData<&'t str>,
             }
 
             impl<'t> Read<'t> for $name<'t> {
@@ -132,6 +135,7 @@ tables! {
         node: Node<'t>,
         nat: Nat<'t>,
         conntrack: Conntrack<'t>,
+        icmp: Icmp<'t>,
         control: Control<'t>,
         rules: List<Rule<'t>>,
         services: List<Service<'t>>,
@@ -174,6 +178,7 @@ tables! {
     Conntrack "[conntrack]" {
         max_flows: i128,
         on_backend_removed: Text<'t>,
+        unknown_tcp: Text<'t>,
         tcp_none: Scalar<'t>,
         tcp_established: Scalar<'t>,
         tcp_syn_sent: Scalar<'t>,
@@ -201,6 +206,11 @@ tables! {
         sctp_rejected: Scalar<'t>,
         sctp_closed: Scalar<'t>,
     }
+    /// What lbd itself sends.
+    Icmp "[icmp]" {
+        echo: bool,
+        rate_limit: i128,
+    }
     /// The operator's socket.
     Control "[control]" {
         socket: Text<'t>,
@@ -226,6 +236,7 @@ tables! {
         scheduler: Text<'t>,
         scheduler_flags: List<Text<'t>>,
         persistence: Persistence<'t>,
+        on_backend_removed: Text<'t>,
         backends: List<Backend<'t>>,
     }
     /// Client affinity.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Config;
 use super::settings::settings;
-use super::words::IDLE_FLAGS;
+use super::words::{IDLE_FLAGS, ON_BACKEND_REMOVED, word_of};
 use crate::policy::{BackendSpec, Policy, ServiceSpec, differing};
 
 /// How many services the line names.
@@ -132,7 +132,7 @@ fn service_change(old: &ServiceSpec, new: &ServiceSpec) -> String {
 }
 
 /// Every key of a service but its name and backends.
-fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
+fn facts(service: &ServiceSpec) -> [(&'static str, String); 9] {
     let ServiceSpec {
         name: _,
         protocol,
@@ -143,6 +143,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
         flags,
         persistence,
         one_packet,
+        on_backend_removed,
         backends: _,
     } = service;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
@@ -156,6 +157,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
     let set = effective.chain(idle).filter(|(_, set)| *set);
     let words: Vec<&str> = set.map(|(word, _)| word).collect();
     let flags = (!words.is_empty()).then(|| words.join(" and "));
+    let removed = on_backend_removed.map(|rule| word_of(rule, ON_BACKEND_REMOVED));
     [
         ("protocol", protocol.to_string()),
         ("address", address.to_string()),
@@ -165,6 +167,7 @@ fn facts(service: &ServiceSpec) -> [(&'static str, String); 8] {
         ("scheduler_flags", or_none(flags)),
         ("persistence", or_none(affinity)),
         ("ops", one_packet.to_string()),
+        ("on_backend_removed", removed.unwrap_or("default").to_owned()),
     ]
 }
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, Words,
-    word_of,
+    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS,
+    UNKNOWN_TCP, Words, word_of,
 };
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
-use crate::policy::{BackendSpec, Conntrack, Evaluation, Masquerade, Nat, OnBackendRemoved, Persistence, ServiceSpec};
+use crate::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Masquerade, Nat, Persistence, ServiceSpec, UnknownTcp};
 use crate::scheduler::{Flags, Kind};
 
 /// TOML that [`super::parse`] reads as an equal configuration.
@@ -35,6 +35,7 @@ pub fn to_toml(config: &Config) -> String {
     out.optional("addresses", nodes.map(|nodes| list(nodes.iter().map(quoted))));
     nat(&policy.nat, &mut out);
     conntrack(&policy.conntrack, &mut out);
+    icmp(&policy.icmp, &mut out);
     out.section("[control]");
     if config.control_socket != defaults::control_socket() {
         out.key("socket", quoted(config.control_socket.display()));
@@ -158,12 +159,14 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     let Conntrack {
         max_flows,
         on_backend_removed,
+        unknown_tcp,
         timeouts: Timeouts { tcp, udp, sctp },
     } = conntrack;
     out.section("[conntrack]");
     out.optional("max_flows", (*max_flows != default.max_flows).then_some(max_flows));
-    let removed = OnBackendRemoved::default();
-    out.word("on_backend_removed", *on_backend_removed, removed, ON_BACKEND_REMOVED);
+    let removed = on_backend_removed.map(|rule| quoted(word_of(rule, ON_BACKEND_REMOVED)));
+    out.optional("on_backend_removed", removed);
+    out.word("unknown_tcp", *unknown_tcp, UnknownTcp::default(), UNKNOWN_TCP);
     let states = TCP_TIMEOUTS.into_iter().zip(tcp).zip(default.timeouts.tcp);
     for ((key, timeout), default) in states {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));
@@ -173,6 +176,14 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     for ((key, timeout), default) in states {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));
     }
+}
+
+fn icmp(icmp: &Icmp, out: &mut Out) {
+    let default = Icmp::default();
+    let Icmp { echo, rate_limit } = icmp;
+    out.section("[icmp]");
+    out.optional("echo", (*echo != default.echo).then_some(echo));
+    out.optional("rate_limit", (*rate_limit != default.rate_limit).then_some(rate_limit));
 }
 
 fn rule(rule: &Rule, out: &mut Out) {
@@ -236,6 +247,7 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
         flags,
         persistence,
         one_packet,
+        on_backend_removed,
         backends,
     } = service;
     out.section("[[services]]");
@@ -254,6 +266,8 @@ fn service(service: &ServiceSpec, kind: Kind, out: &mut Out) {
     out.optional("scheduler_flags", (flags != "[]").then_some(flags));
     let v4 = address.address.is_ipv4();
     out.optional("persistence", persistence.map(|affinity| affinity_table(affinity, v4)));
+    let removed = on_backend_removed.map(|rule| quoted(word_of(rule, ON_BACKEND_REMOVED)));
+    out.optional("on_backend_removed", removed);
     if !backends.is_empty() {
         out.key("backends", backend_list(backends));
     }

@@ -3,10 +3,11 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, word_of,
+    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_TCP,
+    word_of,
 };
 use super::{AfXdp, Config, Datapath, Tun};
-use crate::policy::{Conntrack, Nat, Policy};
+use crate::policy::{Conntrack, Icmp, Nat, Policy};
 
 /// A key's full name and its value.
 pub(super) type Setting = (&'static str, String);
@@ -84,6 +85,7 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
             own: _,
         },
         conntrack,
+        icmp: Icmp { echo, rate_limit },
         rules: _,
         services: _,
     } = policy;
@@ -94,6 +96,8 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
         ("scheduler", or(*scheduler, "default")),
         ("nat.masquerade", word_of(*masquerade, MASQUERADE).to_owned()),
         ("nat.pool", list(pool)),
+        ("icmp.echo", echo.to_string()),
+        ("icmp.rate_limit", rate_limit.to_string()),
     ];
     all.extend(of_conntrack(conntrack));
     all
@@ -103,12 +107,14 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
     let Conntrack {
         max_flows,
         on_backend_removed,
+        unknown_tcp,
         timeouts,
     } = conntrack;
-    let removed = word_of(*on_backend_removed, ON_BACKEND_REMOVED);
+    let removed = on_backend_removed.map(|rule| word_of(rule, ON_BACKEND_REMOVED));
     let mut all = vec![
         ("conntrack.max_flows", max_flows.to_string()),
-        ("conntrack.on_backend_removed", removed.to_owned()),
+        ("conntrack.on_backend_removed", or(removed, "default")),
+        ("conntrack.unknown_tcp", word_of(*unknown_tcp, UNKNOWN_TCP).to_owned()),
         ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
     ];
     let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);

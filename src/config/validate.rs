@@ -172,6 +172,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
         node_addresses: nodes.to_vec(),
         local_addresses: Vec::new(),
         conntrack: policy::conntrack(table!(file.conntrack), report),
+        icmp: policy::icmp(table!(file.icmp), report),
         nat,
         rules,
         services: services.into_iter().map(Arc::new).collect(),

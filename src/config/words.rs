@@ -1,6 +1,6 @@
 //! The words of closed sets, one list for reading, writing and comparing.
 use super::{Attach, Backend};
-use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved};
+use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved, UnknownTcp};
 use crate::scheduler::IdleFlags;
 
 /// Words and what they mean.
@@ -28,6 +28,12 @@ pub(super) const ON_BACKEND_REMOVED: &Words<OnBackendRemoved> = &[
     ("preserve", OnBackendRemoved::Preserve),
     ("reset", OnBackendRemoved::Reset),
     ("reschedule", OnBackendRemoved::Reschedule),
+];
+
+pub(super) const UNKNOWN_TCP: &Words<UnknownTcp> = &[
+    (UnknownTcp::Drop.name(), UnknownTcp::Drop),
+    (UnknownTcp::Pass.name(), UnknownTcp::Pass),
+    (UnknownTcp::Reset.name(), UnknownTcp::Reset),
 ];
 
 /// `scheduler_flags` of schedulers that the service does not have.

@@ -274,6 +274,7 @@ mod tests {
             id: 1,
             name: "web".into(),
             stats: Stats::new(1),
+            on_backend_removed: Default::default(),
         });
         let spec = BackendSpec {
             address: "10.2.0.11:80".parse().unwrap(),

@@ -21,7 +21,7 @@ impl Signal {
             Payload::Tcp(_, flags) => Some(Self::Tcp(flags)),
             Payload::Udp(_) => Some(Self::Udp),
             Payload::Sctp(_, chunk) => Some(Self::Sctp(chunk)),
-            Payload::Fragment | Payload::IcmpError | Payload::Other => None,
+            Payload::Fragment(_) | Payload::IcmpError | Payload::Other => None,
         }
     }
 

@@ -183,10 +183,18 @@ pub struct Status {
     pub flows: usize,
     /// As many may be.
     pub max_flows: usize,
+    /// What becomes of TCP segments of unknown connections: `drop`, `pass` or `reset`.
+    #[serde(default)]
+    pub unknown_tcp: String,
+    /// Whether services' addresses answer echo requests.
+    #[serde(default)]
+    pub echo: bool,
     /// Flows by protocol and state; states without a flow may be left out.
     pub flows_by_state: Vec<StateCount>,
     /// Since the start.
     pub packets: PacketCounts,
+    /// Datagrams that come in fragments.
+    pub fragments: FragmentsView,
     /// Packets that the device did not take.
     pub unsent: u64,
     /// None before the first reload.
@@ -325,12 +333,25 @@ impl PacketCounts {
                 Verdict::Pass(_) => &mut sums.pass,
                 Verdict::Reject(_) => &mut sums.reject,
                 Verdict::Drop(_) => &mut sums.drop,
+                // Not counted before it is decided about.
+                Verdict::Hold => continue,
             };
             *sum += packets;
             sums.received += packets;
         }
         sums
     }
+}
+
+/// Datagrams that come in fragments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FragmentsView {
+    /// Datagrams of which some fragments have come, and not all.
+    pub datagrams: usize,
+    /// Fragments that wait for the first one of their datagram.
+    pub held: usize,
+    /// The length of these.
+    pub held_bytes: usize,
 }
 
 /// How the last reload went.
@@ -534,7 +555,7 @@ impl Ending {
 
     const fn of(verdict: Verdict) -> Option<Self> {
         match verdict {
-            Verdict::Forward => None,
+            Verdict::Forward | Verdict::Hold => None,
             Verdict::Pass(_) => Some(Self::Pass),
             Verdict::Reject(_) => Some(Self::Reject),
             Verdict::Drop(_) => Some(Self::Drop),

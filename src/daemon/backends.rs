@@ -79,6 +79,7 @@ fn is_same_around(old: &Policy, new: &Policy, plan: &Plan) -> bool {
         local_addresses,
         nat: Nat { masquerade, pool, own },
         conntrack,
+        icmp,
         rules,
         services,
     } = new;
@@ -91,7 +92,7 @@ fn is_same_around(old: &Policy, new: &Policy, plan: &Plan) -> bool {
         && *node_addresses == old.node_addresses
         && *local_addresses == old.local_addresses
         && (masquerade, pool) == (&old.nat.masquerade, &old.nat.pool)
-        && *conntrack == old.conntrack
+        && (conntrack, icmp) == (&old.conntrack, &old.icmp)
         && *rules == old.rules
         && services.len() == old.services.len()
         && (*own == old.nat.own || is_led())
@@ -108,12 +109,14 @@ fn has_same_keys(old: &ServiceSpec, new: &ServiceSpec) -> bool {
         flags,
         persistence,
         one_packet,
+        on_backend_removed,
         backends: _,
     } = new;
     (name, protocol, address) == (&old.name, &old.protocol, &old.address)
         && (external_addresses, node_port) == (&old.external_addresses, &old.node_port)
         && (scheduler, flags) == (&old.scheduler, &old.flags)
         && (persistence, one_packet) == (&old.persistence, &old.one_packet)
+        && *on_backend_removed == old.on_backend_removed
 }
 
 #[cfg(test)]

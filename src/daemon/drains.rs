@@ -179,6 +179,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, edit, parse};
     use crate::engine::Seeds;
+    use crate::flow::Protocol;
 
     const FILE: &str = "mode = \"ipvs\"\n[[services]]\nname = \"web\"\nprotocol = \"tcp\"\naddress = \"10.96.0.10:80\"\n\
         backends = [{ address = \"10.2.0.11:80\" }, { address = \"10.2.0.11:81\" }, { address = \"10.2.0.12:80\" }]\n";
@@ -229,7 +230,7 @@ mod tests {
         assert!(drains.cut(&engine.ruleset(), seconds(112)).is_empty());
         let orphans = |engine: &Engine| {
             let rule = crate::policy::OnBackendRemoved::Preserve;
-            engine.ruleset().services[0].backends[2].orphans(rule)
+            engine.ruleset().services[0].backends[2].orphans(Some(rule), Protocol::Tcp)
         };
         assert_eq!(orphans(&engine), Some(crate::policy::OnBackendRemoved::Reset));
         assert_eq!(drains.views(&engine, seconds(112))[0].deadline_seconds, Some(0));

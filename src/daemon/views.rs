@@ -10,12 +10,14 @@ use crate::control::Handler;
 use crate::control::protocol::explanation::Question;
 use crate::control::protocol::shadow::ShadowView;
 use crate::control::protocol::{
-    ConnectionView, Data, Drops, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView, StateCount, Status,
+    ConnectionView, Data, Drops, FragmentsView, PacketCounts, Reply, Request, RuleKind, RuleView, ServiceView,
+    StateCount, Status,
 };
 use crate::control::selector::Selector;
 use crate::control::views;
 use crate::explain::{explain, packet};
 use crate::flow::Protocol;
+use crate::fragments::Holding;
 use crate::matcher::Matcher;
 use crate::matcher::rules::{Action, Condition, Entry, Origin, Rule};
 use crate::time::Instant;
@@ -74,8 +76,11 @@ impl Control {
             backends: services.iter().map(|service| service.backends.len()).sum(),
             flows: conntrack.len(),
             max_flows: conntrack.max_flows(),
+            unknown_tcp: config.policy.conntrack.unknown_tcp.name().to_owned(),
+            echo: config.policy.icmp.echo,
             flows_by_state: self.flows_by_state(),
             packets: PacketCounts::new(|verdict| self.engine().count(verdict)),
+            fragments: self.fragments(),
             unsent: self.unsent(),
             last_reload: self.last_reload(),
             draining: self.drains(),
@@ -88,6 +93,19 @@ impl Control {
         let ruleset = self.engine().ruleset();
         let shadow = ruleset.shadow.as_ref()?;
         Some(ShadowView::new(shadow, self.clock().now()))
+    }
+
+    fn fragments(&self) -> FragmentsView {
+        let Holding {
+            datagrams,
+            packets,
+            bytes,
+        } = self.engine().fragments();
+        FragmentsView {
+            datagrams,
+            held: packets,
+            held_bytes: bytes,
+        }
     }
 
     fn flows_by_state(&self) -> Vec<StateCount> {

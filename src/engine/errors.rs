@@ -1,13 +1,14 @@
 //! ICMP errors: those of others about a flow, which follow it, and lbd's own, where lbd is the router.
+use super::limits::Kind;
 use super::{Processor, Stop, count};
 use crate::flow::{Address, Key};
-use crate::packet::Headers;
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Quoted};
 use crate::packet::refusal::{self, Complaint};
+use crate::packet::{Headers, Payload};
 use crate::rewrite;
 use crate::time::Instant;
-use crate::verdict::{Drop, Reject, Verdict};
+use crate::verdict::{Drop, Pass, Reject, Verdict};
 
 /// What becomes of an ICMP error about a flow: where it seems to come from, and the tuple of the packet that it quotes.
 struct Translation {
@@ -24,10 +25,16 @@ impl Processor<'_> {
         headers: &Headers,
         now: Instant,
     ) -> Result<(), Stop> {
+        if let Payload::Fragment(fragment) = &headers.payload {
+            return self.forward_fragment(frame, headers, fragment, now);
+        }
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {
-            return Err(self.without_flow(headers, now));
+            let stop = self.without_flow(headers, now);
+            let is_pinged =
+                matches!(stop, Stop::Pass(Pass::UntrackedProtocol)) && self.is_pinged(frame.bytes(), headers);
+            return Err(if is_pinged { Stop::Echo } else { stop });
         };
         self.may_go_on(frame.bytes(), headers, inner.source)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
@@ -60,7 +67,7 @@ impl Processor<'_> {
         let Some(router) = &mut self.router else {
             return Ok(());
         };
-        if headers.hop_limit(packet) <= 1 {
+        if headers.hop_limit(packet) <= 1 && !router.ends_here(destination.into()) {
             return Err(Stop::Complain(Complaint::TimeExceeded));
         }
         match router.mtu(destination.into()) {
@@ -72,19 +79,18 @@ impl Processor<'_> {
     }
 
     /// Tells the sender of a packet, which is as it came, why it goes no further.
-    pub(super) fn complain(&mut self, frame: &mut Frame<'_>, complaint: Complaint) -> Verdict {
+    pub(super) fn complain(&mut self, frame: &mut Frame<'_>, complaint: Complaint, now: Instant) -> Verdict {
         let reason = match complaint {
             Complaint::TooBig { .. } => Reject::TooBig,
             Complaint::TimeExceeded => Reject::TimeExceeded,
         };
-        let told = Headers::parse(frame.bytes()).is_ok_and(|headers| {
-            let router = self.router.as_mut();
-            let own = router.and_then(|router| router.own_address(headers.source.into()));
+        let Ok(headers) = Headers::parse(frame.bytes()) else {
+            return Verdict::Drop(Drop::Unanswerable);
+        };
+        let router = self.router.as_mut();
+        let own = router.and_then(|router| router.own_address(headers.source.into()));
+        self.within_limit(Kind::IcmpError, reason, now, || {
             refusal::complain(frame, &headers, complaint, own).is_ok()
-        });
-        match told {
-            true => Verdict::Reject(reason),
-            false => Verdict::Drop(Drop::Unanswerable),
-        }
+        })
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Nothing is counted, stored or drawn: flows and templates are only read, a scheduler picks on a copy of its state, and where
 //! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment;
-//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far.
+//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far, and where
+//! lbd has answered too many of late, there may be no answer.
 mod choice;
+mod fragment;
 mod packet;
 mod rules;
 
@@ -12,11 +14,12 @@ use std::borrow::Cow;
 use crate::conntrack::connection::{Connection, State};
 use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
-use crate::engine::{Engine, Known, Orphan, Segment, is_reopened, orphaned, segment, told_by};
+use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_reopened, orphaned, segment, told_by};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
-use crate::packet::{Headers, ParseError, Payload, icmp, refusal};
+use crate::packet::{Headers, ParseError, Payload, echo, icmp, refusal};
+use crate::policy::UnknownTcp;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
@@ -73,10 +76,17 @@ impl<'a> Way<'a> {
             Err(error) => return self.unreadable(error),
         };
         self.push(Step::Packet(packet::step(&headers, self.packet)));
-        let Some(segment) = segment(&headers) else {
-            return self.without_ports(&headers);
-        };
-        let (known, flow) = self.follow(&segment);
+        match (segment(&headers), &headers.payload) {
+            (Some(segment), _) => self.with_ports(&headers, &segment),
+            (None, Payload::Fragment(fragment)) => self.fragment(&headers, fragment),
+            (None, Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) | Payload::IcmpError | Payload::Other) => {
+                self.without_ports(&headers)
+            }
+        }
+    }
+
+    fn with_ports(&mut self, headers: &Headers, segment: &Segment) -> Verdict {
+        let (known, flow) = self.follow(segment);
         let leaving = match &flow {
             Some((connection, direction)) => connection.leaving(*direction).into(),
             None => segment.key,
@@ -84,9 +94,9 @@ impl<'a> Way<'a> {
         let forgotten = flow.map(|(connection, _)| connection);
         match known {
             Known::Flow => self.leave(&leaving.into(), false),
-            Known::Ended => self.refuse(&headers, Reject::BackendRemoved),
-            Known::Aborted => self.abort(&headers, &leaving),
-            Known::No => self.open(&headers, &segment, forgotten.as_ref()),
+            Known::Ended => self.refuse(headers, Reject::BackendRemoved),
+            Known::Aborted => self.abort(headers, &leaving),
+            Known::No => self.open(headers, segment, forgotten.as_ref()),
         }
     }
 
@@ -107,7 +117,7 @@ impl<'a> Way<'a> {
             return (Known::No, None);
         };
         let rule = self.ruleset.policy.conntrack.on_backend_removed;
-        let orphan = connection.backend.orphans(rule);
+        let orphan = connection.backend.orphans(rule, connection.protocol);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
         let (known, outcome) = match orphan {
             _ if is_reopened(connection.state, &connection.backend, segment, direction) => (Known::No, "reopened"),
@@ -155,8 +165,14 @@ impl<'a> Way<'a> {
             Match::Reject => self.refuse(headers, Reject::Rule),
             Match::Pass => Verdict::Pass(Pass::Rule),
             Match::Service(_) | Match::None => match headers.payload {
-                Payload::Fragment if self.concerns_services(headers) => Verdict::Drop(Drop::Fragment),
-                Payload::Fragment => Verdict::Pass(Pass::NoMatch),
+                Payload::Fragment(_) if is_balanced(headers) && self.concerns_services(headers) => {
+                    Verdict::Drop(Drop::Fragment)
+                }
+                Payload::Fragment(_) => Verdict::Pass(Pass::NoMatch),
+                Payload::Other if self.is_pinged(headers) => {
+                    let answered = self.on_a_copy(|frame| echo::answer(frame, headers).is_ok());
+                    self.answer(answered, "icmp_echo_reply", Reject::Echo)
+                }
                 Payload::Other | Payload::IcmpError | Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => {
                     Verdict::Pass(Pass::UntrackedProtocol)
                 }
@@ -166,6 +182,11 @@ impl<'a> Way<'a> {
 
     fn concerns_services(&self, headers: &Headers) -> bool {
         self.ruleset.is_known(&headers.source.into()) || self.ruleset.is_known(&headers.destination.into())
+    }
+
+    fn is_pinged(&self, headers: &Headers) -> bool {
+        let is_answered = self.ruleset.policy.icmp.echo && self.ruleset.is_virtual(&headers.destination.into());
+        is_answered && echo::is_request(self.packet, headers)
     }
 
     /// `Processor::open`, in the place of the flow that is `forgotten`.
@@ -180,13 +201,23 @@ impl<'a> Way<'a> {
         };
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
-            self.push(match segment.signal {
-                Signal::Tcp(_) | Signal::Udp => Step::NotSyn,
-                Signal::Sctp(_) => Step::NotInit,
-            });
-            return Verdict::Drop(segment.stray());
+            return self.stray(headers, segment);
         }
         self.establish(headers, &segment.key.into(), service, forgotten)
+    }
+
+    /// `Processor::stray`
+    fn stray(&mut self, headers: &Headers, segment: &Segment) -> Verdict {
+        if matches!(segment.signal, Signal::Sctp(_)) {
+            self.push(Step::NotInit);
+            return Verdict::Drop(Drop::NotInit);
+        }
+        self.push(Step::NotSyn);
+        match self.ruleset.policy.conntrack.unknown_tcp {
+            UnknownTcp::Drop => Verdict::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Verdict::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => self.refuse(headers, Reject::NotSyn),
+        }
     }
 
     fn leave(&mut self, leaving: &Tuple, of_quoted: bool) -> Verdict {
@@ -198,7 +229,7 @@ impl<'a> Way<'a> {
         let answered = self.on_a_copy(|frame| refusal::answer(frame, headers).is_ok());
         let answer = match headers.payload {
             Payload::Tcp(..) => "tcp_reset",
-            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => {
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::Fragment(_) | Payload::IcmpError | Payload::Other => {
                 "icmp_port_unreachable"
             }
         };

@@ -83,11 +83,18 @@ pub(super) fn step(headers: &Headers, packet: &[u8]) -> PacketStep {
         Payload::Tcp(_, flags) => ("segment", Some(flag_words(flags)), None),
         Payload::Udp(_) => ("datagram", None, None),
         Payload::Sctp(_, chunk) => ("chunks", None, Some(chunk.name())),
-        Payload::Fragment => ("fragment", None, None),
+        Payload::Fragment(fragment) => {
+            let opening = fragment.opening;
+            (
+                "fragment",
+                opening.and_then(|opening| opening.flags).map(flag_words),
+                None,
+            )
+        }
         Payload::IcmpError => ("icmp_error", None, None),
         Payload::Other => ("other", None, None),
     };
-    let (source, destination) = match headers.tuple() {
+    let (source, destination) = match headers.key().or_else(|| headers.begun_key()).map(Tuple::from) {
         Some(tuple) => (tuple.source.to_string(), tuple.destination.to_string()),
         None => (headers.source.to_string(), headers.destination.to_string()),
     };

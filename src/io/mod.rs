@@ -12,7 +12,7 @@ mod bpf;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::packet::frame::Frame;
+use crate::packet::frame::{Fate, Frame};
 use crate::router::Router;
 
 /// Decides on a batch of packets: sets each frame's [`Fate`](crate::packet::frame::Fate). A device that routes packets
@@ -35,6 +35,10 @@ impl<I: PacketIo + ?Sized> PacketIo for Box<I> {
         (**self).exchange(decide)
     }
 
+    fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
+        (**self).send(packet, fate)
+    }
+
     fn readiness(&self) -> Vec<RawFd> {
         (**self).readiness()
     }
@@ -49,6 +53,12 @@ pub trait PacketIo: Send {
     /// # Errors
     /// When the device itself fails, not for a packet that cannot be sent.
     fn exchange(&mut self, decide: &mut Decide<'_>) -> io::Result<Exchanged>;
+
+    /// Sends an IP packet that came in an earlier exchange, by the way of those with its `fate`. Its checksums are complete.
+    ///
+    /// # Errors
+    /// When it could not be sent.
+    fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()>;
 
     /// The descriptors that become readable when packets arrive.
     fn readiness(&self) -> Vec<RawFd>;

@@ -210,6 +210,13 @@ impl PacketIo for Queue {
         })
     }
 
+    fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
+        match fate {
+            Fate::Send | Fate::Pass => write_packet(&self.file, packet, Checksum::Complete),
+            Fate::Discard => Ok(()),
+        }
+    }
+
     fn readiness(&self) -> Vec<RawFd> {
         vec![self.file.as_raw_fd()]
     }
@@ -235,15 +242,20 @@ impl Sender {
     /// # Errors
     /// When the kernel has no buffer, or refuses the packet.
     pub fn send(&self, packet: &[u8], checksum: Checksum) -> io::Result<()> {
-        let mut header = [0; HEADER];
-        if let Checksum::Partial { start, offset } = checksum {
-            header[0] = NEEDS_CSUM;
-            header[CSUM_START..CSUM_OFFSET].copy_from_slice(&(start as u16).to_ne_bytes());
-            header[CSUM_OFFSET..].copy_from_slice(&offset.to_ne_bytes());
-        }
-        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        (&self.0).write_vectored(&parts).map(|_whole| ())
+        write_packet(&self.0, packet, checksum)
     }
+}
+
+/// Writes a packet that did not come with a header.
+fn write_packet(mut file: &File, packet: &[u8], checksum: Checksum) -> io::Result<()> {
+    let mut header = [0; HEADER];
+    if let Checksum::Partial { start, offset } = checksum {
+        header[0] = NEEDS_CSUM;
+        header[CSUM_START..CSUM_OFFSET].copy_from_slice(&(start as u16).to_ne_bytes());
+        header[CSUM_OFFSET..].copy_from_slice(&offset.to_ne_bytes());
+    }
+    let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+    file.write_vectored(&parts).map(|_whole| ())
 }
 
 fn field(header: &[u8], at: usize) -> u16 {

@@ -11,8 +11,9 @@ use super::rules::{Action, Condition, Entry, Origin, Probability, Rule, RuleList
 use super::{Match, Matcher};
 use crate::conntrack::timeout::Timeouts;
 use crate::flow::{Direction, Endpoint, Protocol};
+use crate::packet::fragment::Fragment;
 use crate::packet::{Headers, Payload, Ports, TcpFlags, Version};
-use crate::policy::{BackendSpec, Conntrack, Evaluation, Mode, Nat, OnBackendRemoved, Policy, ServiceSpec};
+use crate::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::{Flags, Rng};
 use crate::service::Service;
@@ -41,6 +42,14 @@ fn protocol(rng: &mut Rng) -> Protocol {
     PROTOCOLS[[0, 0, 0, 1, 1, 2][rng.usize(..6)]]
 }
 
+const LATER: Fragment = Fragment {
+    identification: 7,
+    offset: 8,
+    length: 8,
+    more: false,
+    opening: None,
+};
+
 fn packet(rng: &mut Rng) -> Headers {
     let v4 = rng.u8(..4) != 0;
     let ports = Ports {
@@ -48,7 +57,7 @@ fn packet(rng: &mut Rng) -> Headers {
         destination: pick(rng, &PORTS),
     };
     let (protocol, payload) = match rng.u8(..10) {
-        0 => (pick(rng, &[6, 17, 132, 1]), Payload::Fragment),
+        0 => (pick(rng, &[6, 17, 132, 1]), Payload::Fragment(LATER)),
         1 => (1, pick(rng, &[Payload::IcmpError, Payload::Other])),
         2 => (132, Payload::Other),
         3..6 => (17, Payload::Udp(ports)),
@@ -167,6 +176,7 @@ fn service(rng: &mut Rng, name: u8) -> ServiceSpec {
         flags: Flags::default(),
         persistence: None,
         one_packet: false,
+        on_backend_removed: None,
         backends: backends(rng, v4),
     }
 }
@@ -211,9 +221,11 @@ fn policy(rng: &mut Rng) -> Policy {
         nat: Nat::default(),
         conntrack: Conntrack {
             max_flows: 1,
-            on_backend_removed: OnBackendRemoved::Preserve,
+            on_backend_removed: None,
+            unknown_tcp: UnknownTcp::Drop,
             timeouts: Timeouts::default(),
         },
+        icmp: Icmp::default(),
         rules: rules(rng),
         services,
     }

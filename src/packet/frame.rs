@@ -40,6 +40,9 @@ pub struct Frame<'a> {
     start: usize,
     end: usize,
     is_answer: bool,
+    /// Whether the packet has opened a flow: what was known of packets with its tuple, or that of the answer to it, no longer
+    /// counts.
+    pub opens_flow: bool,
     is_finished: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
@@ -69,6 +72,7 @@ impl<'a> Frame<'a> {
             start,
             end,
             is_answer: false,
+            opens_flow: false,
             is_finished: false,
             checksum,
             fate: Fate::Send,
@@ -141,6 +145,18 @@ impl<'a> Frame<'a> {
         self.is_answer = true;
         self.checksum = Checksum::Complete;
         self.bytes_mut().copy_from_slice(&answer[..len]);
+    }
+
+    /// The packet was turned into the answer to itself where it lies, and is `length` bytes long now; its checksums are
+    /// complete.
+    ///
+    /// # Panics
+    /// If it has no room.
+    pub(super) fn turned(&mut self, length: usize) {
+        assert!(length <= self.capacity(), "an answer lies within its storage");
+        self.end = self.start + length;
+        self.is_answer = true;
+        self.checksum = Checksum::Complete;
     }
 }
 

@@ -1,5 +1,5 @@
 //! ICMP errors and the packet that they quote (RFC 792, RFC 4443).
-use super::{Headers, Payload, Version, ip};
+use super::{Headers, Payload, Version, fragment, ip};
 use crate::flow::{Key, Protocol};
 
 /// IANA protocol number of ICMP.
@@ -39,7 +39,10 @@ pub fn quoted(packet: &[u8], headers: &Headers) -> Option<Quoted> {
     };
     let bytes = packet.get(start..headers.length)?;
     let inner = ip::parse(bytes, Ok).ok()?;
-    if inner.version != headers.version || inner.fragment || inner.source != headers.destination {
+    if inner.version != headers.version || inner.source != headers.destination {
+        return None;
+    }
+    if inner.fragment && !fragment::is_first(&inner, bytes) {
         return None;
     }
     let protocol = Protocol::from_number(inner.protocol)?;

@@ -84,7 +84,7 @@ fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
     if source.as_v4().is_some() || destination.as_v4().is_some() {
         return Err(ParseError::Malformed);
     }
-    let upper = walk_extension_headers(header[6], &bytes[..length.min(bytes.len())])?;
+    let upper = walk_extension_headers(header[6], IPV6_HEADER, &bytes[..length.min(bytes.len())])?;
     Ok(Ip {
         version: Version::V6,
         source,
@@ -96,16 +96,19 @@ fn parse_v6(bytes: &[u8]) -> Result<Ip, ParseError> {
     })
 }
 
-struct UpperLayer {
-    protocol: u8,
-    offset: usize,
-    fragment: bool,
+/// What extension headers lead to.
+pub(super) struct UpperLayer {
+    pub(super) protocol: u8,
+    pub(super) offset: usize,
+    /// The walk ended behind a Fragment header of a fragment.
+    pub(super) fragment: bool,
 }
 
-fn walk_extension_headers(first: u8, packet: &[u8]) -> Result<UpperLayer, ParseError> {
+/// Walks the extension headers of which the first one, of this kind, is at `offset`.
+pub(super) fn walk_extension_headers(first: u8, offset: usize, packet: &[u8]) -> Result<UpperLayer, ParseError> {
     let mut upper = UpperLayer {
         protocol: first,
-        offset: IPV6_HEADER,
+        offset,
         fragment: false,
     };
     for _ in 0..MAX_EXTENSION_HEADERS {

@@ -4,13 +4,16 @@
 //! slices nor the ports of fragments. It is the independent decoder of the tests instead.
 pub mod checksum;
 pub mod crc32c;
+pub mod echo;
 pub mod ethernet;
+pub mod fragment;
 pub mod frame;
 pub mod icmp;
 pub mod ip;
 pub mod refusal;
 pub mod sctp;
 
+use self::fragment::Fragment;
 use crate::flow::{Address, Key, Protocol, Tuple};
 
 /// Why bytes are no packet.
@@ -68,7 +71,7 @@ pub enum Payload {
     /// A whole SCTP packet, and what it says about its association.
     Sctp(Ports, sctp::Chunk),
     /// Part of a datagram.
-    Fragment,
+    Fragment(Fragment),
     /// An ICMP message about another packet, whose beginning it quotes; see [`icmp::quoted`].
     IcmpError,
     /// Anything else.
@@ -117,7 +120,7 @@ impl Headers {
     fn complete(ip: &ip::Ip, bytes: &[u8]) -> Result<Self, ParseError> {
         let behind = bytes.get(ip.transport..ip.length).ok_or(ParseError::Malformed)?;
         let payload = match ip.fragment {
-            true => Payload::Fragment,
+            true => return Self::of_fragment(*ip, bytes),
             false => parse_payload(ip, behind)?,
         };
         Ok(Self {
@@ -131,12 +134,27 @@ impl Headers {
         })
     }
 
-    /// The tuple by which the connection table knows the packet, which is `packet`: its own, or for an ICMP error that of an
-    /// answer to the packet that it quotes.
+    #[cold]
+    fn of_fragment(mut ip: ip::Ip, bytes: &[u8]) -> Result<Self, ParseError> {
+        let payload = Payload::Fragment(fragment::parse(&mut ip, bytes)?);
+        Ok(Self {
+            version: ip.version,
+            source: ip.source,
+            destination: ip.destination,
+            protocol: ip.protocol,
+            transport: ip.transport,
+            length: ip.length,
+            payload,
+        })
+    }
+
+    /// The tuple by which the connection table knows the packet, which is `packet`: its own, that of the datagram which it
+    /// begins, or for an ICMP error that of an answer to the packet that it quotes.
     #[must_use]
     pub fn flow(&self, packet: &[u8]) -> Option<Tuple> {
-        self.tuple()
-            .or_else(|| Some(icmp::quoted(packet, self)?.key.reply().into()))
+        let own = self.key().or_else(|| self.begun_key());
+        let key = own.or_else(|| Some(icmp::quoted(packet, self)?.key.reply()));
+        key.map(Tuple::from)
     }
 
     /// Offset of the Internet checksum field in the transport header (RFC 9293 section 3.1, RFC 768).
@@ -145,7 +163,8 @@ impl Headers {
         match self.payload {
             Payload::Tcp(..) => Some(16),
             Payload::Udp(_) => Some(6),
-            Payload::Sctp(..) | Payload::Fragment | Payload::IcmpError | Payload::Other => None,
+            Payload::Fragment(fragment) => fragment.checksum_offset(),
+            Payload::Sctp(..) | Payload::IcmpError | Payload::Other => None,
         }
     }
 
@@ -184,7 +203,7 @@ impl Headers {
             Payload::Tcp(ports, _) => (Protocol::Tcp, ports),
             Payload::Udp(ports) => (Protocol::Udp, ports),
             Payload::Sctp(ports, _) => (Protocol::Sctp, ports),
-            Payload::Fragment | Payload::IcmpError | Payload::Other => return None,
+            Payload::Fragment(_) | Payload::IcmpError | Payload::Other => return None,
         };
         Some(Key::new(
             protocol,

@@ -9,7 +9,7 @@ use crate::flow::{Address, Key};
 use crate::packet::frame::Frame;
 
 /// The hop limit of what lbd itself sends (IANA's recommended default TTL, RFC 1700).
-const TTL: u8 = 64;
+pub(super) const TTL: u8 = 64;
 const TCP_HEADER: usize = 20;
 /// "The ICMP datagram SHOULD contain as much of the original datagram as possible without the length of the ICMP
 /// datagram exceeding 576 bytes" (RFC 1812 section 4.3.2.3).
@@ -24,9 +24,9 @@ pub struct Unanswerable;
 /// Replaces a refused packet by the answer to its sender.
 ///
 /// # Errors
-/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ABORT, an ICMP error, a fragment, or one from or to
-/// an address that is no single host's (RFC 1122 section 3.2.2); and where the answer has no room. The frame is unchanged
-/// then.
+/// For a packet that may not be answered: a RST (RFC 9293 section 3.5.2), an ABORT, an ICMP error, a fragment other than the
+/// first one of UDP, or one from or to an address that is no single host's (RFC 1122 section 3.2.2); and where the answer
+/// has no room. The frame is unchanged then.
 pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerable> {
     if !is_one_host(headers.source) || !is_one_host(headers.destination) {
         return Err(Unanswerable);
@@ -38,7 +38,10 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
         Payload::Other if is_icmp_error(frame.bytes(), headers) => return Err(Unanswerable),
         // As the kernel (`is_sctp_abort`, ip_vs_core.c).
         Payload::Sctp(_, Chunk::Abort) => return Err(Unanswerable),
-        Payload::Udp(_) | Payload::Sctp(..) | Payload::Other => {
+        Payload::Fragment(fragment) if fragment.opening.is_none_or(|opening| opening.flags.is_some()) => {
+            return Err(Unanswerable);
+        }
+        Payload::Udp(_) | Payload::Sctp(..) | Payload::Other | Payload::Fragment(_) => {
             let kind = match headers.version {
                 // RFC 792: destination unreachable, port unreachable.
                 Version::V4 => Kind(3, 3, 0),
@@ -47,7 +50,7 @@ pub fn answer(frame: &mut Frame<'_>, headers: &Headers) -> Result<(), Unanswerab
             };
             message(&mut buffer, frame.bytes(), headers, kind)
         }
-        Payload::Fragment | Payload::IcmpError => return Err(Unanswerable),
+        Payload::IcmpError => return Err(Unanswerable),
     };
     if length > frame.capacity() {
         return Err(Unanswerable);
@@ -80,7 +83,9 @@ pub fn complain(
     own: Option<IpAddr>,
 ) -> Result<(), Unanswerable> {
     let is_silent = match headers.payload {
-        Payload::Fragment | Payload::IcmpError => true,
+        Payload::IcmpError => true,
+        // About a later fragment only in IPv6 (RFC 1122 section 3.2.2), whose senders alone may fragment (RFC 8200 section 5).
+        Payload::Fragment(fragment) => headers.version == Version::V4 && !fragment.is_first(),
         Payload::Other => is_icmp_error(frame.bytes(), headers),
         Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) => false,
     };
@@ -168,7 +173,7 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-fn is_one_host(address: Address) -> bool {
+pub(super) fn is_one_host(address: Address) -> bool {
     let address = IpAddr::from(address);
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())

@@ -8,7 +8,7 @@
 //! So endpoints with the same port become exactly covering prefixes, adjacent ports become ranges, and when more than
 //! [`LIMIT`] rules are left they are widened until they are few. A packet that only a widened rule takes in belongs to
 //! no flow and no service; lbd passes it on untouched, at the price of the detour and of one more hop in its TTL. The
-//! port is never given up: without one, rules would match fragments, which lbd must drop.
+//! port is never given up: without one, rules would match all that a host of backends says.
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;

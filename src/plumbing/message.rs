@@ -10,8 +10,9 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::cover::Cover;
-use super::object::{Action, Family, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
+use super::object::{Action, Family, LAST_PORT, LOCAL_TABLE, OWNER, Object, Route, Rule, Selector, Step, Target};
+use crate::flow::Protocol;
+use crate::packet::icmp;
 
 /// What messages need to know beside the object.
 #[derive(Clone, Debug)]
@@ -94,7 +95,7 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
     message
         .attributes
         .push(RuleAttribute::Protocol(RouteProtocol::from(OWNER)));
-    select(&mut message, &rule.selector, context);
+    select(&mut message, rule, context);
     match rule.action {
         Action::Lookup(table) => {
             message.header.action = RuleAction::ToTable;
@@ -108,36 +109,80 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
     message
 }
 
-fn select(message: &mut RuleMessage, selector: &Selector, context: &Context) {
-    match selector {
+/// Where the kernel says that a packet of its own comes from (`LOOPBACK_IFINDEX`, `ip_route_output_key_hash`).
+const OWN: &str = "lo";
+
+fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
+    let own = || RuleAttribute::Iifname(OWN.to_owned());
+    let icmp = || RuleAttribute::IpProtocol(IpProtocol::from(icmp_number(rule.family)));
+    match &rule.selector {
         Selector::All => {}
         Selector::FromDevice => {
             let device = context.device.clone();
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
+        Selector::OwnTooBig => {
+            let number = rule.family.too_big();
+            let range = RuleAttribute::DestinationPortRange(RulePortRange {
+                start: number,
+                end: number,
+            });
+            message.attributes.extend([own(), icmp(), range]);
+        }
+        Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),
+        Selector::Icmp => message.attributes.push(icmp()),
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
             let source = RuleAttribute::Source(cover.net.addr());
-            let ports = RuleAttribute::SourcePortRange(ports(cover));
-            message.attributes.extend([source, protocol(cover), ports]);
+            let ports = RuleAttribute::SourcePortRange(port_range(cover.ports));
+            message.attributes.extend([source, protocol(cover.protocol), ports]);
         }
         Selector::To(cover) => {
             message.header.dst_len = cover.net.prefix_len();
             let destination = RuleAttribute::Destination(cover.net.addr());
-            let ports = RuleAttribute::DestinationPortRange(ports(cover));
-            message.attributes.extend([destination, protocol(cover), ports]);
+            let ports = RuleAttribute::DestinationPortRange(port_range(cover.ports));
+            message
+                .attributes
+                .extend([destination, protocol(cover.protocol), ports]);
+        }
+        Selector::WithSourcePort => {
+            let ports = port_range((1, LAST_PORT));
+            message.attributes.push(RuleAttribute::SourcePortRange(ports));
+        }
+        Selector::WithDestinationPort => {
+            let ports = port_range((1, LAST_PORT));
+            message.attributes.push(RuleAttribute::DestinationPortRange(ports));
+        }
+        Selector::AllFrom(of, net) => {
+            message.header.src_len = net.prefix_len();
+            let source = RuleAttribute::Source(net.addr());
+            message.attributes.extend([source, protocol(*of)]);
+        }
+        Selector::AllTo(of, net) => {
+            message.header.dst_len = net.prefix_len();
+            let destination = RuleAttribute::Destination(net.addr());
+            message.attributes.extend([destination, protocol(*of)]);
         }
     }
 }
 
-fn protocol(cover: &Cover) -> RuleAttribute {
-    RuleAttribute::IpProtocol(IpProtocol::from(cover.protocol.number()))
+const fn icmp_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => icmp::ICMP,
+        Family::V6 => icmp::ICMPV6,
+    }
 }
 
-const fn ports(cover: &Cover) -> RulePortRange {
-    let (start, end) = cover.ports;
-    RulePortRange { start, end }
+fn protocol(protocol: Protocol) -> RuleAttribute {
+    RuleAttribute::IpProtocol(IpProtocol::from(protocol.number()))
+}
+
+fn port_range((start, end): (u16, u16)) -> RulePortRange {
+    RulePortRange {
+        start: start.min(LAST_PORT),
+        end: end.min(LAST_PORT),
+    }
 }
 
 /// Whether lbd put this rule in.

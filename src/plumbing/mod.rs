@@ -9,12 +9,19 @@
 //! ```text
 //!  10: iif lbd0 goto 20                          what lbd wrote is never taken in again      (only with
 //!  11: to NODE ipproto tcp dport 30080 -> 7763   node ports and services on local addresses   local
+//!  12: sport 1-65534 goto 20                     whole packets, and the same with dport
+//!  13: to NODE ipproto tcp -> 7763               fragments, whose ports the kernel does not see
 //!  20: lookup local                              moved here from 0                            ports)
 //!  30: iif lbd0 goto 39
-//!  30: iif eth0 goto 32                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
+//!  30: iif eth0 goto 37                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: lookup 7762                               service, external and pool addresses -> lbd0
+//!  32: iif lo ipproto icmp dport 772 -> 7763      the kernel's word that a packet which lbd wrote is too big ...
+//!  33: iif lo ipproto icmp goto 37               (what else this host says in ICMP is none of lbd's)
+//!  34: ipproto icmp -> 7763                      ... and a router's, about a packet that lbd led to a backend
+//!  35: sport 1-65534 goto 37                     whole packets, and the same with dport
+//!  36: from BACKEND ipproto tcp -> 7763          fragments of replies
+//!  37: lookup 7762                               service, external and pool addresses -> lbd0
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
 //! 32766: lookup main
 //! ```
@@ -25,7 +32,14 @@
 //!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
 //!   another interface. On a host with no other address, IPv4 clients send from 0.0.0.0 and IPv6 clients from ::1.
 //! - The kernel walks policy rules one by one for each packet; see `cover` for the cost and what is done about it.
-//! - A rule with a port never matches a fragment (its ports are not dissected): a fragmented reply bypasses lbd.
+//! - Rules cannot tell an ICMP error from an echo, nor whom an error is about. So all ICMP that this host forwards takes
+//!   the way over lbd, which passes on what is about none of its flows, at the price of one more hop in its TTL.
+//!   Where every flow is masqueraded, the errors come to lbd's own addresses, and there are no such rules.
+//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. "Too big" is led to
+//!   lbd; about a packet that lbd did not write it comes back, from an address of this host that may be another
+//!   interface's than without lbd. The rest is left alone: a ping would choose a wrong source address.
+//! - A rule with a port never matches a fragment, not even the first one (its ports are not dissected). So the fragments of
+//!   all that a backend says go to lbd, which passes on what is of no flow of its.
 mod address;
 mod cover;
 mod device;
@@ -50,6 +64,7 @@ pub use device::Device;
 pub use directory::journal_directory;
 pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
+pub(crate) use plan::has_host;
 pub use plan::{Plan, PlanError};
 
 pub(crate) use message::is_ours as is_own_rule;
@@ -151,13 +166,16 @@ impl Plumbing {
     /// # Errors
     /// When the kernel refuses; then all is as before.
     pub fn remove_replies(&mut self, replies: &BTreeSet<(Protocol, Endpoint)>) -> Result<(), Error> {
-        let alone = replies::alone(&self.installed, replies);
-        let steps: Vec<Step> = alone.iter().cloned().map(Step::Undo).collect();
-        self.apply(&steps)?;
-        self.installed.retain(|object| !alone.contains(object));
         for reply in replies {
             self.plan.replies.remove(reply);
         }
+        let alone = replies::alone(&self.installed, replies, &self.plan.replies);
+        let steps: Vec<Step> = alone.iter().rev().cloned().map(Step::Undo).collect();
+        if let Err(error) = self.apply(&steps) {
+            self.plan.replies.extend(replies);
+            return Err(error);
+        }
+        self.installed.retain(|object| !alone.contains(object));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! They go in in the order of [`objects`] and come out in the reverse order. At no moment is the host without its local
 //! table, and at no moment do packets that lbd wrote meet lbd's own routes.
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -23,13 +23,24 @@ pub(super) const REFUSE_TABLE: u32 = 7764;
 /// `RT_TABLE_LOCAL`
 pub(super) const LOCAL_TABLE: u32 = 255;
 
+/// The last port that a policy rule may name (`fib_rule_port_range_valid`, include/net/fib_rules.h). Packets of port 65535
+/// fare as fragments do, and lbd tells them apart.
+pub(super) const LAST_PORT: u16 = 65_534;
+
 const SKIP_LOCAL_PORTS: u32 = 10;
 const LOCAL_PORTS: u32 = 11;
+const SKIP_LOCAL_FRAGMENTS: u32 = 12;
+const LOCAL_FRAGMENTS: u32 = 13;
 /// Where the local table's rule stands while there are local ports.
 pub(super) const LOCAL: u32 = 20;
 const SKIP_ROUTES: u32 = 30;
 const REPLIES: u32 = 31;
-const SERVICES: u32 = 32;
+const OWN_TOO_BIG: u32 = 32;
+const SKIP_ICMP: u32 = 33;
+const ICMP: u32 = 34;
+const SKIP_FRAGMENTS: u32 = 35;
+const FRAGMENTS: u32 = 36;
+const SERVICES: u32 = 37;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -54,6 +65,24 @@ impl Family {
         match self {
             Self::V4 => Ipv4Net::default().into(),
             Self::V6 => Ipv6Net::default().into(),
+        }
+    }
+
+    /// Its ICMP, as `ip` calls it.
+    const fn icmp(self) -> &'static str {
+        match self {
+            Self::V4 => "icmp",
+            Self::V6 => "ipv6-icmp",
+        }
+    }
+
+    /// Fragmentation needed, or packet too big (RFC 792, RFC 4443 section 3.2), as the kernel has it in place of a destination
+    /// port when it looks for the way of its own ICMP: the type in the upper byte, the code in the lower one (`union
+    /// flowi_uli`, include/net/flow.h; `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
+    pub(super) const fn too_big(self) -> u16 {
+        match self {
+            Self::V4 => 3 << 8 | 4,
+            Self::V6 => 2 << 8,
         }
     }
 
@@ -91,6 +120,21 @@ pub(super) enum Selector {
     FromInterface(String),
     From(Cover),
     To(Cover),
+    /// Whatever has a source port that the kernel sees: everything but fragments, other protocols, and port 65535.
+    WithSourcePort,
+    /// The same for the destination port. Before a local program has a source port, the kernel asks with this one alone
+    /// (`ip_route_connect`, include/net/route.h).
+    WithDestinationPort,
+    /// Whatever the port.
+    AllFrom(Protocol, IpNet),
+    /// Whatever the port.
+    AllTo(Protocol, IpNet),
+    /// What this host itself says in ICMP, or ICMPv6, about packets that are too long to be sent on.
+    OwnTooBig,
+    /// All that it says in ICMP.
+    OwnIcmp,
+    /// ICMP, or ICMPv6.
+    Icmp,
 }
 
 /// What a rule does.
@@ -189,13 +233,22 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let served = plan.served.iter().cloned().map(Selector::FromInterface);
             objects.extend(served.map(|selector| at(SKIP_ROUTES, selector, Action::Goto(SERVICES))));
             objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
-            let replies = cover_backends(&of_family(&plan.replies, family))
-                .into_iter()
-                .map(Selector::From);
-            let diverted = covers_of(&plan.diverted, family).map(Selector::To);
+            let replies = cover_backends(&of_family(&plan.replies, family));
+            let diverted: Vec<Cover> = covers_of(&plan.diverted, family).collect();
+            let fragments = (hosts(&replies).map(|(protocol, net)| Selector::AllFrom(protocol, net)))
+                .chain(hosts(&diverted).map(|(protocol, net)| Selector::AllTo(protocol, net)));
+            let fragments = fragment_rules(family, [SKIP_FRAGMENTS, FRAGMENTS, SERVICES], fragments);
+            let replies = replies.into_iter().map(Selector::From);
+            let diverted = diverted.into_iter().map(Selector::To);
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
+            if plan.has_replies(family) {
+                objects.push(at(OWN_TOO_BIG, Selector::OwnTooBig, Action::Lookup(DIVERT_TABLE)));
+                objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
+                objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
+            }
             objects.push(at(SERVICES, Selector::All, Action::Lookup(SERVICES_TABLE)));
+            objects.extend(fragments);
         }
     }
     objects
@@ -211,12 +264,50 @@ pub(super) const fn reply_rule(family: Family, cover: Cover) -> Rule {
     }
 }
 
+/// The rule that leads the fragments from `net` to lbd.
+pub(super) const fn fragments_rule(family: Family, protocol: Protocol, net: IpNet) -> Rule {
+    Rule {
+        family,
+        priority: FRAGMENTS,
+        selector: Selector::AllFrom(protocol, net),
+        action: Action::Lookup(DIVERT_TABLE),
+    }
+}
+
 /// Whether it is the rule before which those of [`reply_rule`] come.
 pub(super) fn is_services_rule(object: &Object, family: Family) -> bool {
     match object {
         Object::Rule(rule) => rule.family == family && rule.priority == SERVICES,
         Object::Route(_) | Object::NoFirstLocalRule(_) => false,
     }
+}
+
+/// Rules for fragments only. A rule with a port never matches one, and a rule without a port matches whole packets of every
+/// port; so whole packets go past the latter: from `skip` to `end`.
+fn fragment_rules(
+    family: Family,
+    [skip, at, end]: [u32; 3],
+    fragments: impl Iterator<Item = Selector>,
+) -> impl Iterator<Item = Object> {
+    let mut fragments = fragments
+        .map(move |selector| rule(family, at, selector, Action::Lookup(DIVERT_TABLE)))
+        .peekable();
+    let has_fragments = fragments.peek().is_some();
+    let whole = [Selector::WithSourcePort, Selector::WithDestinationPort]
+        .into_iter()
+        .filter(move |_| has_fragments)
+        .map(move |selector| rule(family, skip, selector, Action::Goto(end)));
+    whole.chain(fragments)
+}
+
+/// Where the fragments come from, or go to, that may be of these endpoints.
+fn hosts(covers: &[Cover]) -> impl Iterator<Item = (Protocol, IpNet)> + use<> {
+    let mut nets: BTreeMap<Protocol, Vec<IpNet>> = BTreeMap::new();
+    for cover in covers.iter().filter(|cover| cover.protocol.has_fragments()) {
+        nets.entry(cover.protocol).or_default().push(cover.net);
+    }
+    nets.into_iter()
+        .flat_map(|(protocol, nets)| IpNet::aggregate(&nets).into_iter().map(move |net| (protocol, net)))
 }
 
 fn routes(plan: &Plan, family: Family) -> Vec<Route> {
@@ -260,8 +351,11 @@ fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
         at(LOCAL, Selector::All, Action::Lookup(LOCAL_TABLE)),
         at(SKIP_LOCAL_PORTS, Selector::FromDevice, Action::Goto(LOCAL)),
     ];
+    let fragments = hosts(&ports).map(|(protocol, net)| Selector::AllTo(protocol, net));
+    let fragments = fragment_rules(family, [SKIP_LOCAL_FRAGMENTS, LOCAL_FRAGMENTS, LOCAL], fragments);
     let ports = ports.into_iter().map(Selector::To);
     objects.extend(ports.map(|to| at(LOCAL_PORTS, to, Action::Lookup(DIVERT_TABLE))));
+    objects.extend(fragments);
     if at_first {
         objects.push(Object::NoFirstLocalRule(family));
     }
@@ -324,6 +418,12 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
+            Selector::OwnTooBig => {
+                let (icmp, number) = (self.family.icmp(), self.family.too_big());
+                write!(f, " iif lo ipproto {icmp} dport {number}")?;
+            }
+            Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
+            Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
             Selector::From(cover) => {
                 let (first, last) = cover.ports;
                 write!(f, " from {} ipproto {} sport {first}-{last}", cover.net, cover.protocol)?;
@@ -332,6 +432,10 @@ impl fmt::Display for Rule {
                 let (first, last) = cover.ports;
                 write!(f, " to {} ipproto {} dport {first}-{last}", cover.net, cover.protocol)?;
             }
+            Selector::WithSourcePort => write!(f, " sport 1-{LAST_PORT}")?,
+            Selector::WithDestinationPort => write!(f, " dport 1-{LAST_PORT}")?,
+            Selector::AllFrom(protocol, net) => write!(f, " from {net} ipproto {protocol}")?,
+            Selector::AllTo(protocol, net) => write!(f, " to {net} ipproto {protocol}")?,
         }
         match self.action {
             Action::Lookup(table) => write!(f, " lookup {table}"),
@@ -376,7 +480,13 @@ mod tests {
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
                 "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 32 lookup 7762",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772 lookup 7763",
+                "ip -4 rule add pref 33 iif lo ipproto icmp goto 37",
+                "ip -4 rule add pref 34 ipproto icmp lookup 7763",
+                "ip -4 rule add pref 37 lookup 7762",
+                "ip -4 rule add pref 35 sport 1-65534 goto 37",
+                "ip -4 rule add pref 35 dport 1-65534 goto 37",
+                "ip -4 rule add pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
             ]
         );
     }
@@ -400,6 +510,9 @@ mod tests {
                 "ip -4 rule add pref 20 lookup 255",
                 "ip -4 rule add pref 10 iif DEVICE goto 20",
                 "ip -4 rule add pref 11 to 192.0.2.1/32 ipproto tcp dport 30080-30080 lookup 7763",
+                "ip -4 rule add pref 12 sport 1-65534 goto 20",
+                "ip -4 rule add pref 12 dport 1-65534 goto 20",
+                "ip -4 rule add pref 13 to 192.0.2.1/32 ipproto tcp lookup 7763",
                 "ip -4 rule del pref 0 lookup local",
             ]
         );
@@ -421,6 +534,8 @@ mod tests {
             commands(&old, &new),
             [
                 "ip -4 rule add pref 31 from 10.2.0.12/32 ipproto tcp sport 80-80 lookup 7763",
+                "ip -4 rule add pref 36 from 10.2.0.12/32 ipproto tcp lookup 7763",
+                "ip -4 rule del pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
                 "ip -4 rule del pref 31 from 10.2.0.11/32 ipproto tcp sport 80-80 lookup 7763",
             ]
         );

@@ -130,6 +130,14 @@ impl Plan {
         !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
     }
 
+    /// Whether backends of `family` answer to clients themselves, so that routers also tell these about what lbd sent in
+    /// their name.
+    pub(super) fn has_replies(&self, family: Family) -> bool {
+        self.replies
+            .iter()
+            .any(|(_, backend)| Family::of(backend.address) == family)
+    }
+
     pub(super) fn uses(&self, family: Family) -> bool {
         let endpoints = || self.local_ports.iter().chain(&self.replies);
         self.routes.iter().any(|route| Family::of(route.addr()) == family)
@@ -158,6 +166,12 @@ impl Plan {
         self.replies.extend(Self::replies_of(service, policy));
         Ok(())
     }
+}
+
+/// Whether one of `replies` is of this host.
+pub(crate) fn has_host(replies: &BTreeSet<(Protocol, Endpoint)>, (protocol, address): (Protocol, IpAddr)) -> bool {
+    let at = |port| (protocol, Endpoint::new(address, port));
+    replies.range(at(0)..=at(u16::MAX)).next().is_some()
 }
 
 impl Plan {
@@ -242,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::conntrack::timeout::Timeouts;
-    use crate::policy::{BackendSpec, Conntrack, Nat, OnBackendRemoved};
+    use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownTcp};
     use crate::scheduler::Flags;
 
     fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
@@ -262,6 +276,7 @@ mod tests {
             flags: Flags::default(),
             persistence: None,
             one_packet: false,
+            on_backend_removed: None,
             backends: backends.iter().map(backend).collect(),
         }
     }
@@ -277,9 +292,11 @@ mod tests {
             nat: Nat::default(),
             conntrack: Conntrack {
                 max_flows: 1,
-                on_backend_removed: OnBackendRemoved::Preserve,
+                on_backend_removed: None,
+                unknown_tcp: UnknownTcp::Drop,
                 timeouts: Timeouts::default(),
             },
+            icmp: Icmp::default(),
             rules: Vec::new(),
             services: services.into_iter().map(Arc::new).collect(),
         }

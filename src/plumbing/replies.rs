@@ -1,12 +1,14 @@
 //! Rules for single backends, beside those that cover all of them.
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+
 use super::cover::{Cover, LIMIT};
-use super::object::{Family, Object, Rule, Selector, is_services_rule, reply_rule};
-use super::plan::Plan;
+use super::object::{Family, Object, Rule, Selector, fragments_rule, is_services_rule, reply_rule};
+use super::plan::{Plan, has_host};
 use crate::flow::{Endpoint, Protocol};
 
-/// The rules that `replies` need in addition. None: all have to be covered anew.
+/// The rules that `replies` need in addition, for whole packets and for fragments. None: all have to be covered anew.
 pub(super) fn additions(
     installed: &[Object],
     plan: &Plan,
@@ -14,42 +16,74 @@ pub(super) fn additions(
 ) -> Option<Vec<Rule>> {
     let mut added = Vec::new();
     for family in Family::BOTH {
-        let covers: Vec<Cover> = installed.iter().filter_map(|object| cover(object, family)).collect();
         let of_family = replies
             .iter()
             .filter(|(_, backend)| Family::of(backend.address) == family);
+        let (whole, fragments) = covers(installed, family);
         let is_new = |&&(protocol, backend): &&(Protocol, Endpoint)| {
-            let mut covers = covers.iter();
+            let mut covers = whole.iter();
             !covers.any(|cover| cover.contains(protocol, backend))
         };
-        let new: Vec<Rule> = of_family.filter(is_new).map(|&reply| exactly(reply)).collect();
-        // A widened rule more costs each packet on the host; and port 0 stands for a range.
-        if !new.is_empty() && (!plan.uses(family) || covers.len() + new.len() > LIMIT) {
+        let new: Vec<(Protocol, Endpoint)> = of_family.filter(is_new).copied().collect();
+        if new.is_empty() {
+            continue;
+        }
+        // A rule more costs each packet on the host; and rules for fragments alone need others before them.
+        let needs_more = new.iter().any(|(protocol, _)| protocol.has_fragments()) && fragments.is_empty();
+        if !plan.has_replies(family) || needs_more || whole.len() + new.len() > LIMIT {
             return None;
         }
-        added.extend(new);
+        let hosts: BTreeSet<(Protocol, IpNet)> = new.iter().map(host).collect();
+        let hosts = hosts.into_iter().filter(|(protocol, net)| {
+            let mut known = fragments.iter();
+            protocol.has_fragments() && !known.any(|(other, wider)| other == protocol && wider.contains(net))
+        });
+        added.extend(new.iter().map(|&reply| exactly(reply)));
+        added.extend(hosts.map(|(protocol, net)| fragments_rule(family, protocol, net)));
     }
+    // Port 0 stands for a range.
     replies.iter().all(|(_, backend)| backend.port != 0).then_some(added)
 }
 
-/// Puts rules in their place among what is installed.
+/// Puts rules in their place among what is installed: those for whole packets before the rule that uses the routes, those for
+/// fragments behind the others of these.
 pub(super) fn insert(installed: &mut Vec<Object>, rules: Vec<Rule>) {
     for rule in rules {
-        let place = installed
-            .iter()
-            .position(|object| is_services_rule(object, rule.family));
+        let is_last = |object: &Object| is_fragments(object, rule.family);
+        let place = match matches!(rule.selector, Selector::AllFrom(..)) {
+            true => installed.iter().rposition(is_last).map(|at| at + 1),
+            false => installed
+                .iter()
+                .position(|object| is_services_rule(object, rule.family)),
+        };
         installed.insert(place.unwrap_or(installed.len()), Object::Rule(rule));
     }
 }
 
-/// The installed rules that are for one of `replies` and nothing else.
-pub(super) fn alone(installed: &[Object], replies: &BTreeSet<(Protocol, Endpoint)>) -> Vec<Object> {
-    let rules: Vec<Object> = replies.iter().map(|&reply| Object::Rule(exactly(reply))).collect();
+/// The installed rules that are for one of `replies` and nothing else that is in `rest`.
+pub(super) fn alone(
+    installed: &[Object],
+    replies: &BTreeSet<(Protocol, Endpoint)>,
+    rest: &BTreeSet<(Protocol, Endpoint)>,
+) -> Vec<Object> {
+    let whole = replies.iter().map(|&reply| exactly(reply));
+    let hosts = replies
+        .iter()
+        .filter(|(protocol, backend)| !has_host(rest, (*protocol, backend.address)));
+    let fragments = hosts.map(|reply| {
+        let (protocol, net) = host(reply);
+        fragments_rule(Family::of(net.addr()), protocol, net)
+    });
+    let rules: Vec<Object> = whole.chain(fragments).map(Object::Rule).collect();
     let installed = installed.iter().filter(|object| match object {
         Object::Rule(_) => rules.contains(object),
         Object::Route(_) | Object::NoFirstLocalRule(_) => false,
     });
     installed.cloned().collect()
+}
+
+fn host(&(protocol, backend): &(Protocol, Endpoint)) -> (Protocol, IpNet) {
+    (protocol, backend.address.into())
 }
 
 fn exactly((protocol, backend): (Protocol, Endpoint)) -> Rule {
@@ -61,13 +95,35 @@ fn exactly((protocol, backend): (Protocol, Endpoint)) -> Rule {
     reply_rule(Family::of(backend.address), cover)
 }
 
-fn cover(object: &Object, family: Family) -> Option<Cover> {
+/// What rules lead to lbd already: of whole packets, and of fragments.
+fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, IpNet)>) {
+    let (mut whole, mut fragments) = (Vec::new(), Vec::new());
+    for object in installed {
+        let Object::Rule(rule) = object else { continue };
+        if rule.family == family {
+            match rule.selector {
+                Selector::From(cover) => whole.push(cover),
+                Selector::AllFrom(protocol, net) => fragments.push((protocol, net)),
+                Selector::All
+                | Selector::FromDevice
+                | Selector::FromInterface(_)
+                | Selector::To(_)
+                | Selector::WithSourcePort
+                | Selector::WithDestinationPort
+                | Selector::AllTo(..)
+                | Selector::OwnTooBig
+                | Selector::OwnIcmp
+                | Selector::Icmp => {}
+            }
+        }
+    }
+    (whole, fragments)
+}
+
+fn is_fragments(object: &Object, family: Family) -> bool {
     match object {
-        Object::Rule(rule) if rule.family == family => match &rule.selector {
-            Selector::From(cover) => Some(*cover),
-            Selector::All | Selector::FromDevice | Selector::FromInterface(_) | Selector::To(_) => None,
-        },
-        Object::Rule(_) | Object::Route(_) | Object::NoFirstLocalRule(_) => None,
+        Object::Rule(rule) => rule.family == family && matches!(rule.selector, Selector::AllFrom(..)),
+        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
     }
 }
 
@@ -109,22 +165,25 @@ mod tests {
         let before = installed.clone();
         let new = replies(&["10.2.0.9:80"]);
         let rules = additions(&installed, &plan, &new).unwrap();
-        assert_eq!(rules.len(), 1);
+        assert_eq!(rules.len(), 2, "one for whole packets, one for fragments: {rules:?}");
         insert(&mut installed, rules);
-        let last = installed.last().unwrap();
-        assert!(
-            is_services_rule(last, Family::V4),
-            "the rule that uses the routes stays the last one"
-        );
-        let gone = alone(&installed, &new);
+        let place = |wanted: &dyn Fn(&Object) -> bool| installed.iter().position(wanted).unwrap();
+        let own = Object::Rule(exactly((Protocol::Tcp, "10.2.0.9:80".parse().unwrap())));
+        assert!(place(&|object| *object == own) < place(&|object| is_services_rule(object, Family::V4)));
+        assert!(is_fragments(installed.last().unwrap(), Family::V4));
+        let gone = alone(&installed, &new, &plan.replies);
         installed.retain(|object| !gone.contains(object));
         assert_eq!(installed, before);
     }
 
     #[test]
     fn a_rule_that_covers_others_stays_when_one_of_its_backends_goes() {
-        let (_, installed) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
-        assert!(alone(&installed, &replies(&["10.2.0.1:80"])).is_empty());
+        let (_, wide) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
+        let rest = replies(&["10.2.0.0:80"]);
+        assert!(alone(&wide, &replies(&["10.2.0.1:80"]), &rest).is_empty());
+        let (_, two_ports) = installed(&["10.2.0.1:80", "10.2.0.1:90"]);
+        let left = alone(&two_ports, &replies(&["10.2.0.1:80"]), &replies(&["10.2.0.1:90"]));
+        assert_eq!(left.len(), 1, "fragments of the other port come from there too");
     }
 
     #[test]

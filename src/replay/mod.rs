@@ -2,18 +2,24 @@
 //!
 //! - OUT holds what was forwarded and the answers to what was rejected, each in the format, on the interface and at
 //!   the time of the packet that caused it, behind that packet's link header. What was passed or dropped is not in it.
+//! - A fragment that came before the first one of its datagram is decided about together with it: it is in OUT behind it,
+//!   and its line of verdict still has its own place and time. One whose first fragment never comes is dropped.
 //! - The clock is the latest timestamp so far: a capture that goes back in time does not turn the clock back, but
 //!   its packets keep their timestamps in OUT.
 //! - A damaged capture is replayed up to the damage. OUT and the verdicts then hold that part, and the run fails with
 //!   [`ReplayError::Damaged`]. Every other failure leaves OUT and the verdicts as they were before.
+mod lines;
 mod output;
 pub mod run;
 mod verdicts;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use lines::Lines;
 use output::Output;
 
 use crate::flow::{Direction, Endpoint};
@@ -33,8 +39,26 @@ pub trait Engine {
     /// Decides about a packet, and rewrites it or replaces it by the answer to it.
     fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict;
 
+    /// Packets that were held until now, and what became of them; asked after each of the calls above.
+    fn released(&mut self) -> Vec<Released> {
+        Vec::new()
+    }
+
     /// Tells about a packet that was just forwarded, given as it was before; asked only where verdicts are wanted.
     fn describe(&mut self, before: &[u8], now: Instant) -> Option<Description>;
+}
+
+/// A packet that was held, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// How many packets had been held before it.
+    pub ticket: u64,
+    /// What became of it: anything but [`Verdict::Hold`].
+    pub verdict: Verdict,
+    /// The IP packet to be sent.
+    pub packet: Vec<u8>,
+    /// See [`Engine::describe`].
+    pub description: Option<Description>,
 }
 
 /// What the verdicts tell about a forwarded packet.
@@ -141,12 +165,16 @@ pub fn run(
     let mut replay = Replay {
         engine,
         output: Output::create(output)?,
-        verdicts: verdicts.map(Output::create).transpose()?,
+        verdicts: verdicts.map(Output::create).transpose()?.map(Lines::new),
         began: None,
         clock: Instant::ZERO,
         counts: [0; Verdict::COUNT],
+        packets: 0,
+        waiting: BTreeMap::new(),
+        tickets: 0,
     };
     let damage = replay.play(&mut reader)?;
+    replay.give_up()?;
     let summary = replay.commit()?;
     match damage {
         None => Ok(summary),
@@ -171,10 +199,24 @@ fn refuse_same_file(one: &Path, other: &Path) -> Result<(), ReplayError> {
 struct Replay<'a> {
     engine: &'a mut dyn Engine,
     output: Output,
-    verdicts: Option<Output>,
+    verdicts: Option<Lines>,
     began: Option<Instant>,
     clock: Instant,
     counts: [u64; Verdict::COUNT],
+    /// How many were read.
+    packets: u64,
+    /// Packets that are held, by ticket.
+    waiting: BTreeMap<u64, Waiting>,
+    tickets: u64,
+}
+
+/// A packet that is held.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// Its number in the capture, from 1.
+    number: u64,
+    /// Since the first packet.
+    time: Duration,
 }
 
 /// What became of one packet: the frame to send lies in the first `len` bytes.
@@ -182,6 +224,8 @@ struct Outcome {
     verdict: Verdict,
     description: Option<Description>,
     len: usize,
+    /// Where the IP packet begins, behind its link header.
+    start: usize,
 }
 
 impl Outcome {
@@ -190,6 +234,7 @@ impl Outcome {
             verdict,
             description: None,
             len: 0,
+            start: 0,
         }
     }
 }
@@ -220,15 +265,55 @@ impl Replay<'_> {
             Payload::NotIp => Outcome::unprocessed(Verdict::Pass(Pass::NotIp)),
             Payload::Malformed => Outcome::unprocessed(Verdict::Drop(Drop::Malformed)),
         };
-        self.counts[outcome.verdict.index()] += 1;
         self.log(&outcome)?;
         let original_len = match outcome.verdict {
-            Verdict::Forward => original_len(record.original_len, captured, outcome.len),
-            Verdict::Reject(_) => u32::try_from(outcome.len).unwrap_or(u32::MAX),
-            Verdict::Pass(_) | Verdict::Drop(_) => return Ok(()),
+            Verdict::Forward => Some(original_len(record.original_len, captured, outcome.len)),
+            Verdict::Reject(_) => Some(u32::try_from(outcome.len).unwrap_or(u32::MAX)),
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => None,
         };
-        let frame = &data[..outcome.len];
-        self.output.write(|out| record.write(out, frame, original_len))
+        if let Some(original_len) = original_len {
+            let frame = &data[..outcome.len];
+            self.output.write(|out| record.write(out, frame, original_len))?;
+        }
+        let released = self.engine.released();
+        let link_header = &data[..outcome.start];
+        released
+            .into_iter()
+            .try_for_each(|released| self.release(record, link_header, &released))
+    }
+
+    /// Sends a packet that was held until now, behind the link header of the one that it waited for.
+    fn release(&mut self, record: &Record, link_header: &[u8], released: &Released) -> Result<(), ReplayError> {
+        self.end(released.ticket, released.verdict, released.description.as_ref())?;
+        match released.verdict {
+            Verdict::Forward | Verdict::Reject(_) => {
+                let frame = [link_header, &released.packet].concat();
+                let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+                self.output.write(|out| record.write(out, &frame, length))
+            }
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => Ok(()),
+        }
+    }
+
+    /// A packet that was held is decided about.
+    fn end(&mut self, ticket: u64, verdict: Verdict, description: Option<&Description>) -> Result<(), ReplayError> {
+        let Some(Waiting { number, time }) = self.waiting.remove(&ticket) else {
+            return Ok(());
+        };
+        self.counts[verdict.index()] += 1;
+        match &mut self.verdicts {
+            Some(verdicts) => verdicts.fill(number, verdicts::line(number, time, verdict, description)),
+            None => Ok(()),
+        }
+    }
+
+    /// For what is still held, nothing more comes.
+    fn give_up(&mut self) -> Result<(), ReplayError> {
+        let tickets: Vec<u64> = self.waiting.keys().copied().collect();
+        let given_up = Verdict::Drop(Drop::FragmentTimeout);
+        tickets
+            .into_iter()
+            .try_for_each(|ticket| self.end(ticket, given_up, None))
     }
 
     /// Has the engine process the IP packet that begins at `start`.
@@ -247,26 +332,33 @@ impl Replay<'_> {
             verdict,
             description,
             len,
+            start,
         }
     }
 
+    /// Counts a packet and writes its line, or keeps a place for that.
     fn log(&mut self, outcome: &Outcome) -> Result<(), ReplayError> {
         let began = *self.began.get_or_insert(self.clock);
+        self.packets += 1;
+        let (number, time, verdict) = (self.packets, self.clock - began, outcome.verdict);
+        let is_held = verdict == Verdict::Hold;
+        match is_held {
+            true => {
+                self.waiting.insert(self.tickets, Waiting { number, time });
+                self.tickets += 1;
+            }
+            false => self.counts[verdict.index()] += 1,
+        }
         let Some(verdicts) = &mut self.verdicts else {
             return Ok(());
         };
-        let line = verdicts::line(
-            self.counts.iter().sum(),
-            self.clock - began,
-            outcome.verdict,
-            outcome.description.as_ref(),
-        );
-        verdicts.write(|out| out.write_all(line.as_bytes()))
+        let line = (!is_held).then(|| verdicts::line(number, time, verdict, outcome.description.as_ref()));
+        verdicts.push(line)
     }
 
     fn commit(self) -> Result<Summary, ReplayError> {
         let output = self.output.finish()?;
-        let verdicts = self.verdicts.map(Output::finish).transpose()?;
+        let verdicts = self.verdicts.map(Lines::finish).transpose()?;
         output.publish()?;
         if let Some(verdicts) = verdicts {
             verdicts.publish()?;

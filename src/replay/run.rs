@@ -1,8 +1,9 @@
 //! The real engine as what a capture is replayed over.
 use std::sync::Arc;
 
-use super::{Description, Engine as Replayed};
-use crate::engine::{Engine, Lane, Seeds};
+use super::{Description, Engine as Replayed, Released};
+use crate::engine::{Engine, Lane, Processor, Seeds};
+use crate::flow::Tuple;
 use crate::packet::Headers;
 use crate::packet::frame::Frame;
 use crate::policy::Policy;
@@ -14,6 +15,10 @@ use crate::verdict::Verdict;
 pub struct Simulation {
     engine: Engine,
     lane: Lane,
+    /// With the time when that was.
+    released: Vec<(crate::engine::Released, Instant)>,
+    /// The flow of the last packet, where that was a fragment.
+    flow_of_fragment: Option<Tuple>,
 }
 
 impl Simulation {
@@ -22,7 +27,12 @@ impl Simulation {
     pub fn new(policy: Policy, seeds: Seeds) -> Self {
         let (engine, mut lanes) = Engine::new(Arc::new(policy), 1, seeds, Instant::ZERO);
         let lane = lanes.remove(0);
-        Self { engine, lane }
+        Self {
+            engine,
+            lane,
+            released: Vec::new(),
+            flow_of_fragment: None,
+        }
     }
 
     /// The engine, to look at and to reload.
@@ -34,16 +44,41 @@ impl Simulation {
 
 impl Replayed for Simulation {
     fn advance(&mut self, now: Instant) {
-        drop(self.engine.enter(&mut self.lane, now));
+        let released = self.engine.enter(&mut self.lane, now).take_released();
+        self.released
+            .extend(released.into_iter().map(|released| (released, now)));
     }
 
     fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict {
-        self.engine.enter(&mut self.lane, now).process(frame, now)
+        let mut processor: Processor<'_> = self.engine.enter(&mut self.lane, now);
+        let verdict = processor.process(frame, now);
+        self.flow_of_fragment = processor.flow_of_fragment();
+        let released = processor.take_released();
+        self.released
+            .extend(released.into_iter().map(|released| (released, now)));
+        verdict
+    }
+
+    fn released(&mut self) -> Vec<Released> {
+        let released = std::mem::take(&mut self.released);
+        let described = released.into_iter().map(|(released, now)| Released {
+            ticket: released.ticket,
+            verdict: released.verdict,
+            description: released.flow.and_then(|tuple| self.tell(&tuple, now)),
+            packet: released.packet,
+        });
+        described.collect()
     }
 
     fn describe(&mut self, before: &[u8], now: Instant) -> Option<Description> {
-        let tuple = Headers::parse(before).ok()?.flow(before)?;
-        let (flow, direction) = self.engine.conntrack().get(&tuple, now)?;
+        let own = Headers::parse(before).ok().and_then(|headers| headers.flow(before));
+        self.tell(&own.or(self.flow_of_fragment)?, now)
+    }
+}
+
+impl Simulation {
+    fn tell(&self, tuple: &Tuple, now: Instant) -> Option<Description> {
+        let (flow, direction) = self.engine.conntrack().get(tuple, now)?;
         Some(Description {
             direction,
             service: flow.backend.service.name.clone(),

@@ -66,6 +66,7 @@ pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
         id: 1,
         name: "web".into(),
         stats: Stats::new(1),
+        on_backend_removed: Default::default(),
     });
     Arc::new(Backend::new(id, &spec(id, weight, 0), service, 1))
 }

@@ -13,6 +13,8 @@ mod daemon;
 mod load;
 mod namespaces;
 mod peers;
+mod ports;
+mod shuffled;
 mod talk;
 
 pub(crate) use config::{Backend, Config, Family, Mode, Service, matrix};
@@ -20,6 +22,8 @@ pub(crate) use daemon::Lbd;
 pub(crate) use load::{Load, udp_echo_integrity};
 pub(crate) use namespaces::{isolated, isolated_with_sctp, isolated_xdp, isolated_xdp_with_vlans};
 pub(crate) use peers::{BIG, write_big};
+pub(crate) use ports::{Sender, reuse_port};
+pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
 pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_echo, udp_echo};
 
 use std::fs;
@@ -31,6 +35,12 @@ pub(crate) const DIR: &str = "/run/rig";
 
 /// A change of the network: everybody on one segment, `lb` with the one interface `eth0`; see the script.
 pub(crate) const ONE_ARMED: &str = include_str!("one_armed.sh");
+
+/// A change of the network: a narrow link between `lb` and `s1`; see the script.
+pub(crate) const BEHIND: &str = include_str!("behind.sh");
+
+/// A change of the network: a narrow link between `client` and `lb`; see the script.
+pub(crate) const BEFORE: &str = include_str!("before.sh");
 
 /// A change of the network: `lb` with one trunk `eth0`, client and servers in two VLANs; see the script.
 pub(crate) const VLAN: &str = include_str!("vlan.sh");

@@ -60,6 +60,13 @@ impl Conversation {
         Self(stream)
     }
 
+    /// Says something: the error that comes instead of its echo.
+    pub(crate) fn say_in_vain(&mut self, words: &str) -> io::Error {
+        let result = self.0.write_all(words.as_bytes());
+        let result = result.and_then(|()| self.0.read_exact(&mut vec![0; words.len()]));
+        result.expect_err("nobody answers")
+    }
+
     /// Says something and wants to hear it back.
     #[track_caller]
     pub(crate) fn say(&mut self, words: &str) {

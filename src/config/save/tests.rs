@@ -11,7 +11,7 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::config::parse;
 use crate::flow::{Endpoint, Protocol};
-use crate::policy::{Evaluation, Mode, Policy};
+use crate::policy::{Evaluation, Mode, OnBackendRemoved, Policy};
 use crate::scheduler::IdleFlags;
 
 fn host(v4: bool, net: u8, host: u16) -> IpAddr {
@@ -67,6 +67,7 @@ prop_compose! {
         (fallback, port_flag, one_packet) in any::<(bool, bool, bool)>(),
         idle in subsequence(IDLE_FLAGS.to_vec(), 0..=4),
         persistence in of(persistence(v4)),
+        on_backend_removed in on_backend_removed(),
         backends in backends(v4),
     ) -> ServiceSpec {
         ServiceSpec {
@@ -79,6 +80,7 @@ prop_compose! {
             flags: Flags { fallback, port: port_flag, idle: union(idle) },
             persistence,
             one_packet: one_packet && protocol == Protocol::Udp,
+            on_backend_removed,
             backends,
         }
     }
@@ -114,6 +116,15 @@ fn apart(policy: &mut Policy) {
 
 fn condition<T: std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Option<Condition<T>>> {
     of((any::<bool>(), value).prop_map(|(negated, value)| Condition { negated, value }))
+}
+
+fn on_backend_removed() -> impl Strategy<Value = Option<OnBackendRemoved>> {
+    let rules = [
+        OnBackendRemoved::Preserve,
+        OnBackendRemoved::Reset,
+        OnBackendRemoved::Reschedule,
+    ];
+    of(select(rules.to_vec()))
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
@@ -153,7 +164,9 @@ prop_compose! {
         own_pool in any::<bool>(),
         shadow in any::<bool>(),
         max_flows in 1..=1_usize << 30,
-        on_backend_removed in select(vec![OnBackendRemoved::Preserve, OnBackendRemoved::Reset, OnBackendRemoved::Reschedule]),
+        on_backend_removed in on_backend_removed(),
+        unknown_tcp in select(vec![UnknownTcp::Drop, UnknownTcp::Pass, UnknownTcp::Reset]),
+        (echo, rate_limit) in (any::<bool>(), 0..10_000_u32),
         tcp in proptest::array::uniform11(duration()),
         udp in duration(),
         sctp in proptest::array::uniform14(duration()),
@@ -164,10 +177,11 @@ prop_compose! {
         let pool = if own_pool { vec!["203.0.113.0/24".parse().unwrap()] } else { defaults::pool() };
         let node_addresses = (1..).zip(node_addresses).map(|(n, v4)| host(v4, 98, n)).collect();
         let timeouts = Timeouts { tcp, udp, sctp };
-        let conntrack = Conntrack { max_flows, on_backend_removed, timeouts };
+        let conntrack = Conntrack { max_flows, on_backend_removed, unknown_tcp, timeouts };
+        let icmp = Icmp { echo, rate_limit };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };
-        let mut policy = Policy { mode, evaluation, scheduler, shadow, node_addresses, local_addresses: Vec::new(), nat, conntrack, rules, services: services.into_iter().map(Arc::new).collect() };
+        let mut policy = Policy { mode, evaluation, scheduler, shadow, node_addresses, local_addresses: Vec::new(), nat, conntrack, icmp, rules, services: services.into_iter().map(Arc::new).collect() };
         apart(&mut policy);
         if let (true, Some(service)) = (to_service, policy.services.first()) {
             policy.rules.push(Rule {

@@ -1,19 +1,21 @@
-//! `[iptables]`, `[nat]` and `[conntrack]`.
+//! `[iptables]`, `[nat]`, `[conntrack]` and `[icmp]`.
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::values::{duration, network, number, offset, word};
+use super::values::{duration, known_word, network, number, offset, word};
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
-use crate::config::raw::{self, Text};
-use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS};
-use crate::policy::{Conntrack, Evaluation, Masquerade, Nat, ServiceSpec};
+use crate::config::raw::{self, Key, Text};
+use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_TCP};
+use crate::policy::{Conntrack, Evaluation, Icmp, Masquerade, Nat, OnBackendRemoved, ServiceSpec};
 use toml::Spanned;
 
 /// Enough for any memory, and far from overflows of a table's size.
 const MOST_FLOWS: i128 = 1 << 30;
+/// More than a worker can make.
+const MOST_ERRORS: i128 = 10_000_000;
 /// Zero would end a flow before its second packet.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -102,12 +104,8 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
         let flows = number("max_flows", value, 1..=MOST_FLOWS, " flows, e.g. 1048576", report);
         read.max_flows = flows.unwrap_or(read.max_flows);
     }
-    read.on_backend_removed = word(
-        "on_backend_removed",
-        &raw.on_backend_removed,
-        ON_BACKEND_REMOVED,
-        report,
-    );
+    read.on_backend_removed = on_backend_removed(&raw.on_backend_removed, report);
+    read.unknown_tcp = word("unknown_tcp", &raw.unknown_tcp, UNKNOWN_TCP, report);
     let tcp = TCP_TIMEOUTS.into_iter().zip(raw.tcp());
     for ((key, written), slot) in tcp.zip(&mut read.timeouts.tcp) {
         set_timeout(key, written, slot, report);
@@ -120,7 +118,25 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
     read
 }
 
-fn set_timeout(key: &str, written: &raw::Key<raw::Scalar<'_>>, slot: &mut Duration, report: &mut Report) {
+/// Of all services, or of one.
+pub(super) fn on_backend_removed(written: &Key<Text<'_>>, report: &mut Report) -> Option<OnBackendRemoved> {
+    known_word("on_backend_removed", written.given()?, ON_BACKEND_REMOVED, report)
+}
+
+/// `[icmp]`
+pub(super) fn icmp(raw: &raw::Icmp<'_>, report: &mut Report) -> Icmp {
+    let default = Icmp::default();
+    let limit = raw.rate_limit.given().and_then(|value| {
+        let meaning = " errors a second, 0 for no limit, e.g. 1000";
+        number("rate_limit", value, 0..=MOST_ERRORS, meaning, report)
+    });
+    Icmp {
+        echo: raw.echo.given().map_or(default.echo, |echo| *echo.get_ref()),
+        rate_limit: limit.unwrap_or(default.rate_limit),
+    }
+}
+
+fn set_timeout(key: &str, written: &Key<raw::Scalar<'_>>, slot: &mut Duration, report: &mut Report) {
     let read = written
         .given()
         .and_then(|value| duration(key, value, SHORTEST_TIMEOUT, report));

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::claims::{Claimant, Claims};
-use super::policy::check_outside_pool;
+use super::policy::{check_outside_pool, on_backend_removed};
 use super::values::{address, duration, endpoint, known_word, name, number, offset, prefix_length};
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
@@ -116,6 +116,7 @@ fn service<'t>(
         .persistence
         .given()
         .and_then(|table| persistence(table.get_ref(), cluster, report));
+    let on_backend_removed = on_backend_removed(&raw.on_backend_removed, report);
     let backends = backends(raw, cluster, around.pool, report);
     // Only now, when all else is checked, may a missing value end it.
     let spec = ServiceSpec {
@@ -128,6 +129,7 @@ fn service<'t>(
         flags,
         persistence,
         one_packet,
+        on_backend_removed,
         backends,
     };
     check_all_ports(raw, &spec, report);

@@ -152,9 +152,9 @@ pub enum Step {
     },
     /// The packet is rewritten.
     Rewrite(RewriteStep),
-    /// The packet is refused.
+    /// The packet is refused, or a question to lbd itself.
     Answer {
-        /// `tcp_reset`, `icmp_port_unreachable`, `tcp_reset_to_receiver`; `none`: it may not be answered.
+        /// `tcp_reset`, `icmp_port_unreachable`, `icmp_echo_reply`, `tcp_reset_to_receiver`; `none`: it may not be answered.
         answer: Cow<'static, str>,
     },
 }

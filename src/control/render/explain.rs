@@ -259,6 +259,7 @@ fn answer_line(answer: &str) -> &str {
     match answer {
         "tcp_reset" => "TCP RST to its sender",
         "icmp_port_unreachable" => "ICMP port unreachable to its sender",
+        "icmp_echo_reply" => "ICMP echo reply to its sender",
         "tcp_reset_to_receiver" => "TCP RST to its receiver",
         _ => "none: such a packet may not be answered",
     }

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use crate::control::protocol::shadow::ShadowView;
-use crate::control::protocol::{AfXdpView, InterfaceView, QueueView, Status};
+use crate::control::protocol::{AfXdpView, FragmentsView, InterfaceView, QueueView, Status};
 
 /// The facts, for people.
 #[must_use]
@@ -18,7 +18,10 @@ pub fn status(status: &Status) -> String {
         ("services", status.services.to_string()),
         ("backends", status.backends.to_string()),
         ("flows", format!("{} of {}", status.flows, status.max_flows)),
+        ("unknown TCP", status.unknown_tcp.clone()),
+        ("echo", if status.echo { "answered" } else { "not answered" }.to_owned()),
         ("packets", packets(status)),
+        ("fragments", fragments(status)),
         ("last reload", last_reload(status)),
     ];
     let mut text = String::new();
@@ -113,6 +116,15 @@ fn packets(status: &Status) -> String {
     )
 }
 
+fn fragments(status: &Status) -> String {
+    let FragmentsView {
+        datagrams,
+        held,
+        held_bytes,
+    } = status.fragments;
+    format!("{datagrams} datagrams under way; {held} fragments ({held_bytes} bytes) held for their first one")
+}
+
 fn last_reload(status: &Status) -> String {
     let Some(reload) = &status.last_reload else {
         return "none".to_owned();
@@ -185,6 +197,8 @@ mod tests {
             backends: 9,
             flows: 5,
             max_flows: 1_048_576,
+            unknown_tcp: "drop".to_owned(),
+            echo: true,
             flows_by_state: vec![StateCount {
                 protocol: Protocol::Tcp,
                 state: "ESTABLISHED".into(),
@@ -196,6 +210,11 @@ mod tests {
                 pass: 3,
                 reject: 2,
                 drop: 1,
+            },
+            fragments: FragmentsView {
+                datagrams: 3,
+                held: 2,
+                held_bytes: 2_960,
             },
             unsent: 2,
             last_reload: Some(LastReload {
@@ -219,7 +238,10 @@ services     3
 backends     9
 flows        5 of 1048576
   tcp  ESTABLISHED 5
+unknown TCP  drop
+echo         answered
 packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the device
+fragments    3 datagrams under way; 2 fragments (2960 bytes) held for their first one
 last reload  1m 1s ago, refused: a:1:1: x
              a:2:1: y
 ";

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::control::client;
-use crate::control::protocol::{Data, PacketCounts, Reply, Request, Status};
+use crate::control::protocol::{Data, FragmentsView, PacketCounts, Reply, Request, Status};
 use crate::policy::Mode;
 
 /// Knows its pid, and has as many services as one wants.
@@ -48,8 +48,11 @@ fn status() -> Status {
         backends: 0,
         flows: 0,
         max_flows: 1,
+        unknown_tcp: "drop".to_owned(),
+        echo: true,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
+        fragments: FragmentsView::default(),
         unsent: 0,
         last_reload: None,
         draining: Vec::new(),

@@ -86,6 +86,7 @@ prop_compose! {
                 prefix_length,
             }),
             one_packet: false,
+            on_backend_removed: None,
             backends: (0..).zip(&weights).map(backend).collect(),
         }
     }

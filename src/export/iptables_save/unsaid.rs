@@ -25,6 +25,7 @@ pub(super) fn unsaid(service: &ServiceSpec, kind: Kind) -> Vec<String> {
             "its persistence, since it has no backend that takes new flows",
         ),
         (service.one_packet, "one-packet scheduling"),
+        (service.on_backend_removed.is_some(), "its on_backend_removed"),
         (service.flags != Flags::default(), "its scheduler_flags"),
         (
             fitting(&service.name) != service.name,

@@ -197,6 +197,7 @@ impl Making {
                 flags: Flags::default(),
                 persistence,
                 one_packet: false,
+                on_backend_removed: None,
                 backends: group.endpoints.backends.iter().map(backend).collect(),
             },
         });

@@ -55,6 +55,10 @@ impl Router for Forwarding {
         }
     }
 
+    fn ends_here(&mut self, destination: IpAddr) -> bool {
+        self.hops.ends_here(destination)
+    }
+
     fn own_address(&mut self, destination: IpAddr) -> Option<IpAddr> {
         self.hops.source_for(destination)
     }

@@ -73,6 +73,16 @@ impl Kernel {
         }
     }
 
+    /// Has the filter take the answers to a packet that opens a flow, whatever it did with packets of their tuple before: a
+    /// straggler of the client's last connection may have been none of lbd's.
+    pub(super) fn take_answers(&self, packet: &[u8]) {
+        let tuple = Headers::parse(packet).ok().and_then(|headers| headers.tuple());
+        let taken = tuple.map_or(Ok(()), |tuple| self.path.forget_passed(&tuple.reply()));
+        if let Err(error) = taken {
+            tracing::debug!("the filter may pass answers of a new flow for a second: {error}");
+        }
+    }
+
     /// Gives back a frame that carries no IP packet: it goes on as if it had just come in by the interface.
     pub(super) fn reinject(&mut self, interface: u32, frame: &[u8]) {
         count(&self.tally.returned);

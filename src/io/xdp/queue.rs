@@ -56,6 +56,7 @@ struct Decision {
     range: Range<usize>,
     checksum: Checksum,
     is_answer: bool,
+    opens_flow: bool,
 }
 
 impl PacketIo for Queue {
@@ -72,6 +73,16 @@ impl PacketIo for Queue {
             unsent: flushed.unsent + self.kernel.take_unsent(),
             waiting: flushed.waiting > 0 || self.has_news(),
         })
+    }
+
+    /// By the kernel, which also counts it where it cannot be sent: such packets are few.
+    fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
+        match fate {
+            Fate::Send => self.kernel.route(packet, Checksum::Complete),
+            Fate::Pass => self.kernel.give_back(packet),
+            Fate::Discard => {}
+        }
+        Ok(())
     }
 
     fn readiness(&self) -> Vec<RawFd> {
@@ -153,6 +164,9 @@ impl Queue {
     /// Sends a packet out of the interface that it must leave by, or has the kernel find the way.
     fn forward(&mut self, mut packet: Packet, decision: &Decision) {
         let (bytes, checksum) = (packet.bytes(&decision.range), decision.checksum);
+        if decision.opens_flow {
+            self.kernel.take_answers(bytes);
+        }
         let way = self.forwarding.way(bytes);
         if matches!(checksum, Checksum::Partial { .. }) {
             count(&self.kernel.tally().finished_checksums);
@@ -204,7 +218,9 @@ impl Queue {
             return (arrival, decision.range.clone());
         };
         let start = arrival.range().start + start;
-        let end = if decision.is_answer {
+        // A longer answer is the question, turned where it lies.
+        let is_short = start + decision.range.len() <= arrival.storage().len();
+        let end = if decision.is_answer && is_short {
             self.bundle.truncate(&mut arrival);
             let end = start + decision.range.len();
             arrival.storage()[start..end].copy_from_slice(&whole[decision.range.clone()]);
@@ -291,6 +307,7 @@ impl Decision {
             range: frame.range(),
             checksum: frame.checksum,
             is_answer: frame.is_answer(),
+            opens_flow: frame.opens_flow,
         }
     }
 }

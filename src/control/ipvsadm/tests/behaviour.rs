@@ -91,7 +91,7 @@ impl Case {
 
     fn on_removed(&mut self, rule: OnBackendRemoved) {
         let mut config = self.lab.config().clone();
-        config.policy.conntrack.on_backend_removed = rule;
+        config.policy.conntrack.on_backend_removed = Some(rule);
         self.lab.put(config);
     }
 

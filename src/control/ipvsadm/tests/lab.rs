@@ -198,7 +198,7 @@ impl Lab {
             Verdict::Forward => Ok(endpoints(&packet)),
             Verdict::Reject(_) => Err(Answer::Refused),
             Verdict::Drop(Drop::NotSyn | Drop::NotInit) | Verdict::Pass(_) => Err(Answer::Refused),
-            Verdict::Drop(_) => Err(Answer::Silence),
+            Verdict::Drop(_) | Verdict::Hold => Err(Answer::Silence),
         }
     }
 

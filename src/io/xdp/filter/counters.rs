@@ -18,7 +18,7 @@ pub struct Counters {
     pub replies: u64,
     /// Taken: ICMP errors about packets of lbd's.
     pub errors: u64,
-    /// Taken: later fragments.
+    /// Taken: fragments that may be lbd's, other than to a service, external or pool address.
     pub fragments: u64,
     /// Taken: ARP requests and neighbour solicitations for an announced address.
     pub neighbours: u64,

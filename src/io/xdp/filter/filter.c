@@ -27,9 +27,6 @@ static long (*map_update)(void *map, const void *key, const void *value, __u64 f
 static __u64 (*nanoseconds)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static long (*redirect_map)(void *map, __u32 key, __u64 flags) = (void *)BPF_FUNC_redirect_map;
 
-// As long as the kernel keeps fragments: IP_FRAG_TIME and, twice as long, IPV6_FRAG_TIMEOUT (include/net).
-#define FRAGMENT_LIFE (60ULL * 1000 * 1000 * 1000)
-
 // The source of frames that were given back to the kernel on an interface where it runs this program again (generic
 // mode). Random, chosen when the program is loaded.
 const volatile __u16 reinjected[ETH_ALEN / 2] = {};
@@ -43,7 +40,6 @@ enum shape {
 // What is known of an IP packet. The protocol is in both endpoints, the ports are 0 where there are none.
 struct packet {
 	struct flow flow;
-	__u32 identification;
 	__u8 shape;
 	__u8 has_ports;
 	__u16 zero;
@@ -109,7 +105,6 @@ __attribute__((noinline)) int parse_v4(struct xdp_md *context, __u32 offset, str
 	map_v4(&packet->flow.source.address, header->saddr);
 	map_v4(&packet->flow.destination.address, header->daddr);
 	set_protocol(packet, header->protocol);
-	packet->identification = header->id;
 	// RFC 791 section 3.1: three flags, of which the last is "more fragments", and 13 bits of offset.
 	fragment = be16(header->frag_off);
 	packet->shape = fragment & 0x1fff ? LATER_FRAGMENT : fragment & 0x2000 ? FIRST_FRAGMENT : WHOLE;
@@ -143,7 +138,6 @@ inline int skip_extension(struct xdp_md *context, __u32 *offset, __u8 *next, str
 	if (kind == IPPROTO_FRAGMENT) {
 		__u16 fragment = be16(header->offset);
 
-		packet->identification = header->identification;
 		packet->shape = fragment & 0xfff8 ? LATER_FRAGMENT : fragment & 1 ? FIRST_FRAGMENT : WHOLE;
 		*offset += 8;
 	} else if (kind == IPPROTO_AH) {
@@ -333,34 +327,30 @@ inline enum kind judge_icmp(struct xdp_md *context, const struct settings *now, 
 	return parsed >= 0 && quotes_ours(now, &quoted) ? ERROR : PASSED;
 }
 
-inline struct fragment fragment_of(const struct packet *packet)
+inline int has_host(void *hosts, const struct endpoint *endpoint)
 {
-	const struct endpoint *source = &packet->flow.source;
-	struct fragment fragment = {
-		.source = source->address,
-		.destination = packet->flow.destination.address,
-		.identification = packet->identification,
-		// RFC 8200 section 4.5: the protocol does not count in IPv6.
-		.protocol = is_v4(&source->address) ? source->protocol : 0,
+	struct endpoint host = {
+		.address = endpoint->address,
+		.protocol = endpoint->protocol,
 	};
 
-	return fragment;
+	return map_lookup(hosts, &host) != 0;
 }
 
-inline enum kind judge_later_fragment(const struct packet *packet)
+// Only the first fragment of a datagram has ports, and it may come last. So whatever their ports would be, all fragments go
+// to lbd that come from a host of backends, or go to where lbd listens; lbd gives back what is not its own.
+inline enum kind judge_fragment(const struct settings *now, const struct packet *packet)
 {
-	struct fragment fragment = fragment_of(packet);
-	__u64 *until = map_lookup(&fragments, &fragment);
+	const struct endpoint *source = &packet->flow.source, *destination = &packet->flow.destination;
+	__u8 protocol = source->protocol;
+	int ours;
 
-	return until && *until > nanoseconds() ? FRAGMENT : PASSED;
-}
-
-inline void note_first_fragment(const struct packet *packet)
-{
-	struct fragment fragment = fragment_of(packet);
-	__u64 until = nanoseconds() + FRAGMENT_LIFE;
-
-	map_update(&fragments, &fragment, &until, BPF_ANY);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return PASSED;
+	ours = (now->tables & (REPLIES | REPLY_HOSTS) && has_host(&fragment_sources, source)) ||
+	       (now->tables & (LOCAL_PORTS | LOCAL_HOSTS) && has_host(&fragment_destinations, destination)) ||
+	       (now->tables & COVERS && match(&covers, protocol, &destination->address));
+	return ours ? FRAGMENT : PASSED;
 }
 
 // `to_group`: the frame was sent to many, so that only what was sent to an address of lbd's can be meant for it.
@@ -368,23 +358,14 @@ inline enum kind judge(struct xdp_md *context, const struct settings *now, struc
 		       int to_group)
 {
 	__u8 protocol = packet->flow.source.protocol;
-	enum kind kind;
 
 	if (is_routed(now, &packet->flow.destination.address))
 		return ROUTE;
-	if (packet->shape == LATER_FRAGMENT)
-		return to_group ? PASSED : judge_later_fragment(packet);
+	if (packet->shape != WHOLE)
+		return to_group ? PASSED : judge_fragment(now, packet);
 	if (!packet->has_ports)
 		return judge_icmp(context, now, protocol, offset, to_group);
-	kind = to_group ? PASSED : judge_ports(now, packet);
-	if (packet->shape == WHOLE || kind == PASSED || kind == PASSED_FLOW)
-		return kind;
-	// lbd cannot tell the flow of a fragment, and a backend also talks to those who are none of lbd's clients. As over
-	// TUN, where no rule with a port matches a fragment.
-	if (kind == REPLY)
-		return PASSED;
-	note_first_fragment(packet);
-	return kind;
+	return to_group ? PASSED : judge_ports(now, packet);
 }
 
 // RFC 826, for IPv4 over Ethernet.

@@ -57,13 +57,6 @@ struct ports {
 	__u16 last;
 };
 
-struct fragment {
-	struct address source;
-	struct address destination;
-	__u32 identification;
-	__u32 protocol;
-};
-
 struct interface {
 	__u32 index;
 	__u32 base;
@@ -194,10 +187,20 @@ struct {
 	type(value, __u64);
 } latest_passed SEC(".maps");
 
-// Datagrams whose first fragment was taken: until when the others are.
+// Hosts of backends, with port 0: their fragments may be answers.
 struct {
-	uint(type, BPF_MAP_TYPE_LRU_HASH);
-	uint(max_entries, 16384);
-	type(key, struct fragment);
-	type(value, __u64);
-} fragments SEC(".maps");
+	uint(type, BPF_MAP_TYPE_HASH);
+	uint(map_flags, BPF_F_NO_PREALLOC);
+	uint(max_entries, 1000000);
+	type(key, struct endpoint);
+	type(value, __u32);
+} fragment_sources SEC(".maps");
+
+// Hosts of `local_ports`, with port 0.
+struct {
+	uint(type, BPF_MAP_TYPE_HASH);
+	uint(map_flags, BPF_F_NO_PREALLOC);
+	uint(max_entries, 262144);
+	type(key, struct endpoint);
+	type(value, __u32);
+} fragment_destinations SEC(".maps");

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::tables::Entry;
 use crate::flow::{Endpoint, Protocol};
-use crate::plumbing::{Cover, Plan};
+use crate::plumbing::{Cover, Plan, has_host};
 
 /// All that is lbd's; the default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,10 +16,15 @@ pub struct Interest {
     replies: BTreeSet<(Protocol, Endpoint)>,
     covers: Covers,
     announced: BTreeSet<IpAddr>,
+    fragment_sources: Hosts,
+    fragment_destinations: Hosts,
 }
 
 /// Backends.
 pub type Replies = BTreeSet<(Protocol, Endpoint)>;
+
+/// Addresses of which all fragments are taken, by protocol.
+type Hosts = BTreeSet<(Protocol, IpAddr)>;
 
 /// First and last port by destination. The filter finds the longest prefix only, so the ports at each prefix are widened
 /// to those of the prefixes around it.
@@ -51,6 +56,8 @@ impl Interest {
             replies: plan.replies.clone(),
             covers: widened(diverted.chain(&plan.masqueraded).copied()),
             announced: announced.into_iter().collect(),
+            fragment_sources: hosts(&plan.replies),
+            fragment_destinations: hosts(&plan.local_ports),
         }
     }
 
@@ -71,6 +78,20 @@ impl Interest {
         differ(&old.announced, &self.announced, |is, &address| {
             set(is, Entry::Announced(address));
         });
+        differ(
+            &old.fragment_sources,
+            &self.fragment_sources,
+            |is, &(protocol, address)| {
+                set(is, Entry::FragmentSource(protocol, address));
+            },
+        );
+        differ(
+            &old.fragment_destinations,
+            &self.fragment_destinations,
+            |is, &(protocol, address)| {
+                set(is, Entry::FragmentDestination(protocol, address));
+            },
+        );
         changes.put.extend(self.cover_puts(old));
         let gone = old.covers.iter().filter(|(key, _)| !self.covers.contains_key(key));
         changes.remove.extend(gone.map(cover_entry));
@@ -83,15 +104,20 @@ impl Interest {
         for reply in gone {
             self.replies.remove(reply);
         }
-        let entry = |&(protocol, endpoint): &(Protocol, Endpoint)| Entry::Reply(protocol, endpoint);
-        let put = |reply| Put {
-            entry: entry(reply),
-            replaces: None,
-        };
-        Changes {
-            put: come.iter().map(put).collect(),
-            remove: gone.iter().map(entry).collect(),
+        let mut changes = Changes::default();
+        let mut put = |entry| changes.put.push(Put { entry, replaces: None });
+        come.iter().for_each(|reply| put(reply_entry(reply)));
+        for host in hosts(come) {
+            if self.fragment_sources.insert(host) {
+                put(Entry::FragmentSource(host.0, host.1));
+            }
         }
+        changes.remove.extend(gone.iter().map(reply_entry));
+        for host in hosts(gone).into_iter().filter(|host| !has_host(&self.replies, *host)) {
+            self.fragment_sources.remove(&host);
+            changes.remove.push(Entry::FragmentSource(host.0, host.1));
+        }
+        changes
     }
 
     fn cover_puts(&self, old: &Self) -> impl Iterator<Item = Put> {
@@ -125,6 +151,18 @@ impl Interest {
             .rev()
             .fold(0, |tables, &flag| tables << 1 | u32::from(flag))
     }
+}
+
+const fn reply_entry(&(protocol, endpoint): &(Protocol, Endpoint)) -> Entry {
+    Entry::Reply(protocol, endpoint)
+}
+
+/// Of the protocols whose fragments lbd translates.
+fn hosts(endpoints: &BTreeSet<(Protocol, Endpoint)>) -> Hosts {
+    let hosts = endpoints
+        .iter()
+        .map(|&(protocol, endpoint)| (protocol, endpoint.address));
+    hosts.filter(|(protocol, _)| protocol.has_fragments()).collect()
 }
 
 fn widened(covers: impl Iterator<Item = Cover>) -> Covers {
@@ -212,9 +250,10 @@ mod tests {
         let old = interest(&plan(&["10.96.0.10/32"], &["10.2.0.11:80", "10.2.0.12:80"], &[]));
         let new = interest(&plan(&["10.96.0.10/32"], &["10.2.0.12:80", "10.2.0.13:80"], &[]));
         let changes = new.changes_from(&old);
-        let entry = reply("10.2.0.13:80");
-        assert_eq!(changes.put, [Put { entry, replaces: None }]);
-        assert_eq!(changes.remove, [reply("10.2.0.11:80")]);
+        let fragments = |address: &str| Entry::FragmentSource(Protocol::Tcp, address.parse().unwrap());
+        let added = [reply("10.2.0.13:80"), fragments("10.2.0.13")];
+        assert_eq!(changes.put, added.map(|entry| Put { entry, replaces: None }));
+        assert_eq!(changes.remove, [reply("10.2.0.11:80"), fragments("10.2.0.11")]);
     }
 
     #[test]

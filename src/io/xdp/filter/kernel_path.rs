@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use ahash::RandomState;
 use parking_lot::RwLock;
 
 use super::tables;
@@ -23,6 +25,9 @@ pub struct KernelPath(Arc<Shared>);
 struct Shared {
     passed: Map,
     latest_passed: Map,
+    /// What `latest_passed` holds.
+    latest: AtomicU64,
+    opened: Opened,
     pass_on: OwnedFd,
     pass_on_marked: OwnedFd,
     /// Interfaces on which the kernel runs the filter on reinjected frames too.
@@ -34,6 +39,8 @@ impl KernelPath {
         Self(Arc::new(Shared {
             passed,
             latest_passed,
+            latest: AtomicU64::new(0),
+            opened: Opened::default(),
             pass_on,
             pass_on_marked,
             generic: RwLock::default(),
@@ -56,10 +63,32 @@ impl KernelPath {
     /// # Errors
     /// When the kernel refuses.
     pub fn remember_passed(&self, tuple: &Tuple) -> io::Result<()> {
+        let shared = &*self.0;
         let until = bpf::clock()? + nanoseconds(REMEMBERED);
-        self.0.passed.put(&tables::flow(tuple), &until.to_ne_bytes())?;
+        let key = tables::flow(tuple);
+        shared.latest.fetch_max(until, SeqCst);
+        shared.passed.put(&key, &until.to_ne_bytes())?;
         // Another worker's may come before it; they differ by less than an eyeblink, and only a reload looks at it.
-        self.0.latest_passed.put(&0_u32.to_ne_bytes(), &until.to_ne_bytes())
+        shared.latest_passed.put(&0_u32.to_ne_bytes(), &until.to_ne_bytes())?;
+        // Another worker may have opened a flow since this one found none: either it sees the entry, or this one sees the
+        // flow.
+        match shared.opened.contains(tuple) {
+            true => shared.passed.remove(&key),
+            false => Ok(()),
+        }
+    }
+
+    /// The filter takes packets with this tuple at once, since a flow of lbd's was opened that has them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_passed(&self, tuple: &Tuple) -> io::Result<()> {
+        let shared = &*self.0;
+        shared.opened.insert(tuple);
+        if shared.latest.load(SeqCst) < bpf::clock()? {
+            return Ok(());
+        }
+        shared.passed.remove(&tables::flow(tuple))
     }
 
     /// Gives a whole Ethernet frame to the kernel as if it had just arrived on this interface, untouched. (In generic
@@ -75,6 +104,41 @@ impl KernelPath {
             &self.0.pass_on
         };
         bpf::run_live(program, interface, frame)
+    }
+}
+
+/// Tuples of flows that were opened of late, told by their hashes: a newer one takes the place of an older one. That another
+/// tuple is taken for one of them costs its packets the way over lbd, nothing else.
+#[derive(Debug)]
+struct Opened {
+    places: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+impl Default for Opened {
+    fn default() -> Self {
+        const PLACES: usize = 4096;
+        Self {
+            places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl Opened {
+    fn place(&self, tuple: &Tuple) -> (&AtomicU64, u64) {
+        let hash = self.hasher.hash_one(tuple);
+        (&self.places[hash as usize % self.places.len()], hash)
+    }
+
+    fn insert(&self, tuple: &Tuple) {
+        let (place, hash) = self.place(tuple);
+        place.store(hash, SeqCst);
+    }
+
+    fn contains(&self, tuple: &Tuple) -> bool {
+        let (place, hash) = self.place(tuple);
+        place.load(SeqCst) == hash
     }
 }
 

@@ -132,6 +132,8 @@ struct Maps {
     replies: Map,
     covers: Map,
     announced: Map,
+    fragment_sources: Map,
+    fragment_destinations: Map,
 }
 
 impl Filter {
@@ -367,6 +369,8 @@ impl Maps {
             replies: map("replies")?,
             covers: map("covers")?,
             announced: map("announced")?,
+            fragment_sources: map("fragment_sources")?,
+            fragment_destinations: map("fragment_destinations")?,
         })
     }
 
@@ -384,6 +388,8 @@ impl Maps {
             Table::Replies => &self.replies,
             Table::Covers => &self.covers,
             Table::Announced => &self.announced,
+            Table::FragmentSources => &self.fragment_sources,
+            Table::FragmentDestinations => &self.fragment_destinations,
         }
     }
 

@@ -20,6 +20,10 @@ pub(super) enum Table {
     Covers,
     /// Addresses that lbd answers ARP and neighbour solicitations for.
     Announced,
+    /// Hosts of backends.
+    FragmentSources,
+    /// Hosts of local ports.
+    FragmentDestinations,
 }
 
 /// One thing that is lbd's.
@@ -31,6 +35,8 @@ pub(super) enum Entry {
     Reply(Protocol, Endpoint),
     Cover(Protocol, IpNet, (u16, u16)),
     Announced(IpAddr),
+    FragmentSource(Protocol, IpAddr),
+    FragmentDestination(Protocol, IpAddr),
 }
 
 impl Entry {
@@ -42,6 +48,8 @@ impl Entry {
             Self::Reply(..) => Table::Replies,
             Self::Cover(..) => Table::Covers,
             Self::Announced(_) => Table::Announced,
+            Self::FragmentSource(..) => Table::FragmentSources,
+            Self::FragmentDestination(..) => Table::FragmentDestinations,
         }
     }
 
@@ -51,6 +59,9 @@ impl Entry {
             Self::Network(net) => prefix(0, net),
             Self::LocalPort(protocol, endpoint) | Self::Reply(protocol, endpoint) => {
                 Key::new(&[&endpoint_bytes(protocol, endpoint)])
+            }
+            Self::FragmentSource(protocol, address) | Self::FragmentDestination(protocol, address) => {
+                Key::new(&[&endpoint_bytes(protocol, Endpoint::new(address, 0))])
             }
             Self::Cover(protocol, net, _) => prefix(protocol.number(), net),
         }
@@ -62,9 +73,13 @@ impl Entry {
                 let ([a, b], [c, d]) = (first.to_ne_bytes(), last.to_ne_bytes());
                 [a, b, c, d]
             }
-            Self::Host(_) | Self::Network(_) | Self::LocalPort(..) | Self::Reply(..) | Self::Announced(_) => {
-                1_u32.to_ne_bytes()
-            }
+            Self::Host(_)
+            | Self::Network(_)
+            | Self::LocalPort(..)
+            | Self::Reply(..)
+            | Self::Announced(_)
+            | Self::FragmentSource(..)
+            | Self::FragmentDestination(..) => 1_u32.to_ne_bytes(),
         }
     }
 }

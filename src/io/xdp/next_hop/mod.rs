@@ -108,6 +108,12 @@ impl NextHops {
         self.look(destination, flow_hash).way
     }
 
+    /// Whether the kernel would take a packet to `destination` for this host itself.
+    #[must_use]
+    pub fn ends_here(&self, destination: IpAddr) -> bool {
+        self.tables.read().ends_here(destination)
+    }
+
     /// The address that the kernel would send from: the route's, else the most fitting one of its device.
     #[must_use]
     pub fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {

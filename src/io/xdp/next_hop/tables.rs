@@ -133,6 +133,17 @@ impl Tables {
         }
     }
 
+    /// Whether a packet to `destination` is delivered here.
+    pub(super) fn ends_here(&self, destination: IpAddr) -> bool {
+        let routing = self.routing(Family::of(destination));
+        let is_routed_here = || {
+            routing
+                .find(destination, 0)
+                .is_some_and(|found| found.route.action == Action::Local)
+        };
+        self.addresses.contains(destination) || is_routed_here()
+    }
+
     /// The address that a packet from this host to `destination` bears; a guess where policy rules have a say.
     pub(super) fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
         let found = self.routing(Family::of(destination)).find(destination, 0)?;

@@ -221,6 +221,18 @@ fn the_local_table_comes_before_main_and_throw_leads_to_the_next_table() {
 }
 
 #[test]
+fn a_packet_ends_here_at_an_address_of_this_host_or_one_that_is_routed_to_it() {
+    let tables = World::new()
+        .route("0.0.0.0/0", to(ETH0, None))
+        .route_in(LOCAL, "192.0.2.0/24", without_paths(Action::Local))
+        .address(ETH0, "10.0.0.1/24")
+        .build();
+    let ends_here = |text: &str| tables.ends_here(text.parse().unwrap());
+    assert!(ends_here("10.0.0.1") && ends_here("192.0.2.9"));
+    assert!(!ends_here("10.0.0.2") && !ends_here("203.0.113.1") && !ends_here("fd00::1"));
+}
+
+#[test]
 fn what_is_not_plain_is_left_to_the_kernel() {
     let tables = World::new()
         .route("0.0.0.0/0", to(ETH0, None))

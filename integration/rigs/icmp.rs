@@ -1,0 +1,163 @@
+//! A service can be pinged, and packets find out how long they may be, wherever the narrow place is.
+use std::time::Duration;
+
+use crate::rig::{BEFORE, BEHIND, Config, Family, Rig, Service, isolated, matrix, wait_until};
+use crate::xdp_sizes::assert_transfers;
+
+/// Whether an address answers three pings.
+fn answers(rig: &Rig, from: &str, address: &str, options: &str) -> bool {
+    rig.sh(from, &format!("ping -n -c 3 -i 0.1 -W 1 {options} {address}"))
+        .code
+        == 0
+}
+
+#[test]
+fn a_service_address_can_be_pinged_from_near_and_far() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let address = family.web();
+            for from in ["client", "lb", "s1"] {
+                assert!(answers(&rig, from, Family::host(&address), ""), "from {from}");
+                assert!(answers(&rig, from, Family::host(&address), "-s 1400"), "from {from}");
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn where_echo_is_off_a_service_address_does_not_answer_until_a_reload_says_so() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let mut config = Config::new(mode, vec![Service::web(family)]);
+            config.more = "[icmp]\necho = false\n";
+            let lbd = rig.lbd(&config);
+            let address = family.web();
+            assert!(!answers(&rig, "client", Family::host(&address), ""));
+            assert_eq!(lbd.status()["echo"], false);
+            config.more = "";
+            lbd.reload(&config.to_string()).ok();
+            assert!(answers(&rig, "client", Family::host(&address), ""));
+            assert_eq!(lbd.status()["echo"], true);
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn pings_that_are_none_of_lbds_go_through() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let (server, own) = (family.server(1, 0), family.balancer(0));
+            for options in ["", "-s 4000"] {
+                for (from, to) in [("client", &server), ("lb", &server), ("client", &own), ("s1", &own)] {
+                    let to = Family::host(to);
+                    assert!(answers(&rig, from, to, options), "{from} to {to} {options}");
+                }
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+const ALWAYS: &str = "[nat]\nmasquerade = \"always\"\n";
+
+#[test]
+fn a_client_learns_of_a_narrow_link_behind_lbd() {
+    isolated(|| {
+        let rig = Rig::changed(BEHIND);
+        for (mode, family) in matrix() {
+            for more in ["", ALWAYS] {
+                let mut config = Config::new(mode, vec![Service::tcp(family, 80, 8080, &[1])]);
+                config.more = more;
+                let lbd = rig.lbd(&config);
+                assert_transfers(&rig, family);
+                assert_narrow(&rig, "client", Family::host(&family.web()));
+                rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
+                lbd.terminate();
+            }
+        }
+    });
+}
+
+/// The link from the balancer to s1 itself; s1 says that it takes more.
+const NARROW: &str = "
+    ip -n lb link set s1 mtu 1300
+    ip -n s1 link set eth0 mtu 1300
+    ip -n s1 route replace default via 10.2.0.1 advmss 1460
+    ip -n s1 -6 route replace default via fd00:2::1 advmss 1440";
+
+#[test]
+fn a_client_learns_of_a_narrow_link_of_the_balancer_itself() {
+    isolated(|| {
+        let rig = Rig::changed(NARROW);
+        for (mode, family) in matrix() {
+            let config = Config::new(mode, vec![Service::tcp(family, 80, 8080, &[1])]);
+            let lbd = rig.lbd(&config);
+            assert_transfers(&rig, family);
+            assert_narrow(&rig, "client", Family::host(&family.web()));
+            rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
+            // Past lbd the kernel's word reaches the client, too.
+            let past = family.server(1, 8080);
+            let sent =
+                format!("head -c 1000000 /dev/zero | curl -sS --fail --max-time 10 -T - http://{past}/put/zeros");
+            rig.sh("client", &sent).ok();
+            assert_narrow(&rig, "client", Family::host(&past));
+            rig.sh("client", "ip route flush cache; ip -6 route flush cache").ok();
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_server_learns_of_a_narrow_link_before_lbd() {
+    isolated(|| {
+        let rig = Rig::changed(BEFORE);
+        for (mode, family) in matrix() {
+            let client = match family {
+                Family::V4 => "10.5.0.2",
+                Family::V6 => "fd00:5::2",
+            };
+            let config = Config::new(mode, vec![Service::tcp(family, 80, 8080, &[1])]);
+            let lbd = rig.lbd(&config);
+            assert_transfers(&rig, family);
+            assert_narrow(&rig, "s1", client);
+            rig.sh("s1", "ip route flush cache; ip -6 route flush cache").ok();
+            lbd.terminate();
+        }
+    });
+}
+
+#[track_caller]
+fn assert_narrow(rig: &Rig, from: &str, to: &str) {
+    let way = rig.sh(from, &format!("ip route get {to}")).ok();
+    assert!(way.contains("mtu 1300"), "{from} has learnt it: {way}");
+}
+
+#[test]
+fn a_flood_of_datagrams_that_nobody_takes_is_not_answered_by_a_flood() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let service = Service {
+                backends: Vec::new(),
+                ..Service::dns(family)
+            };
+            let lbd = rig.lbd(&Config::new(mode, vec![service]));
+            // As fast as bash can.
+            let flood = format!(
+                "for i in $(seq 3000); do echo > /dev/udp/{}/53; done 2>/dev/null; true",
+                family.dns()
+            );
+            rig.sh("client", &flood).ok();
+            let limited = || lbd.lbctl("drops").ok().contains("rate_limited");
+            wait_until("the reason", Duration::from_secs(2), limited);
+            lbd.terminate();
+        }
+    });
+}

@@ -1,0 +1,96 @@
+//! Clients that keep to one port: new connections are not taken for the old one, and datagrams find living servers.
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::rig::{
+    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_echo, udp_echo,
+};
+use std::io::ErrorKind;
+
+#[test]
+fn a_thousand_connections_from_one_port_go_without_a_stall() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let slowest = reuse_port("client", &family.web(), 12_345, 1_000);
+            println!("slowest: {slowest:?}");
+            // A SYN that is lost or misled is sent again after a second (RFC 6298 section 2.1).
+            assert!(slowest < Duration::from_millis(900), "{slowest:?}");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_client_whose_connection_lbd_does_not_know_is_told_at_once_where_that_is_set() {
+    isolated(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            tcp_echo("s1", &family.server(1, 7));
+        }
+        for (mode, family) in matrix() {
+            let mut config = Config::new(mode, vec![Service::tcp(family, 7, 7, &[1])]);
+            config.more = "[conntrack]\nunknown_tcp = \"reset\"\n";
+            let lbd = rig.lbd(&config);
+            let mut old = Conversation::open("client", &family.vip(7));
+            old.say("hello");
+            lbd.kill9();
+            let lbd = rig.lbd(&config);
+            assert_eq!(lbd.status()["unknown_tcp"], "reset");
+            assert_eq!(old.say_in_vain("still there?").kind(), ErrorKind::ConnectionReset);
+            Conversation::open("client", &family.vip(7)).say("hello again");
+            lbd.terminate();
+        }
+    });
+}
+
+/// An echo service over some servers.
+fn echo(family: Family, servers: &[usize]) -> Service {
+    Service {
+        protocol: "udp",
+        ..Service::tcp(family, 7, 7, servers)
+    }
+}
+
+#[test]
+fn a_sender_that_keeps_to_one_port_loses_nothing_but_what_is_on_its_way_to_a_server_that_goes() {
+    isolated(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            for (server, name) in [(1, "s1"), (2, "s2")] {
+                udp_echo(name, &family.server(server, 7));
+            }
+        }
+        for (mode, family) in matrix() {
+            let config = |servers: &[usize]| Config::new(mode, vec![echo(family, servers)]);
+            let lbd = rig.lbd(&config(&[1, 2]));
+            let sender = Sender::start("client", &family.vip(7), 40_000);
+            for (left, gone) in [([1], "s2"), ([2], "s1"), ([1], "s2"), ([2], "s1")] {
+                sleep(Duration::from_millis(300));
+                lbd.reload(&config(&left).to_string()).ok();
+                // It is dead from now on, and nobody says so.
+                rig.sh("lb", &format!("ip link set {gone} down")).ok();
+                sleep(Duration::from_millis(300));
+                rig.sh("lb", &revive(gone)).ok();
+            }
+            let echoes = sender.stop();
+            println!("{} sent, missing {:?}", echoes.sent, echoes.missing);
+            assert!(echoes.sent > 200, "{echoes:?}");
+            assert!(echoes.missing.len() <= 8, "two for each server that went: {echoes:?}");
+            assert_eq!(echoes.errors, 0);
+            lbd.terminate();
+        }
+    });
+}
+
+/// The routes went with the link, see lay.sh.
+fn revive(server: &str) -> String {
+    let number = &server[1..];
+    format!(
+        "ip link set {server} up
+        ip address add fd00:2::1/128 dev {server} nodad 2>/dev/null || true
+        ip route replace 10.2.0.1{number} dev {server}
+        ip -6 route replace fd00:2::1{number} dev {server}"
+    )
+}

@@ -1,0 +1,292 @@
+//! Fragments: the first one of a datagram goes the way of a whole packet, the others go after it.
+use std::net::IpAddr;
+
+use parking_lot::Mutex;
+
+use super::{Counters, Known, Processor, Segment, Stop};
+use crate::conntrack::signal::Signal;
+use crate::flow::{Address, Key, Protocol, Tuple};
+use crate::fragments::{self, Arrival, Held, Piece, Table};
+use crate::matcher::rules::Action;
+use crate::packet::fragment::{Fragment, Opening};
+use crate::packet::frame::{Checksum, Frame};
+use crate::packet::{Headers, Version};
+use crate::policy::Mode;
+use crate::rewrite;
+use crate::ruleset::Ruleset;
+use crate::time::Instant;
+use crate::verdict::{Drop, Pass, Reject, Verdict};
+
+/// What was decided about the first fragment of a datagram, and so about all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Course {
+    Forward(Way),
+    Pass(Pass),
+    Drop(Drop),
+}
+
+/// How the fragments of a flow's datagram leave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// Of the flow, as the datagram came.
+    pub(crate) key: Key,
+    pub(crate) source: Address,
+    pub(crate) destination: Address,
+}
+
+/// A packet that was held, and what became of it; it is counted.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// How many packets the engine had held before it.
+    pub ticket: u64,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// The packet as it is to be sent, its checksums complete.
+    pub packet: Vec<u8>,
+    /// The flow that it belongs to, by the tuple of the datagram as it came.
+    pub flow: Option<Tuple>,
+}
+
+impl Processor<'_> {
+    /// The packets that were held until now, each to be sent as its verdict says.
+    #[must_use]
+    pub fn take_released(&mut self) -> Vec<Released> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// The flow of the last fragment that was forwarded, by the tuple of its datagram as it came.
+    #[must_use]
+    pub const fn flow_of_fragment(&self) -> Option<Tuple> {
+        self.flow_of_fragment
+    }
+
+    /// The way of a fragment.
+    pub(super) fn forward_fragment(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        fragment: &Fragment,
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let concerns_flows = may_be_ours(&self.ruleset, headers);
+        match (begun(headers, fragment), fragment.is_first()) {
+            _ if !is_followed(headers) => Err(self.without_flow(headers, now)),
+            (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {
+                self.forward_first(frame, headers, fragment, &segment, now)
+            }
+            // Nobody's: at most a rule has a say.
+            (Some(segment), _) => self.forward_segment(frame, headers, &segment, now).map(|_way| ()),
+            (None, _) if is_tiny(headers, fragment) && concerns_flows => Err(Stop::Drop(Drop::FragmentTiny)),
+            (None, true) => Err(self.without_flow(headers, now)),
+            (None, false) => self.forward_later(frame, headers, fragment, concerns_flows, now),
+        }
+    }
+
+    fn forward_first(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        fragment: &Fragment,
+        segment: &Segment,
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let key = fragments::Key::new(headers, fragment);
+        self.arrive(&key, fragment, frame, now)?;
+        let decided = self.forward_segment(frame, headers, segment, now);
+        let course = Course::of(&decided);
+        let held = self.fragments.lock().settle(&key, course);
+        self.release(held, course, now);
+        self.flow_of_fragment = Some(segment.key.into());
+        decided.map(|_way| ())
+    }
+
+    /// The steps of [`Processor::forward`] from the flow on.
+    fn forward_segment(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        segment: &Segment,
+        now: Instant,
+    ) -> Result<Way, Stop> {
+        let trace = self.conntrack.trace(&segment.key);
+        let mut leaving = segment.key;
+        match self.follow(segment, trace, now, &mut leaving) {
+            Known::Flow => {}
+            Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
+            Known::Aborted => return Err(Stop::Abort(leaving)),
+            Known::No => leaving = self.open(headers, segment, trace, now)?,
+        }
+        self.may_go_on(frame.bytes(), headers, leaving.destination)?;
+        rewrite::apply(frame, headers, &leaving);
+        Ok(Way {
+            key: segment.key,
+            source: leaving.source,
+            destination: leaving.destination,
+        })
+    }
+
+    fn forward_later(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        fragment: &Fragment,
+        concerns_flows: bool,
+        now: Instant,
+    ) -> Result<(), Stop> {
+        let key = fragments::Key::new(headers, fragment);
+        if !concerns_flows && self.fragments.lock().course(&key).is_none() {
+            return Err(self.without_flow(headers, now));
+        }
+        match self.arrive(&key, fragment, frame, now)? {
+            Some(course) => self.go_after(frame, headers, course, now),
+            None => Err(Stop::Hold),
+        }
+    }
+
+    /// What was decided about the datagram, if anything.
+    fn arrive(
+        &mut self,
+        key: &fragments::Key,
+        fragment: &Fragment,
+        frame: &Frame<'_>,
+        now: Instant,
+    ) -> Result<Option<Course>, Stop> {
+        let packet = frame.bytes();
+        let length = crate::packet::ip::length(packet).map_or(packet.len(), |length| length.min(packet.len()));
+        let arrival = self
+            .fragments
+            .lock()
+            .arrive(*key, Piece::from(fragment), &packet[..length], now);
+        match arrival {
+            Arrival::First | Arrival::Held => Ok(None),
+            Arrival::Follows(course) => Ok(Some(course)),
+            Arrival::Dropped(reason, held) => {
+                self.release(held, Course::Drop(reason), now);
+                Err(Stop::Drop(reason))
+            }
+        }
+    }
+
+    /// A fragment goes the way of the first one. Its flow, if that is still there, counts it.
+    fn go_after(&mut self, frame: &mut Frame<'_>, headers: &Headers, course: Course, now: Instant) -> Result<(), Stop> {
+        let way = match course {
+            Course::Forward(way) => way,
+            Course::Pass(reason) => return Err(Stop::Pass(reason)),
+            Course::Drop(reason) => return Err(Stop::Drop(reason)),
+        };
+        self.may_go_on(frame.bytes(), headers, way.destination)?;
+        rewrite::addresses(frame, way.source, way.destination);
+        self.count_fragment(&way.key, headers.length, now);
+        self.flow_of_fragment = Some(way.key.into());
+        Ok(())
+    }
+
+    fn count_fragment(&self, key: &Key, length: usize, now: Instant) {
+        let (trace, lane) = (self.conntrack.trace(key), self.lane.index);
+        let likely = || self.ruleset.likely(key);
+        self.conntrack
+            .with_flow(key, trace, likely, now, |shard, slot, direction| {
+                if let Some(flow) = shard.get_mut(slot) {
+                    super::count(&flow.backend, direction, lane, length);
+                }
+            });
+    }
+
+    fn release(&mut self, held: Vec<Held>, course: Course, now: Instant) {
+        for Held { ticket, mut packet } in held {
+            let length = packet.len();
+            let mut frame = Frame::new(&mut packet, 0, length, Checksum::Complete);
+            let result = Headers::parse(frame.bytes())
+                .map_err(Stop::from)
+                .and_then(|headers| self.go_after(&mut frame, &headers, course, now));
+            let verdict = self.conclude(&mut frame, result, now);
+            let length = frame.len();
+            packet.truncate(length);
+            self.lane.counters.count(verdict);
+            let flow = match course {
+                Course::Forward(way) => Some(way.key.into()),
+                Course::Pass(_) | Course::Drop(_) => None,
+            };
+            self.released.push(Released {
+                ticket,
+                verdict,
+                packet,
+                flow,
+            });
+        }
+    }
+}
+
+impl Course {
+    fn of(decided: &Result<Way, Stop>) -> Self {
+        match decided {
+            Ok(way) => Self::Forward(*way),
+            Err(Stop::Pass(reason)) => Self::Pass(*reason),
+            Err(Stop::Drop(reason)) => Self::Drop(*reason),
+            // The sender has its answer, and none may be about a later fragment.
+            Err(Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold) => {
+                Self::Drop(Drop::Unanswerable)
+            }
+        }
+    }
+}
+
+/// Gives up the datagrams whose first fragment has not come in time.
+pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Instant) -> Vec<Released> {
+    let verdict = Verdict::Drop(Drop::FragmentTimeout);
+    let give_up = |Held { ticket, packet }| {
+        counters.count(verdict);
+        Released {
+            ticket,
+            verdict,
+            packet,
+            flow: None,
+        }
+    };
+    table.lock().expire(now).into_iter().map(give_up).collect()
+}
+
+/// The datagram that begins with this fragment, if all of its transport header is there.
+pub(crate) fn begun(headers: &Headers, fragment: &Fragment) -> Option<Segment> {
+    let Opening { flags, .. } = fragment.opening?;
+    Some(Segment {
+        key: headers.begun_key()?,
+        signal: flags.map_or(Signal::Udp, Signal::Tcp),
+        length: headers.length,
+    })
+}
+
+/// Whether it may be part of a segment or datagram that lbd translates. In IPv6 a later fragment tells only what follows the
+/// Fragment header of the first one (RFC 8200 section 4.5), which may be an extension header.
+pub(crate) fn is_followed(headers: &Headers) -> bool {
+    const DESTINATION_OPTIONS: u8 = 60;
+    match Protocol::from_number(headers.protocol) {
+        Some(protocol) => protocol.has_fragments(),
+        None => headers.version == Version::V6 && headers.protocol == DESTINATION_OPTIONS,
+    }
+}
+
+/// Whether a part of the transport header is, or must be, in another fragment: nobody but an attacker cuts there.
+pub(crate) fn is_tiny(headers: &Headers, fragment: &Fragment) -> bool {
+    /// The fixed part of the TCP header (RFC 9293 section 3.1): no fragment begins within it (RFC 3128).
+    const TCP_HEADER: u16 = 20;
+    match fragment.is_first() {
+        true => fragment.opening.is_none(),
+        false => headers.protocol == Protocol::Tcp.number() && fragment.offset < TCP_HEADER,
+    }
+}
+
+/// Whether a fragment may belong to a flow: it is from or to a service or a backend, or to where a rule leads to a service.
+pub(crate) fn may_be_ours(ruleset: &Ruleset, headers: &Headers) -> bool {
+    let (source, destination) = (IpAddr::from(headers.source), IpAddr::from(headers.destination));
+    let leads_here = || {
+        ruleset.policy.rules.iter().any(|rule| {
+            let net = rule.destination.as_ref();
+            matches!(rule.action, Action::Service(_))
+                && net.is_none_or(|net| net.negated != net.value.contains(&destination))
+        })
+    };
+    ruleset.is_known(&source)
+        || ruleset.is_known(&destination)
+        || (ruleset.policy.mode == Mode::Iptables && leads_here())
+}
