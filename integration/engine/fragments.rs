@@ -147,7 +147,7 @@ fn one_packet_scheduling_takes_a_datagram_as_one_however_many_fragments_it_has()
         let mut policy = (*case.setup().world().engine.ruleset().policy).clone();
         Arc::make_mut(&mut policy.services[0]).one_packet = true;
         let mut world = case.setup().world();
-        world.engine.apply(std::sync::Arc::new(policy));
+        world.engine.apply(Arc::new(policy));
         for (identification, n) in [(7, 1), (8, 2), (9, 3), (10, 1)] {
             let request = segment(case, case.client(2, 9), case.service(), 3_000);
             let left = leaving(&mut world, &reversed(over(&request, identification, MTU)));
