@@ -16,7 +16,7 @@ use super::{Config, Diagnostic};
 use crate::policy::{Policy, ServiceSpec, common};
 
 /// The tables that there are beside `[[services]]`, as they are usually written.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "[datapath]",
     "[tun]",
     "[af_xdp]",
@@ -24,6 +24,7 @@ const TABLES: [&str; 9] = [
     "[node]",
     "[nat]",
     "[conntrack]",
+    "[icmp]",
     "[control]",
     "[[rules]]",
 ];

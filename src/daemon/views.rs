@@ -89,6 +89,12 @@ impl Control {
         }
     }
 
+    fn shadow(&self) -> Option<ShadowView> {
+        let ruleset = self.engine().ruleset();
+        let shadow = ruleset.shadow.as_ref()?;
+        Some(ShadowView::new(shadow, self.clock().now()))
+    }
+
     fn fragments(&self) -> FragmentsView {
         let Holding {
             datagrams,
@@ -100,12 +106,6 @@ impl Control {
             held: packets,
             held_bytes: bytes,
         }
-    }
-
-    fn shadow(&self) -> Option<ShadowView> {
-        let ruleset = self.engine().ruleset();
-        let shadow = ruleset.shadow.as_ref()?;
-        Some(ShadowView::new(shadow, self.clock().now()))
     }
 
     fn flows_by_state(&self) -> Vec<StateCount> {

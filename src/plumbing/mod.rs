@@ -64,6 +64,7 @@ pub use device::Device;
 pub use directory::journal_directory;
 pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
+pub(crate) use plan::has_host;
 pub use plan::{Plan, PlanError};
 
 pub(crate) use message::is_ours as is_own_rule;
@@ -165,13 +166,16 @@ impl Plumbing {
     /// # Errors
     /// When the kernel refuses; then all is as before.
     pub fn remove_replies(&mut self, replies: &BTreeSet<(Protocol, Endpoint)>) -> Result<(), Error> {
-        let alone = replies::alone(&self.installed, replies);
-        let steps: Vec<Step> = alone.iter().cloned().map(Step::Undo).collect();
-        self.apply(&steps)?;
-        self.installed.retain(|object| !alone.contains(object));
         for reply in replies {
             self.plan.replies.remove(reply);
         }
+        let alone = replies::alone(&self.installed, replies, &self.plan.replies);
+        let steps: Vec<Step> = alone.iter().rev().cloned().map(Step::Undo).collect();
+        if let Err(error) = self.apply(&steps) {
+            self.plan.replies.extend(replies);
+            return Err(error);
+        }
+        self.installed.retain(|object| !alone.contains(object));
         Ok(())
     }
 

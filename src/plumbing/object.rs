@@ -254,6 +254,34 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
     objects
 }
 
+/// The rule that leads what `cover` answers to lbd.
+pub(super) const fn reply_rule(family: Family, cover: Cover) -> Rule {
+    Rule {
+        family,
+        priority: REPLIES,
+        selector: Selector::From(cover),
+        action: Action::Lookup(DIVERT_TABLE),
+    }
+}
+
+/// The rule that leads the fragments from `net` to lbd.
+pub(super) const fn fragments_rule(family: Family, protocol: Protocol, net: IpNet) -> Rule {
+    Rule {
+        family,
+        priority: FRAGMENTS,
+        selector: Selector::AllFrom(protocol, net),
+        action: Action::Lookup(DIVERT_TABLE),
+    }
+}
+
+/// Whether it is the rule before which those of [`reply_rule`] come.
+pub(super) fn is_services_rule(object: &Object, family: Family) -> bool {
+    match object {
+        Object::Rule(rule) => rule.family == family && rule.priority == SERVICES,
+        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+    }
+}
+
 /// Rules for fragments only. A rule with a port never matches one, and a rule without a port matches whole packets of every
 /// port; so whole packets go past the latter: from `skip` to `end`.
 fn fragment_rules(
@@ -280,34 +308,6 @@ fn hosts(covers: &[Cover]) -> impl Iterator<Item = (Protocol, IpNet)> + use<> {
     }
     nets.into_iter()
         .flat_map(|(protocol, nets)| IpNet::aggregate(&nets).into_iter().map(move |net| (protocol, net)))
-}
-
-/// The rule that leads what `cover` answers to lbd.
-pub(super) const fn reply_rule(family: Family, cover: Cover) -> Rule {
-    Rule {
-        family,
-        priority: REPLIES,
-        selector: Selector::From(cover),
-        action: Action::Lookup(DIVERT_TABLE),
-    }
-}
-
-/// The rule that leads all fragments of a protocol that `net` sends to lbd.
-pub(super) const fn fragment_rule(family: Family, protocol: Protocol, net: IpNet) -> Rule {
-    Rule {
-        family,
-        priority: FRAGMENTS,
-        selector: Selector::AllFrom(protocol, net),
-        action: Action::Lookup(DIVERT_TABLE),
-    }
-}
-
-/// Whether it is the rule before which those of [`reply_rule`] come.
-pub(super) fn is_services_rule(object: &Object, family: Family) -> bool {
-    match object {
-        Object::Rule(rule) => rule.family == family && rule.priority == SERVICES,
-        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
-    }
 }
 
 fn routes(plan: &Plan, family: Family) -> Vec<Route> {

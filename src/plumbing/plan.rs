@@ -168,6 +168,12 @@ impl Plan {
     }
 }
 
+/// Whether one of `replies` is of this host.
+pub(crate) fn has_host(replies: &BTreeSet<(Protocol, Endpoint)>, (protocol, address): (Protocol, IpAddr)) -> bool {
+    let at = |port| (protocol, Endpoint::new(address, port));
+    replies.range(at(0)..=at(u16::MAX)).next().is_some()
+}
+
 impl Plan {
     /// What a service adds to [`Self::replies`].
     pub(crate) fn replies_of<'a>(

@@ -1,16 +1,14 @@
 //! Rules for single backends, beside those that cover all of them.
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 use super::cover::{Cover, LIMIT};
-use super::object::{Family, Object, Rule, Selector, fragment_rule, is_services_rule, reply_rule};
-use super::plan::Plan;
+use super::object::{Family, Object, Rule, Selector, fragments_rule, is_services_rule, reply_rule};
+use super::plan::{Plan, has_host};
 use crate::flow::{Endpoint, Protocol};
 
-/// The rules that `replies` need in addition. None: all have to be covered anew.
-///
-/// A host's fragments come to lbd until then, also when its last backend is gone: lbd gives back what is not its own.
+/// The rules that `replies` need in addition, for whole packets and for fragments. None: all have to be covered anew.
 pub(super) fn additions(
     installed: &[Object],
     plan: &Plan,
@@ -21,42 +19,91 @@ pub(super) fn additions(
         let of_family = replies
             .iter()
             .filter(|(_, backend)| Family::of(backend.address) == family);
-        let led = Led::of(installed, family);
-        let mut new: Vec<Rule> = of_family.flat_map(|&reply| led.lacks(reply)).collect();
-        // Two new backends may be on one new host.
-        let mut seen = HashSet::new();
-        new.retain(|rule| seen.insert(rule.clone()));
-        // Where no fragments come yet, whole packets do not go past the rules for them either. And a widened rule more costs
-        // each packet on the host.
-        let is_first = led.fragments.is_empty() && new.iter().any(is_for_fragments);
-        let is_too_much = led.covers.len() + led.fragments.len() + new.len() > 2 * LIMIT;
-        if !new.is_empty() && (!plan.uses(family) || is_first || is_too_much) {
+        let (whole, fragments) = covers(installed, family);
+        let is_new = |&&(protocol, backend): &&(Protocol, Endpoint)| {
+            let mut covers = whole.iter();
+            !covers.any(|cover| cover.contains(protocol, backend))
+        };
+        let new: Vec<(Protocol, Endpoint)> = of_family.filter(is_new).copied().collect();
+        if new.is_empty() {
+            continue;
+        }
+        // A rule more costs each packet on the host; and rules for fragments alone need others before them.
+        let needs_more = new.iter().any(|(protocol, _)| protocol.has_fragments()) && fragments.is_empty();
+        if !plan.has_replies(family) || needs_more || whole.len() + new.len() > LIMIT {
             return None;
         }
-        added.extend(new);
+        let hosts: BTreeSet<(Protocol, IpNet)> = new.iter().map(host).collect();
+        let hosts = hosts.into_iter().filter(|(protocol, net)| {
+            let mut known = fragments.iter();
+            protocol.has_fragments() && !known.any(|(other, wider)| other == protocol && wider.contains(net))
+        });
+        added.extend(new.iter().map(|&reply| exactly(reply)));
+        added.extend(hosts.map(|(protocol, net)| fragments_rule(family, protocol, net)));
     }
     // Port 0 stands for a range.
     replies.iter().all(|(_, backend)| backend.port != 0).then_some(added)
 }
 
-/// What the installed rules of a family lead to lbd.
-struct Led {
-    covers: Vec<Cover>,
-    fragments: Vec<(Protocol, IpNet)>,
+/// Puts rules in their place among what is installed: those for whole packets before the rule that uses the routes, those for
+/// fragments behind the others of these.
+pub(super) fn insert(installed: &mut Vec<Object>, rules: Vec<Rule>) {
+    for rule in rules {
+        let is_last = |object: &Object| is_fragments(object, rule.family);
+        let place = match matches!(rule.selector, Selector::AllFrom(..)) {
+            true => installed.iter().rposition(is_last).map(|at| at + 1),
+            false => installed
+                .iter()
+                .position(|object| is_services_rule(object, rule.family)),
+        };
+        installed.insert(place.unwrap_or(installed.len()), Object::Rule(rule));
+    }
 }
 
-impl Led {
-    fn of(installed: &[Object], family: Family) -> Self {
-        let mut led = Self {
-            covers: Vec::new(),
-            fragments: Vec::new(),
-        };
-        for object in installed {
-            let Object::Rule(rule) = object else { continue };
-            match &rule.selector {
-                _ if rule.family != family => {}
-                Selector::From(cover) => led.covers.push(*cover),
-                Selector::AllFrom(protocol, net) => led.fragments.push((*protocol, *net)),
+/// The installed rules that are for one of `replies` and nothing else that is in `rest`.
+pub(super) fn alone(
+    installed: &[Object],
+    replies: &BTreeSet<(Protocol, Endpoint)>,
+    rest: &BTreeSet<(Protocol, Endpoint)>,
+) -> Vec<Object> {
+    let whole = replies.iter().map(|&reply| exactly(reply));
+    let hosts = replies
+        .iter()
+        .filter(|(protocol, backend)| !has_host(rest, (*protocol, backend.address)));
+    let fragments = hosts.map(|reply| {
+        let (protocol, net) = host(reply);
+        fragments_rule(Family::of(net.addr()), protocol, net)
+    });
+    let rules: Vec<Object> = whole.chain(fragments).map(Object::Rule).collect();
+    let installed = installed.iter().filter(|object| match object {
+        Object::Rule(_) => rules.contains(object),
+        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+    });
+    installed.cloned().collect()
+}
+
+fn host(&(protocol, backend): &(Protocol, Endpoint)) -> (Protocol, IpNet) {
+    (protocol, backend.address.into())
+}
+
+fn exactly((protocol, backend): (Protocol, Endpoint)) -> Rule {
+    let cover = Cover {
+        protocol,
+        net: backend.address.into(),
+        ports: (backend.port, backend.port),
+    };
+    reply_rule(Family::of(backend.address), cover)
+}
+
+/// What rules lead to lbd already: of whole packets, and of fragments.
+fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, IpNet)>) {
+    let (mut whole, mut fragments) = (Vec::new(), Vec::new());
+    for object in installed {
+        let Object::Rule(rule) = object else { continue };
+        if rule.family == family {
+            match rule.selector {
+                Selector::From(cover) => whole.push(cover),
+                Selector::AllFrom(protocol, net) => fragments.push((protocol, net)),
                 Selector::All
                 | Selector::FromDevice
                 | Selector::FromInterface(_)
@@ -69,53 +116,15 @@ impl Led {
                 | Selector::Icmp => {}
             }
         }
-        led
     }
-
-    /// The rules that a backend needs beside these.
-    fn lacks(&self, (protocol, backend): (Protocol, Endpoint)) -> impl Iterator<Item = Rule> + use<> {
-        let is_led = self.covers.iter().any(|cover| cover.contains(protocol, backend));
-        let mut fragments = self.fragments.iter();
-        let are_fragments_led = !protocol.has_fragments()
-            || fragments.any(|(other, net)| *other == protocol && net.contains(&backend.address));
-        let family = Family::of(backend.address);
-        let whole = (!is_led).then(|| exactly((protocol, backend)));
-        let fragments = (!are_fragments_led).then(|| fragment_rule(family, protocol, backend.address.into()));
-        whole.into_iter().chain(fragments)
-    }
+    (whole, fragments)
 }
 
-fn is_for_fragments(rule: &Rule) -> bool {
-    matches!(rule.selector, Selector::AllFrom(..))
-}
-
-/// Puts rules in their place among what is installed.
-pub(super) fn insert(installed: &mut Vec<Object>, rules: Vec<Rule>) {
-    for rule in rules {
-        let place = installed
-            .iter()
-            .position(|object| is_services_rule(object, rule.family));
-        installed.insert(place.unwrap_or(installed.len()), Object::Rule(rule));
-    }
-}
-
-/// The installed rules that are for one of `replies` and nothing else.
-pub(super) fn alone(installed: &[Object], replies: &BTreeSet<(Protocol, Endpoint)>) -> Vec<Object> {
-    let rules: Vec<Object> = replies.iter().map(|&reply| Object::Rule(exactly(reply))).collect();
-    let installed = installed.iter().filter(|object| match object {
-        Object::Rule(_) => rules.contains(object),
+fn is_fragments(object: &Object, family: Family) -> bool {
+    match object {
+        Object::Rule(rule) => rule.family == family && matches!(rule.selector, Selector::AllFrom(..)),
         Object::Route(_) | Object::NoFirstLocalRule(_) => false,
-    });
-    installed.cloned().collect()
-}
-
-fn exactly((protocol, backend): (Protocol, Endpoint)) -> Rule {
-    let cover = Cover {
-        protocol,
-        net: backend.address.into(),
-        ports: (backend.port, backend.port),
-    };
-    reply_rule(Family::of(backend.address), cover)
+    }
 }
 
 #[cfg(test)]
@@ -156,39 +165,25 @@ mod tests {
         let before = installed.clone();
         let new = replies(&["10.2.0.9:80"]);
         let rules = additions(&installed, &plan, &new).unwrap();
-        let fragments = fragment_rule(Family::V4, Protocol::Tcp, "10.2.0.9/32".parse().unwrap());
-        assert_eq!(
-            rules,
-            [
-                exactly((Protocol::Tcp, "10.2.0.9:80".parse().unwrap())),
-                fragments.clone()
-            ]
-        );
+        assert_eq!(rules.len(), 2, "one for whole packets, one for fragments: {rules:?}");
         insert(&mut installed, rules);
-        let place = |object: &Object| installed.iter().position(|other| other == object).unwrap();
-        let services = installed
-            .iter()
-            .position(|object| is_services_rule(object, Family::V4))
-            .unwrap();
-        assert!(
-            place(&Object::Rule(fragments.clone())) < services,
-            "the rule that uses the routes comes behind it"
-        );
-        let gone = alone(&installed, &new);
+        let place = |wanted: &dyn Fn(&Object) -> bool| installed.iter().position(wanted).unwrap();
+        let own = Object::Rule(exactly((Protocol::Tcp, "10.2.0.9:80".parse().unwrap())));
+        assert!(place(&|object| *object == own) < place(&|object| is_services_rule(object, Family::V4)));
+        assert!(is_fragments(installed.last().unwrap(), Family::V4));
+        let gone = alone(&installed, &new, &plan.replies);
         installed.retain(|object| !gone.contains(object));
-        assert_eq!(
-            additions(&installed, &plan, &new).unwrap().len(),
-            1,
-            "its fragments still come to lbd"
-        );
-        installed.retain(|object| *object != Object::Rule(fragments.clone()));
         assert_eq!(installed, before);
     }
 
     #[test]
     fn a_rule_that_covers_others_stays_when_one_of_its_backends_goes() {
-        let (_, installed) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
-        assert!(alone(&installed, &replies(&["10.2.0.1:80"])).is_empty());
+        let (_, wide) = installed(&["10.2.0.0:80", "10.2.0.1:80"]);
+        let rest = replies(&["10.2.0.0:80"]);
+        assert!(alone(&wide, &replies(&["10.2.0.1:80"]), &rest).is_empty());
+        let (_, two_ports) = installed(&["10.2.0.1:80", "10.2.0.1:90"]);
+        let left = alone(&two_ports, &replies(&["10.2.0.1:80"]), &replies(&["10.2.0.1:90"]));
+        assert_eq!(left.len(), 1, "fragments of the other port come from there too");
     }
 
     #[test]

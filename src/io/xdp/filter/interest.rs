@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::tables::Entry;
 use crate::flow::{Endpoint, Protocol};
-use crate::plumbing::{Cover, Plan};
+use crate::plumbing::{Cover, Plan, has_host};
 
 /// All that is lbd's; the default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,11 +20,11 @@ pub struct Interest {
     fragment_destinations: Hosts,
 }
 
-/// Addresses of which all fragments are taken, by protocol.
-type Hosts = BTreeSet<(Protocol, IpAddr)>;
-
 /// Backends.
 pub type Replies = BTreeSet<(Protocol, Endpoint)>;
+
+/// Addresses of which all fragments are taken, by protocol.
+type Hosts = BTreeSet<(Protocol, IpAddr)>;
 
 /// First and last port by destination. The filter finds the longest prefix only, so the ports at each prefix are widened
 /// to those of the prefixes around it.
@@ -104,24 +104,20 @@ impl Interest {
         for reply in gone {
             self.replies.remove(reply);
         }
-        let put = |entry| Put { entry, replaces: None };
-        let entry = |&(protocol, endpoint): &(Protocol, Endpoint)| Entry::Reply(protocol, endpoint);
-        let source = |(protocol, address)| Entry::FragmentSource(protocol, address);
-        let mut new_hosts = hosts(come);
-        new_hosts.retain(|&host| self.fragment_sources.insert(host));
-        let mut old_hosts = hosts(gone);
-        old_hosts.retain(|&host| !self.has_reply_of(host) && self.fragment_sources.remove(&host));
-        Changes {
-            put: (come.iter().map(entry).chain(new_hosts.into_iter().map(source)))
-                .map(put)
-                .collect(),
-            remove: (gone.iter().map(entry).chain(old_hosts.into_iter().map(source))).collect(),
+        let mut changes = Changes::default();
+        let mut put = |entry| changes.put.push(Put { entry, replaces: None });
+        come.iter().for_each(|reply| put(reply_entry(reply)));
+        for host in hosts(come) {
+            if self.fragment_sources.insert(host) {
+                put(Entry::FragmentSource(host.0, host.1));
+            }
         }
-    }
-
-    fn has_reply_of(&self, (protocol, address): (Protocol, IpAddr)) -> bool {
-        let [first, last] = [0, u16::MAX].map(|port| (protocol, Endpoint::new(address, port)));
-        self.replies.range(first..=last).next().is_some()
+        changes.remove.extend(gone.iter().map(reply_entry));
+        for host in hosts(gone).into_iter().filter(|host| !has_host(&self.replies, *host)) {
+            self.fragment_sources.remove(&host);
+            changes.remove.push(Entry::FragmentSource(host.0, host.1));
+        }
+        changes
     }
 
     fn cover_puts(&self, old: &Self) -> impl Iterator<Item = Put> {
@@ -155,6 +151,10 @@ impl Interest {
             .rev()
             .fold(0, |tables, &flag| tables << 1 | u32::from(flag))
     }
+}
+
+const fn reply_entry(&(protocol, endpoint): &(Protocol, Endpoint)) -> Entry {
+    Entry::Reply(protocol, endpoint)
 }
 
 /// Of the protocols whose fragments lbd translates.
