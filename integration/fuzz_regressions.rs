@@ -2,9 +2,12 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::duplicate_mod,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "the code of the fuzz targets, which end at the first surprise; the test names the input that it tries"
+    clippy::wildcard_enum_match_arm,
+    reason = "the code of the fuzz targets, which are programs of their own and end at the first surprise; the test names the \
+              input that it tries"
 )]
 
 #[path = "fuzz/bodies/mod.rs"]

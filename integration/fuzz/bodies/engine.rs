@@ -267,7 +267,7 @@ impl World {
                 }
             }
             Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold => {
-                assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict)
+                assert_eq!(outcome.packet, packet, "{:?}", outcome.verdict);
             }
             Verdict::Reject(_) if valid => packets::assert_valid(&outcome.packet),
             Verdict::Reject(_) => assert!(finished && Headers::parse(&outcome.packet).is_ok()),
