@@ -96,7 +96,7 @@ impl Ruleset {
         self.known_addresses.contains(address)
     }
 
-    /// Whether the address is a service's, and nobody answers there but lbd.
+    /// Whether the address is a service's and no interface's of this host.
     #[must_use]
     pub fn is_virtual(&self, address: &IpAddr) -> bool {
         self.known_addresses.is_service(address) && !self.is_local(address)

@@ -82,7 +82,7 @@ reasons! {
         Fragment = "fragment",
         /// A rule with `action = "drop"`.
         Rule = "rule",
-        /// A TCP packet to a service that belongs to no flow and does not open one.
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "drop"`.
         NotSyn = "not_syn",
         /// An SCTP packet to a service that belongs to no flow and does not open one.
         NotInit = "not_init",

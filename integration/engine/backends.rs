@@ -3,7 +3,7 @@ use lbd::flow::Protocol;
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
-use crate::packets::{self, ACK, RST, SYN};
+use crate::packets::{self, ACK, FIN, RST, SYN};
 use crate::world::{Case, Flow, Setup, World};
 
 /// The numbers of the backends that the next flows go to.
@@ -132,6 +132,23 @@ fn the_backend_of_a_reset_download_tells_the_client_which_only_listens() {
             (flow.source, flow.backend),
             "then the backend"
         );
+    }
+}
+
+#[test]
+fn a_removed_backend_that_goes_on_after_both_have_closed_is_told_itself() {
+    for case in Case::tcp() {
+        let mut world = on_removed(case, "reset").world();
+        let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
+        world.client_closes(&flow);
+        world.down(&flow, FIN | ACK);
+        assert_eq!(world.state(&flow), "TIME_WAIT");
+        world.reload(&on_removed(case, "reset").backends(&[(2, 1)]).toml());
+        for _ in 0..3 {
+            let told = world.try_down(&flow, FIN | ACK);
+            assert_eq!(told.verdict, Verdict::Reject(Reject::BackendRemoved));
+            assert_eq!(packets::endpoints(&told.packet), (flow.source, flow.backend));
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 use lbd::flow::Protocol;
 use lbd::verdict::{Drop, Verdict};
 
+use lbd::packet::frame::{Checksum, Frame};
+
 use crate::packets::{ACK, FIN, SYN};
-use crate::world::{Case, Flow, World};
+use crate::world::{Case, Flow, World, packet};
 
 fn limited(case: Case, max_flows: usize) -> World {
     case.setup().tables(&limit(max_flows)).world()
@@ -152,6 +154,41 @@ fn two_workers_keep_the_limit_too() {
     assert_eq!(seen, 50);
     world.seconds(301);
     assert!(world.engine.conntrack().is_empty());
+}
+
+/// Sources and ports at random; a checksum is the receiver's business.
+#[test]
+#[expect(clippy::print_stdout, reason = "what a flow takes is worth knowing")]
+fn a_million_syns_of_forged_senders_evict_no_established_flow_and_take_no_more_than_max_flows_do() {
+    const FLOWS: usize = 20_000;
+    const LIMIT: usize = 100_000;
+    let case = Case::TCP;
+    let mut world = limited(case, LIMIT);
+    let connect = |world: &mut World, n: usize| {
+        let client = case.client(2 + (n / 10_000) as u16, 1_000 + (n % 10_000) as u16);
+        world.connect(Protocol::Tcp, client, case.service())
+    };
+    let flows: Vec<Flow> = (0..FLOWS).map(|n| connect(&mut world, n)).collect();
+    let syn = packet(Protocol::Tcp, case.client(1, 1), case.service(), SYN);
+    let mut rng = fastrand::Rng::with_seed(3);
+    for _ in 0..1_000_000 / 64 {
+        let mut processor = world.engine.enter(&mut world.lanes[0], world.now);
+        for _ in 0..64 {
+            let mut forged = syn.clone();
+            // Of 11.0.0.0/8, where no client is.
+            forged[12..16].copy_from_slice(&(11 << 24 | rng.u32(..1 << 24)).to_be_bytes());
+            forged[20..22].copy_from_slice(&rng.u16(1..).to_be_bytes());
+            let end = forged.len();
+            let verdict = processor.process(&mut Frame::new(&mut forged, 0, end, Checksum::Complete), world.now);
+            assert_eq!(verdict, Verdict::Forward);
+        }
+    }
+    let table = world.engine.conntrack();
+    assert_eq!(table.len(), LIMIT);
+    assert!(flows.iter().all(|flow| world.is_alive(flow)));
+    let each = table.memory() / LIMIT;
+    println!("a flow takes {each} bytes, both directions together");
+    assert!(each <= 192, "{each} bytes a flow");
 }
 
 #[test]

@@ -51,8 +51,8 @@ impl Flow {
 /// What few packets need.
 #[derive(Debug, Default)]
 struct Rest {
-    /// The sender that the backend sees, where that is not the client.
-    source: Option<Address>,
+    /// The sender that the backend sees.
+    source: Address,
     template: Option<Arc<Template>>,
     opened: Instant,
     timer: Timer,
@@ -106,7 +106,7 @@ impl Slots {
         }
         self.flows.push(Some(flow));
         self.rest.push(rest);
-        // `max_flows` keeps the number below 2^31.
+        // `max_flows` keeps the number below 2^30.
         (self.flows.len() - 1) as u32
     }
 
@@ -160,7 +160,7 @@ impl Slots {
     fn source(&self, slot: u32, flow: &Flow) -> Address {
         match flow.is_masqueraded {
             false => flow.client,
-            true => self.rest[slot as usize].source.unwrap_or(flow.client),
+            true => self.rest[slot as usize].source,
         }
     }
 }
@@ -201,7 +201,7 @@ fn split(connection: Connection) -> (Flow, Rest) {
         backend: connection.backend,
     };
     let rest = Rest {
-        source: is_masqueraded.then_some(source),
+        source,
         template: connection.template,
         opened: connection.opened,
         timer: Timer::default(),
@@ -210,8 +210,7 @@ fn split(connection: Connection) -> (Flow, Rest) {
     (flow, rest)
 }
 
-fn join(flow: &Flow, source: Option<Address>, template: Option<Arc<Template>>, opened: Instant) -> Connection {
-    let source = source.unwrap_or(flow.client);
+fn join(flow: &Flow, source: Address, template: Option<Arc<Template>>, opened: Instant) -> Connection {
     Connection {
         protocol: flow.protocol,
         client: Endpoint::new(flow.client.into(), flow.client_port),

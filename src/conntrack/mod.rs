@@ -76,7 +76,7 @@ impl Conntrack {
     #[must_use]
     pub fn new(workers: usize, ports: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
         let count = shards(workers, ports);
-        // Room from the start: growing moves everything at once.
+        // Room for flows from the start: growing moves them at once. The index grows bit by bit.
         let room = max_flows.min(MOST_ROOM) / count;
         let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
         Self {

@@ -149,7 +149,11 @@ pub(crate) const fn told_by(state: State, direction: Direction) -> Known {
     match (state, direction) {
         (State::Udp | State::Sctp(_), _)
         | (State::Tcp(_), Direction::Original)
-        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
+        // What the backend's RST leaves as it is (`OUTPUT` of tcp.rs): it would never be the backend's turn.
+        | (
+            State::Tcp(tcp::State::Close | tcp::State::TimeWait | tcp::State::SynSent),
+            Direction::Reply,
+        ) => Known::Ended,
         (State::Tcp(_), Direction::Reply) => Known::Aborted,
     }
 }

@@ -114,7 +114,10 @@ impl Processor<'_> {
             Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted => return Err(Stop::Abort(leaving)),
-            Known::No => leaving = self.open(headers, segment, trace, now)?,
+            Known::No => {
+                leaving = self.open(headers, segment, trace, now)?;
+                frame.opens_flow = true;
+            }
         }
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         rewrite::apply(frame, headers, &leaving);

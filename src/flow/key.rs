@@ -10,7 +10,7 @@ use super::{Endpoint, Protocol, Tuple};
 
 /// An IPv6 address, or an IPv4 address as an IPv4-mapped one (RFC 4291 section 2.5.5.2), which no packet bears itself:
 /// [`crate::packet::Headers::parse`] refuses those, as Linux does (`ip6_rcv_core`, net/ipv6/ip6_input.c).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Address {
     high: u64,
     low: u64,
