@@ -5,8 +5,10 @@
 //! between batches, whole, and for all workers at once.
 mod echo;
 mod errors;
+mod follow;
 mod fragments;
 mod limits;
+mod open;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,30 +18,25 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use self::limits::Limits;
 use crate::affinity::Affinity;
-use crate::conntrack::connection::{Class, Connection, State};
-use crate::conntrack::shard::Shard;
-use crate::conntrack::signal::Signal;
-use crate::conntrack::tcp;
-use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
-use crate::conntrack::{Conntrack, Refused, Trace};
-use crate::flow::{Direction, Key, Protocol, Tuple};
+use crate::conntrack::{Conntrack, Trace};
+use crate::flow::{Key, Protocol, Tuple};
 use crate::fragments::{Holding, Table};
 use crate::matcher::Match;
-use crate::nat::{self, Exhausted, NoSource};
+use crate::nat::{self, Exhausted};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
-use crate::packet::sctp::Chunk;
-use crate::packet::{Headers, ParseError, Payload, TcpFlags};
-use crate::policy::{OnBackendRemoved, Policy, UnknownTcp};
+use crate::packet::{Headers, ParseError, Payload};
+use crate::policy::Policy;
 use crate::rewrite;
 use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::Rng;
-use crate::service::{Backend, Service};
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
 
+use self::follow::count;
+pub(crate) use self::follow::{Known, Orphan, Segment, is_reopened, orphaned, segment, told_by};
 pub use self::fragments::Released;
 pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
 
@@ -233,60 +230,6 @@ enum Stop {
     Hold,
 }
 
-/// A packet that belongs, or could belong, to a flow.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Segment {
-    pub(crate) key: Key,
-    /// What it says to its flow.
-    pub(crate) signal: Signal,
-    /// Of the IP packet, in bytes.
-    length: usize,
-}
-
-impl Segment {
-    /// Whether it may open a flow.
-    pub(crate) const fn opens(&self) -> bool {
-        self.signal.opens()
-    }
-}
-
-/// What the connection table says about a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Known {
-    /// It follows its flow.
-    Flow,
-    /// It belongs to no flow, or opens a new one in the place of an old one.
-    No,
-    /// Its flow has lost its backend, and ends: the sender is told.
-    Ended,
-    /// The same, but the receiver of this TCP segment is told first.
-    Aborted,
-}
-
-/// What becomes of a flow whose backend was removed, at its next packet.
-pub(crate) enum Orphan {
-    GoesOn,
-    /// Both sides are told, one after the other, while the flow stays.
-    Ends,
-    IsForgotten(Known),
-}
-
-pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
-    let opens = segment.opens() && direction == Direction::Original;
-    match (rule, segment.signal, opens) {
-        // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
-        // backend.
-        (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
-            Orphan::IsForgotten(Known::No)
-        }
-        // An answer under way still arrives.
-        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
-        (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
-        (OnBackendRemoved::Reset, _, false)
-        | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
-    }
-}
-
 /// An engine during one batch of one worker.
 #[derive(Debug)]
 pub struct Processor<'a> {
@@ -393,120 +336,6 @@ impl Processor<'_> {
         Ok(())
     }
 
-    /// Looks up the packet's flow and takes note of the packet there. `leaving` becomes the key that it leaves with; as a part
-    /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]).
-    #[inline]
-    fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
-        let policy = &self.ruleset.policy.conntrack;
-        let lane = self.lane.index;
-        let likely = || self.ruleset.likely(&segment.key);
-        let found = self
-            .conntrack
-            .with_flow(&segment.key, trace, likely, now, |shard, slot, direction| {
-                let (Some(key), Some(flow)) = (shard.leaving(slot, direction), shard.get_mut(slot)) else {
-                    return Known::No;
-                };
-                *leaving = key;
-                if is_reopened(flow.state, &flow.backend, segment, direction) {
-                    shard.remove(slot);
-                    return Known::No;
-                }
-                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
-                    match orphaned(rule, segment, direction) {
-                        Orphan::GoesOn => {}
-                        Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
-                        Orphan::IsForgotten(then) => {
-                            shard.remove(slot);
-                            return then;
-                        }
-                    }
-                }
-                count(&flow.backend, direction, lane, segment.length);
-                advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
-                Known::Flow
-            });
-        found.unwrap_or(Known::No)
-    }
-
-    /// Finds a service and a backend for a packet without a flow, and remembers the choice.
-    fn open(&mut self, headers: &Headers, segment: &Segment, trace: Trace, now: Instant) -> Result<Key, Stop> {
-        let tuple = Tuple::from(segment.key);
-        let Lane { index: lane, rng, .. } = &mut *self.lane;
-        let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
-            Match::Service(service) => service,
-            Match::None => return Err(Stop::Pass(Pass::NoMatch)),
-            Match::Pass => return Err(Stop::Pass(Pass::Rule)),
-            Match::Reject => return Err(Stop::Reject(Reject::Rule)),
-            Match::Drop => return Err(Stop::Drop(Drop::Rule)),
-        };
-        if !segment.opens() {
-            return Err(self.stray(segment));
-        }
-        let service = Arc::clone(service);
-        match self.establish(&service, segment, &tuple, now) {
-            // Another worker may have been faster with a packet of the same flow, and then this one follows.
-            Err(stop @ Stop::Drop(_)) => {
-                let mut leaving = segment.key;
-                match self.follow(segment, trace, now, &mut leaving) {
-                    Known::Flow => Ok(leaving),
-                    Known::No | Known::Ended | Known::Aborted => Err(stop),
-                }
-            }
-            decided @ (Ok(_)
-            | Err(
-                Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
-            )) => decided,
-        }
-    }
-
-    /// What becomes of a packet to a service that has no flow and opens none.
-    fn stray(&self, segment: &Segment) -> Stop {
-        match segment.signal {
-            Signal::Tcp(_) | Signal::Udp => self.ruleset.policy.conntrack.unknown_tcp.into(),
-            Signal::Sctp(_) => Stop::Drop(Drop::NotInit),
-        }
-    }
-
-    /// Chooses a backend and a source for a new flow, and stores it.
-    fn establish(&mut self, service: &Service, segment: &Segment, tuple: &Tuple, now: Instant) -> Result<Key, Stop> {
-        let Lane {
-            index: lane,
-            rng,
-            exhausted,
-            ..
-        } = &mut *self.lane;
-        let client = tuple.source.address;
-        let chosen = self
-            .affinity
-            .choose(service, client, now, self.conntrack.max_flows(), || {
-                pick(service, tuple, now, rng)
-            });
-        let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
-        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
-        let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
-        let connection = Connection {
-            protocol: tuple.protocol,
-            client: tuple.source,
-            virtual_address: tuple.destination,
-            source,
-            backend: Arc::clone(&backend),
-            template: template.clone(),
-            state,
-            answered: false,
-            opened: now,
-            expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
-        };
-        let leaving = connection.leaving(Direction::Original);
-        self.conntrack.insert(connection, now)?;
-        if let (Some(template), Some(persistence)) = (template, &service.persistence) {
-            template.renew(now + persistence.timeout);
-        }
-        backend.stats.count_connection(*lane);
-        backend.service.stats.count_connection(*lane);
-        count(&backend, Direction::Original, *lane, segment.length);
-        Ok(leaving.into())
-    }
-
     /// A packet that lbd does not track: a rule may still have a say, and such fragments of services cannot be translated.
     fn without_flow(&mut self, headers: &Headers, now: Instant) -> Stop {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
@@ -539,107 +368,9 @@ fn abort(frame: &mut Frame<'_>, leaving: &Key) -> Verdict {
     }
 }
 
-#[inline]
-pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
-    Some(Segment {
-        key: headers.key()?,
-        signal: Signal::of(headers.payload)?,
-        length: headers.length,
-    })
-}
-
-/// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
-/// it gets a fresh choice at once.
-#[inline]
-pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, direction: Direction) -> bool {
-    let over = match state {
-        State::Tcp(state) => state.is_reusable(),
-        State::Sctp(state) => state.is_reusable(),
-        // One-packet scheduling: the flow remains for the replies only, until the next datagram.
-        State::Udp => backend.is_one_packet(),
-    };
-    over && direction == Direction::Original && segment.opens()
-}
-
-/// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
-/// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
-fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
-    let Some((state, class)) = shard.get_mut(slot).map(|flow| (flow.state, flow.class())) else {
-        return Known::Ended;
-    };
-    let last = match state {
-        State::Tcp(_) => Some(Signal::Tcp(TcpFlags(TcpFlags::RST))),
-        State::Sctp(_) => Some(Signal::Sctp(Chunk::Abort)),
-        State::Udp => None,
-    };
-    match last {
-        Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
-        None => shard.changed(slot, class),
-    }
-    told_by(state, direction)
-}
-
-/// Who is told that a flow ends, by its next packet.
-pub(crate) const fn told_by(state: State, direction: Direction) -> Known {
-    match (state, direction) {
-        (State::Udp | State::Sctp(_), _)
-        | (State::Tcp(_), Direction::Original)
-        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
-        (State::Tcp(_), Direction::Reply) => Known::Aborted,
-    }
-}
-
-/// Takes note of a packet of a flow.
-#[inline]
-fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, now: Instant, timeouts: &Timeouts) {
-    let Some(flow) = shard.get_mut(slot) else { return };
-    let (before, was_active) = (flow.class(), flow.state.is_active());
-    flow.state = flow.state.next(direction, signal);
-    flow.answered |= direction == Direction::Reply;
-    flow.expires = now + flow.state.timeout(timeouts);
-    let is_active = flow.state.is_active();
-    if was_active != is_active {
-        flow.backend.set_active(is_active);
-    }
-    if flow.class() == Class::Established
-        && let Some(template) = shard.template(slot)
-    {
-        template.assure();
-    }
-    shard.changed(slot, before);
-}
-
-fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
-    match direction {
-        Direction::Original => {
-            backend.stats.count_in(lane, bytes);
-            backend.service.stats.count_in(lane, bytes);
-        }
-        Direction::Reply => {
-            backend.stats.count_out(lane, bytes);
-            backend.service.stats.count_out(lane, bytes);
-        }
-    }
-}
-
 /// Whether it is of a protocol that services have. ICMP is not fragmented where it matters to lbd: an error is short.
 pub(crate) fn is_balanced(headers: &Headers) -> bool {
     Protocol::from_number(headers.protocol).is_some()
-}
-
-fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
-    let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
-    service.backends.get(chosen).map(Arc::clone)
-}
-
-impl From<UnknownTcp> for Stop {
-    fn from(rule: UnknownTcp) -> Self {
-        match rule {
-            UnknownTcp::Drop => Self::Drop(Drop::NotSyn),
-            UnknownTcp::Pass => Self::Pass(Pass::NotSyn),
-            UnknownTcp::Reset => Self::Reject(Reject::NotSyn),
-        }
-    }
 }
 
 impl From<ParseError> for Stop {
@@ -647,24 +378,6 @@ impl From<ParseError> for Stop {
         match error {
             ParseError::NotIp => Self::Pass(Pass::NotIp),
             ParseError::Malformed => Self::Drop(Drop::Malformed),
-        }
-    }
-}
-
-impl From<Refused> for Stop {
-    fn from(error: Refused) -> Self {
-        match error {
-            Refused::Full => Self::Drop(Drop::TableFull),
-            Refused::InUse => Self::Drop(Drop::TupleInUse),
-        }
-    }
-}
-
-impl From<NoSource> for Stop {
-    fn from(error: NoSource) -> Self {
-        match error {
-            NoSource::InUse => Self::Drop(Drop::TupleInUse),
-            NoSource::PoolExhausted => Self::Drop(Drop::PoolExhausted),
         }
     }
 }

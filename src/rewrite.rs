@@ -129,14 +129,19 @@ fn set_quoted(packet: &mut [u8], quoted: &Quoted, inner: &Key) -> Difference {
         Protocol::Udp => 6,
         Protocol::Sctp => return header.and(sctp::quoted_change(packet, quoted, before)),
     };
-    // The quotation may end before the checksum, and a datagram may have none.
-    match transport.get_mut(at..at + 2) {
-        None | Some([0, 0]) => header,
-        Some(field) => {
-            let old = u16::from_be_bytes([field[0], field[1]]);
-            replace(header, field, &addresses.and(ports).update(old).to_be_bytes())
-        }
-    }
+    // The quotation may end before the checksum.
+    let Some(field) = transport.get_mut(at..at + 2) else {
+        return header;
+    };
+    let old = u16::from_be_bytes([field[0], field[1]]);
+    let new = addresses.and(ports).update(old);
+    let new = match (inner.protocol(), old, new) {
+        // No checksum stays none, and none comes to look like none (RFC 768).
+        (Protocol::Udp, 0, _) => return header,
+        (Protocol::Udp, _, 0) => 0xffff,
+        (Protocol::Tcp | Protocol::Udp | Protocol::Sctp, ..) => new,
+    };
+    replace(header, field, &new.to_be_bytes())
 }
 
 #[inline]

@@ -73,6 +73,41 @@ fn an_error_about_an_answer_reaches_the_backend_which_knows_its_packet_again() {
     }
 }
 
+/// A segment or datagram with two bytes of payload, on which its checksum depends.
+fn with_payload(case: Case, from: SocketAddr, to: SocketAddr, payload: [u8; 2]) -> Vec<u8> {
+    match case.protocol {
+        Protocol::Tcp => packets::tcp(from, to, ACK, 1, 1, &payload),
+        Protocol::Udp | Protocol::Sctp => packets::udp(from, to, &payload),
+    }
+}
+
+/// In TCP a checksum may be zero; in UDP it is all ones then, since zero says that there is none (RFC 768).
+#[test]
+fn an_error_about_a_packet_whose_checksum_comes_to_zero_is_translated_like_any_other() {
+    for case in Case::tcp_and_udp() {
+        let checksum = |packet: &[u8]| {
+            let transport = if case.v6 { 40 } else { 20 };
+            let at = transport + if case.protocol == Protocol::Tcp { 16 } else { 6 };
+            [packet[at], packet[at + 1]]
+        };
+        let (mut world, flow, ..) = flow(case, "");
+        // What makes the checksum zero of what the client sends, and of what the backend gets.
+        let plain = with_payload(case, flow.client, flow.service, [0, 0]);
+        for payload in [checksum(&plain), checksum(&world.send(&plain).packet)] {
+            let sent = with_payload(case, flow.client, flow.service, payload);
+            let got = world.send(&sent).packet;
+            let zero = if case.protocol == Protocol::Tcp {
+                [0; 2]
+            } else {
+                [0xff; 2]
+            };
+            assert!(checksum(&sent) == zero || checksum(&got) == zero);
+            let told = world.send(&icmp_error(router(case), IcmpError::TooBig { mtu: 1280 }, &got));
+            assert_eq!(quote(&told.packet), sent, "{case:?}");
+        }
+    }
+}
+
 #[test]
 fn a_quotation_of_just_the_ports_is_enough() {
     for case in Case::all() {

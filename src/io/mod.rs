@@ -15,7 +15,7 @@ use std::os::fd::RawFd;
 use crate::packet::frame::{Fate, Frame};
 use crate::router::Router;
 
-/// Decides on a batch of packets: sets each frame's [`Fate`](crate::packet::frame::Fate). A device that routes packets
+/// Decides on a batch of packets: sets each frame's [`Fate`]. A device that routes packets
 /// itself lends its router.
 pub type Decide<'a> = dyn FnMut(&mut [Frame<'_>], Option<&mut dyn Router>) + 'a;
 

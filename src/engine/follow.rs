@@ -1,0 +1,188 @@
+//! A packet of a known flow: what the connection table says about it, and what the flow takes note of.
+use super::Processor;
+use crate::conntrack::Trace;
+use crate::conntrack::connection::{Class, State};
+use crate::conntrack::shard::Shard;
+use crate::conntrack::signal::Signal;
+use crate::conntrack::tcp;
+use crate::conntrack::timeout::Timeouts;
+use crate::flow::{Direction, Key};
+use crate::packet::sctp::Chunk;
+use crate::packet::{Headers, TcpFlags};
+use crate::policy::OnBackendRemoved;
+use crate::service::Backend;
+use crate::time::Instant;
+
+/// A packet that belongs, or could belong, to a flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) key: Key,
+    /// What it says to its flow.
+    pub(crate) signal: Signal,
+    /// Of the IP packet, in bytes.
+    pub(super) length: usize,
+}
+
+impl Segment {
+    /// Whether it may open a flow.
+    pub(crate) const fn opens(&self) -> bool {
+        self.signal.opens()
+    }
+}
+
+/// What the connection table says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It follows its flow.
+    Flow,
+    /// It belongs to no flow, or opens a new one in the place of an old one.
+    No,
+    /// Its flow has lost its backend, and ends: the sender is told.
+    Ended,
+    /// The same, but the receiver of this TCP segment is told first.
+    Aborted,
+}
+
+/// What becomes of a flow whose backend was removed, at its next packet.
+pub(crate) enum Orphan {
+    GoesOn,
+    /// Both sides are told, one after the other, while the flow stays.
+    Ends,
+    IsForgotten(Known),
+}
+
+pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
+    let opens = segment.opens() && direction == Direction::Original;
+    match (rule, segment.signal, opens) {
+        // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
+        // backend.
+        (_, Signal::Tcp(_) | Signal::Sctp(_), true) | (OnBackendRemoved::Reschedule, Signal::Udp, true) => {
+            Orphan::IsForgotten(Known::No)
+        }
+        // An answer under way still arrives.
+        (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
+        (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
+        (OnBackendRemoved::Reset, _, false)
+        | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
+    }
+}
+
+#[inline]
+pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
+    Some(Segment {
+        key: headers.key()?,
+        signal: Signal::of(headers.payload)?,
+        length: headers.length,
+    })
+}
+
+impl Processor<'_> {
+    /// Looks up the packet's flow and takes note of the packet there. `leaving` becomes the key that it leaves with; as a part
+    /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]).
+    #[inline]
+    pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
+        let policy = &self.ruleset.policy.conntrack;
+        let lane = self.lane.index;
+        let likely = || self.ruleset.likely(&segment.key);
+        let found = self
+            .conntrack
+            .with_flow(&segment.key, trace, likely, now, |shard, slot, direction| {
+                let (Some(key), Some(flow)) = (shard.leaving(slot, direction), shard.get_mut(slot)) else {
+                    return Known::No;
+                };
+                *leaving = key;
+                if is_reopened(flow.state, &flow.backend, segment, direction) {
+                    shard.remove(slot);
+                    return Known::No;
+                }
+                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
+                    match orphaned(rule, segment, direction) {
+                        Orphan::GoesOn => {}
+                        Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
+                        Orphan::IsForgotten(then) => {
+                            shard.remove(slot);
+                            return then;
+                        }
+                    }
+                }
+                count(&flow.backend, direction, lane, segment.length);
+                advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
+                Known::Flow
+            });
+        found.unwrap_or(Known::No)
+    }
+}
+
+/// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
+/// it gets a fresh choice at once.
+#[inline]
+pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, direction: Direction) -> bool {
+    let over = match state {
+        State::Tcp(state) => state.is_reusable(),
+        State::Sctp(state) => state.is_reusable(),
+        // One-packet scheduling: the flow remains for the replies only, until the next datagram.
+        State::Udp => backend.is_one_packet(),
+    };
+    over && direction == Direction::Original && segment.opens()
+}
+
+/// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be
+/// answered, so the first segment of the backend is turned into the client's RST; the backend is told by its next one.
+fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeouts: &Timeouts) -> Known {
+    let Some((state, class)) = shard.get_mut(slot).map(|flow| (flow.state, flow.class())) else {
+        return Known::Ended;
+    };
+    let last = match state {
+        State::Tcp(_) => Some(Signal::Tcp(TcpFlags(TcpFlags::RST))),
+        State::Sctp(_) => Some(Signal::Sctp(Chunk::Abort)),
+        State::Udp => None,
+    };
+    match last {
+        Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
+        None => shard.changed(slot, class),
+    }
+    told_by(state, direction)
+}
+
+/// Who is told that a flow ends, by its next packet.
+pub(crate) const fn told_by(state: State, direction: Direction) -> Known {
+    match (state, direction) {
+        (State::Udp | State::Sctp(_), _)
+        | (State::Tcp(_), Direction::Original)
+        | (State::Tcp(tcp::State::Close), Direction::Reply) => Known::Ended,
+        (State::Tcp(_), Direction::Reply) => Known::Aborted,
+    }
+}
+
+/// Takes note of a packet of a flow.
+#[inline]
+fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, now: Instant, timeouts: &Timeouts) {
+    let Some(flow) = shard.get_mut(slot) else { return };
+    let (before, was_active) = (flow.class(), flow.state.is_active());
+    flow.state = flow.state.next(direction, signal);
+    flow.answered |= direction == Direction::Reply;
+    flow.expires = now + flow.state.timeout(timeouts);
+    let is_active = flow.state.is_active();
+    if was_active != is_active {
+        flow.backend.set_active(is_active);
+    }
+    if flow.class() == Class::Established
+        && let Some(template) = shard.template(slot)
+    {
+        template.assure();
+    }
+    shard.changed(slot, before);
+}
+
+pub(super) fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
+    match direction {
+        Direction::Original => {
+            backend.stats.count_in(lane, bytes);
+            backend.service.stats.count_in(lane, bytes);
+        }
+        Direction::Reply => {
+            backend.stats.count_out(lane, bytes);
+            backend.service.stats.count_out(lane, bytes);
+        }
+    }
+}

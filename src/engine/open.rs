@@ -1,0 +1,137 @@
+//! The first packet of a flow: its service, its backend, its sender, and its place in the table.
+use std::sync::Arc;
+
+use super::follow::{Known, Segment, count};
+use super::{Lane, Processor, Stop};
+use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::signal::Signal;
+use crate::conntrack::{Refused, Trace};
+use crate::flow::{Direction, Key, Tuple};
+use crate::matcher::Match;
+use crate::nat::{self, NoSource};
+use crate::packet::Headers;
+use crate::policy::UnknownTcp;
+use crate::scheduler::Rng;
+use crate::service::{Backend, Service};
+use crate::time::Instant;
+use crate::verdict::{Drop, Pass, Reject};
+
+impl Processor<'_> {
+    /// Finds a service and a backend for a packet without a flow, and remembers the choice.
+    pub(super) fn open(
+        &mut self,
+        headers: &Headers,
+        segment: &Segment,
+        trace: Trace,
+        now: Instant,
+    ) -> Result<Key, Stop> {
+        let tuple = Tuple::from(segment.key);
+        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
+            Match::Service(service) => service,
+            Match::None => return Err(Stop::Pass(Pass::NoMatch)),
+            Match::Pass => return Err(Stop::Pass(Pass::Rule)),
+            Match::Reject => return Err(Stop::Reject(Reject::Rule)),
+            Match::Drop => return Err(Stop::Drop(Drop::Rule)),
+        };
+        if !segment.opens() {
+            return Err(self.stray(segment));
+        }
+        let service = Arc::clone(service);
+        match self.establish(&service, segment, &tuple, now) {
+            // Another worker may have been faster with a packet of the same flow, and then this one follows.
+            Err(stop @ Stop::Drop(_)) => {
+                let mut leaving = segment.key;
+                match self.follow(segment, trace, now, &mut leaving) {
+                    Known::Flow => Ok(leaving),
+                    Known::No | Known::Ended | Known::Aborted => Err(stop),
+                }
+            }
+            decided @ (Ok(_)
+            | Err(
+                Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
+            )) => decided,
+        }
+    }
+
+    /// What becomes of a packet to a service that has no flow and opens none.
+    pub(super) fn stray(&self, segment: &Segment) -> Stop {
+        match segment.signal {
+            Signal::Tcp(_) | Signal::Udp => self.ruleset.policy.conntrack.unknown_tcp.into(),
+            Signal::Sctp(_) => Stop::Drop(Drop::NotInit),
+        }
+    }
+
+    /// Chooses a backend and a source for a new flow, and stores it.
+    fn establish(&mut self, service: &Service, segment: &Segment, tuple: &Tuple, now: Instant) -> Result<Key, Stop> {
+        let Lane {
+            index: lane,
+            rng,
+            exhausted,
+            ..
+        } = &mut *self.lane;
+        let client = tuple.source.address;
+        let chosen = self
+            .affinity
+            .choose(service, client, now, self.conntrack.max_flows(), || {
+                pick(service, tuple, now, rng)
+            });
+        let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
+        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
+        let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
+        let connection = Connection {
+            protocol: tuple.protocol,
+            client: tuple.source,
+            virtual_address: tuple.destination,
+            source,
+            backend: Arc::clone(&backend),
+            template: template.clone(),
+            state,
+            answered: false,
+            opened: now,
+            expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
+        };
+        let leaving = connection.leaving(Direction::Original);
+        self.conntrack.insert(connection, now)?;
+        if let (Some(template), Some(persistence)) = (template, &service.persistence) {
+            template.renew(now + persistence.timeout);
+        }
+        backend.stats.count_connection(*lane);
+        backend.service.stats.count_connection(*lane);
+        count(&backend, Direction::Original, *lane, segment.length);
+        Ok(leaving.into())
+    }
+}
+
+fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
+    let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
+    service.backends.get(chosen).map(Arc::clone)
+}
+
+impl From<UnknownTcp> for Stop {
+    fn from(rule: UnknownTcp) -> Self {
+        match rule {
+            UnknownTcp::Drop => Self::Drop(Drop::NotSyn),
+            UnknownTcp::Pass => Self::Pass(Pass::NotSyn),
+            UnknownTcp::Reset => Self::Reject(Reject::NotSyn),
+        }
+    }
+}
+
+impl From<Refused> for Stop {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Full => Self::Drop(Drop::TableFull),
+            Refused::InUse => Self::Drop(Drop::TupleInUse),
+        }
+    }
+}
+
+impl From<NoSource> for Stop {
+    fn from(error: NoSource) -> Self {
+        match error {
+            NoSource::InUse => Self::Drop(Drop::TupleInUse),
+            NoSource::PoolExhausted => Self::Drop(Drop::PoolExhausted),
+        }
+    }
+}
