@@ -2,7 +2,7 @@
 //! these cost, however many there are.
 //!
 //! With 10,000 services of 10 backends each, on two shared cores: a backend is added by a command in 3 to 7 ms where it took
-//! 300, and SIGHUP takes over a file with one other backend in 35 to 55 ms where it took 300 to 480. `cargo bench --bench
+//! 300, and SIGHUP takes over a file with one other backend in 25 to 65 ms where it took 300 to 480. `cargo bench --bench
 //! reload` shows the steps.
 use std::collections::BTreeSet;
 
