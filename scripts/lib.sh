@@ -77,15 +77,23 @@ need_rust() {
     command -v cc >/dev/null || install_missing cc:gcc cc:libc6-dev || die "there is no linker here: install gcc"
 }
 
+namespace_probe='mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun'
+namespace_flags=(--net --mount --pid --fork --kill-child)
+
+# Whether `enter_namespaces` would work.
+has_namespaces() {
+    unshare "${namespace_flags[@]}" sh -c "$namespace_probe" 2>/dev/null ||
+        unshare --user --map-root-user "${namespace_flags[@]}" sh -c "$namespace_probe" 2>/dev/null
+}
+
 # Runs this script again, with the same arguments, in network, mount and process namespaces of its own: all it does
 # ends with it. Returns in the inner process; dies where no namespaces are to be had.
 enter_namespaces() {
     [[ -z ${LBD_RIG_INSIDE:-} ]] || return 0
-    local flags=(--net --mount --pid --fork --kill-child) probe why
-    probe='mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add probe && ip tuntap add dev probe0 mode tun'
-    if ((EUID != 0)) || [[ -n ${LBD_RIG_USERNS:-} ]] || ! unshare "${flags[@]}" sh -c "$probe" 2>/dev/null; then
+    local flags=("${namespace_flags[@]}") why
+    if ((EUID != 0)) || [[ -n ${LBD_RIG_USERNS:-} ]] || ! unshare "${flags[@]}" sh -c "$namespace_probe" 2>/dev/null; then
         flags=(--user --map-root-user "${flags[@]}")
-        why=$(unshare "${flags[@]}" sh -c "$probe" 2>&1) ||
+        why=$(unshare "${flags[@]}" sh -c "$namespace_probe" 2>&1) ||
             die "this needs network namespaces and /dev/net/tun, which this machine does not give: $why"
     fi
     LBD_RIG_INSIDE=1 exec unshare "${flags[@]}" "$0" "$@"

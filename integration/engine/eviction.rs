@@ -158,7 +158,6 @@ fn two_workers_keep_the_limit_too() {
 
 /// Sources and ports at random; a checksum is the receiver's business.
 #[test]
-#[expect(clippy::print_stdout, reason = "what a flow takes is worth knowing")]
 fn a_million_syns_of_forged_senders_evict_no_established_flow_and_take_no_more_than_max_flows_do() {
     const FLOWS: usize = 20_000;
     const LIMIT: usize = 100_000;

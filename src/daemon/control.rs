@@ -457,7 +457,9 @@ impl Control {
         let hops = self.datapath.hops.as_deref();
         let known = self.datapath.engine.ruleset().policy.nat.own.clone();
         match (known, hops) {
-            (Some(mut own), Some(hops)) if state.sources == hops.source_generation() => {
+            (Some(mut own), Some(hops))
+                if config.masquerades_as_itself() && state.sources == hops.source_generation() =>
+            {
                 follow_own_sources(&mut own, &state.config, config, hops);
                 Some(own)
             }
@@ -508,9 +510,10 @@ impl Control {
         let Some(leads) = state.leads.as_mut().filter(|_| is_quiet && state.wide.0) else {
             return Ok(());
         };
-        state.wide.0 = false;
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
-        leads.update(leads.plan().clone(), &policy)
+        leads.update(leads.plan().clone(), &policy)?;
+        state.wide.0 = false;
+        Ok(())
     }
 
     fn prune(&self, state: &mut State) -> Result<(), Error> {
@@ -529,6 +532,8 @@ impl Control {
         }
         if backends::are_many(&state.plan) && kept::is_only_of_replies(gone) {
             leads.remove_replies(&gone.replies.difference(&kept.replies).copied().collect())?;
+            // Rules that cover other backends, too, are narrowed when it is quiet.
+            state.wide = (true, true);
         } else {
             let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
             leads.update(state.plan.clone().union(&kept), &policy)?;

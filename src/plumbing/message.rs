@@ -135,8 +135,12 @@ fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
         Selector::From(cover) => {
             message.header.src_len = cover.net.prefix_len();
             let source = RuleAttribute::Source(cover.net.addr());
-            let ports = RuleAttribute::SourcePortRange(port_range(cover.ports));
-            message.attributes.extend([source, protocol(cover.protocol), ports]);
+            message.attributes.extend([source, protocol(cover.protocol)]);
+            // No rule may name port 65535: then all ports of the backend come to lbd, which gives back what is not its own.
+            if cover.ports.1 <= LAST_PORT {
+                let ports = RuleAttribute::SourcePortRange(port_range(cover.ports));
+                message.attributes.push(ports);
+            }
         }
         Selector::To(cover) => {
             message.header.dst_len = cover.net.prefix_len();

@@ -23,8 +23,7 @@ pub(super) const REFUSE_TABLE: u32 = 7764;
 /// `RT_TABLE_LOCAL`
 pub(super) const LOCAL_TABLE: u32 = 255;
 
-/// The last port that a policy rule may name (`fib_rule_port_range_valid`, include/net/fib_rules.h). Packets of port 65535
-/// fare as fragments do, and lbd tells them apart.
+/// The last port that a policy rule may name (`fib_rule_port_range_valid`, include/net/fib_rules.h).
 pub(super) const LAST_PORT: u16 = 65_534;
 
 const SKIP_LOCAL_PORTS: u32 = 10;

@@ -210,7 +210,11 @@ impl Following {
 
     fn attend_one(&mut self, neighbour: Key) -> Result<(), Error> {
         // The tables may not show yet that an operator has just made it permanent, and using would undo that.
-        let known = self.handle.neighbour(message::name_neighbour(neighbour))?;
+        let known = match self.handle.neighbour(message::name_neighbour(neighbour)) {
+            // Its device has just gone.
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            known => known?,
+        };
         if known.is_some_and(|known| known.header.state == NeighbourState::Permanent) {
             return Ok(());
         }
