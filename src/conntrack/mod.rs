@@ -9,6 +9,15 @@
 //! The index (`index.rs`) is our own, hashed with ahash: of the fast hashers the only one that claims resistance to
 //! flooding, and strangers choose these keys. dashmap took 127 ns a hit at a million flows where hashbrown took 70, and
 //! could not hold both directions under one lock; what hashbrown took here is said there.
+//!
+//! What a TCP packet of a known flow takes in the whole engine, in nanoseconds (`benches/engine`, one core of an AMD EPYC, flows at
+//! random, batches of 64, writing the packet included; other builds ran beside it):
+//!
+//! | flows | packet by packet, `IpAddr`s, a flow in one record | as it is |
+//! | ---: | ---: | ---: |
+//! | 1 | 114 | 53 |
+//! | 1,000 | 116 | 62 |
+//! | 1,000,000 | 520 | 128 |
 pub mod ages;
 pub mod connection;
 mod flow;
