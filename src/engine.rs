@@ -317,22 +317,37 @@ impl Processor<'_> {
         let Some((segment, trace)) = segment else {
             return self.forward_without_ports(frame, headers, now);
         };
-        // 3. A packet of a known flow follows its flow.
         let mut leaving = segment.key;
-        match self.follow(segment, *trace, now, &mut leaving) {
+        self.forward_segment(frame, headers, segment, *trace, now, &mut leaving)
+    }
+
+    /// The rest of the way, which the first fragment of a datagram goes as well. `leaving`, at first the packet's own key,
+    /// becomes the one that it leaves with.
+    #[inline]
+    fn forward_segment(
+        &mut self,
+        frame: &mut Frame<'_>,
+        headers: &Headers,
+        segment: &Segment,
+        trace: Trace,
+        now: Instant,
+        leaving: &mut Key,
+    ) -> Result<(), Stop> {
+        // 3. A packet of a known flow follows its flow.
+        match self.follow(segment, trace, now, leaving) {
             Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
-            Known::Aborted => return Err(Stop::Abort(leaving)),
+            Known::Aborted => return Err(Stop::Abort(*leaving)),
             // 4. Any other one needs a service, a backend and a place in the table.
             Known::No => {
-                leaving = self.open(headers, segment, *trace, now)?;
+                *leaving = self.open(headers, segment, trace, now)?;
                 frame.opens_flow = true;
             }
         }
         // 5. Where lbd is the router: does it fit, and may it go on?
         self.may_go_on(frame.bytes(), headers, leaving.destination)?;
         // 6. Translate it.
-        rewrite::apply(frame, headers, &leaving);
+        rewrite::apply(frame, headers, leaving);
         Ok(())
     }
 

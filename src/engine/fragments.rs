@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use parking_lot::Mutex;
 
-use super::{Counters, Known, Processor, Segment, Stop};
+use super::{Counters, Processor, Segment, Stop};
 use crate::conntrack::signal::Signal;
 use crate::flow::{Address, Key, Protocol, Tuple};
 use crate::fragments::{self, Arrival, Held, Piece, Table};
@@ -15,7 +15,7 @@ use crate::policy::Mode;
 use crate::rewrite;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
-use crate::verdict::{Drop, Pass, Reject, Verdict};
+use crate::verdict::{Drop, Pass, Verdict};
 
 /// What was decided about the first fragment of a datagram, and so about all.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ impl Processor<'_> {
                 self.forward_first(frame, headers, fragment, &segment, now)
             }
             // Nobody's: at most a rule has a say.
-            (Some(segment), _) => self.forward_segment(frame, headers, &segment, now).map(|_way| ()),
+            (Some(segment), _) => self.forward_begun(frame, headers, &segment, now).map(|_way| ()),
             (None, _) if is_tiny(headers, fragment) && concerns_flows => Err(Stop::Drop(Drop::FragmentTiny)),
             (None, true) => Err(self.without_flow(headers, now)),
             (None, false) => self.forward_later(frame, headers, fragment, concerns_flows, now),
@@ -92,7 +92,7 @@ impl Processor<'_> {
     ) -> Result<(), Stop> {
         let key = fragments::Key::new(headers, fragment);
         self.arrive(&key, fragment, frame, now)?;
-        let decided = self.forward_segment(frame, headers, segment, now);
+        let decided = self.forward_begun(frame, headers, segment, now);
         let course = Course::of(&decided);
         let held = self.fragments.lock().settle(&key, course);
         self.release(held, course, now);
@@ -100,8 +100,8 @@ impl Processor<'_> {
         decided.map(|_way| ())
     }
 
-    /// The steps of [`Processor::forward`] from the flow on.
-    fn forward_segment(
+    /// From the flow on, as a whole packet.
+    fn forward_begun(
         &mut self,
         frame: &mut Frame<'_>,
         headers: &Headers,
@@ -110,17 +110,7 @@ impl Processor<'_> {
     ) -> Result<Way, Stop> {
         let trace = self.conntrack.trace(&segment.key);
         let mut leaving = segment.key;
-        match self.follow(segment, trace, now, &mut leaving) {
-            Known::Flow => {}
-            Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
-            Known::Aborted => return Err(Stop::Abort(leaving)),
-            Known::No => {
-                leaving = self.open(headers, segment, trace, now)?;
-                frame.opens_flow = true;
-            }
-        }
-        self.may_go_on(frame.bytes(), headers, leaving.destination)?;
-        rewrite::apply(frame, headers, &leaving);
+        self.forward_segment(frame, headers, segment, trace, now, &mut leaving)?;
         Ok(Way {
             key: segment.key,
             source: leaving.source,

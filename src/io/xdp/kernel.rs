@@ -76,11 +76,8 @@ impl Kernel {
     /// Has the filter take the answers to a packet that opens a flow, whatever it did with packets of their tuple before: a
     /// straggler of the client's last connection may have been none of lbd's.
     pub(super) fn take_answers(&self, packet: &[u8]) {
-        // Also to the first fragment of a datagram.
-        let key = Headers::parse(packet)
-            .ok()
-            .and_then(|headers| headers.key().or_else(|| headers.begun_key()));
-        let taken = key.map_or(Ok(()), |key| self.path.forget_passed(&key.reply().into()));
+        let tuple = Headers::parse(packet).ok().and_then(|headers| headers.flow(packet));
+        let taken = tuple.map_or(Ok(()), |tuple| self.path.forget_passed(&tuple.reply()));
         if let Err(error) = taken {
             tracing::debug!("the filter may pass answers of a new flow for a second: {error}");
         }
