@@ -261,15 +261,22 @@ impl Processor<'_> {
     ) {
         let mut arrivals = std::mem::take(&mut self.lane.arrivals);
         arrivals.extend(frames.iter().map(|frame| self.read(frame)));
-        let arrived = arrivals.iter().flatten();
-        self.conntrack
-            .touch(arrived.filter_map(|arrived| Some(arrived.segment.as_ref()?.1)));
+        self.fetch(&arrivals);
         for (frame, arrival) in frames.iter_mut().zip(&arrivals) {
             let verdict = self.decide(frame, arrival, now);
             done(frame, verdict);
         }
         arrivals.clear();
         self.lane.arrivals = arrivals;
+    }
+
+    /// Has the CPU fetch what the packets of a batch will need: their flows, and the services of those that have none.
+    fn fetch(&self, arrivals: &[Arrival]) {
+        let segments = arrivals.iter().flatten().filter_map(|arrived| arrived.segment.as_ref());
+        self.conntrack.touch(segments.clone().map(|(_, trace)| *trace));
+        let strangers = segments.filter(|(segment, trace)| segment.opens() && !self.conntrack.may_know(*trace));
+        self.ruleset
+            .touch(strangers.map(|(segment, _)| segment.key), self.lane.index);
     }
 
     /// Decides on a packet and rewrites it. After [`Verdict::Reject`] the frame holds the answer to its sender.

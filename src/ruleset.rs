@@ -5,6 +5,7 @@ mod addresses;
 mod former;
 
 use std::collections::{HashMap, HashSet};
+use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
@@ -22,6 +23,15 @@ use crate::scheduler::{Rng, Scheduler};
 use crate::service::{Backend, Service, ServiceIdentity, Stats};
 use crate::shadow::Shadow;
 use crate::time::Instant;
+
+/// With fewer services all that new flows need of them stays in the near caches.
+const NEAR: usize = 256;
+
+/// So many new flows are looked ahead for: a batch of a device.
+const AHEAD: usize = 64;
+
+/// So many backends of a service are looked at ahead of the scheduler: with more of them most would be fetched in vain.
+const CANDIDATES: usize = 4;
 
 /// What packets are judged by.
 #[derive(Debug)]
@@ -73,6 +83,22 @@ impl Ruleset {
             shadow.compare((&self.matcher, found), headers, tuple, lane, now);
         }
         found
+    }
+
+    /// Has the CPU fetch what packets of these keys that open flows will need. Each of a dozen reads of a service out of many
+    /// waits for the memory, and here those of a batch wait side by side.
+    pub fn touch(&self, keys: impl Iterator<Item = Key>, lane: usize) {
+        if self.services.len() < NEAR {
+            return;
+        }
+        let mut found = [None; AHEAD];
+        let places = found.iter_mut().zip(keys);
+        places.for_each(|(place, key)| *place = self.matcher.touch(&Tuple::from(key), lane));
+        let services = || found.iter().copied().flatten();
+        let backends = || services().flat_map(|service| service.backends.iter().take(CANDIDATES));
+        black_box(services().fold(0, |all, service| all ^ service.touch()));
+        black_box(backends().fold(0, |all, backend| all ^ backend.touch()));
+        black_box(backends().fold(0, |all, backend| all ^ backend.touch_stats(lane)));
     }
 
     /// The matcher of a mode, if it is there.

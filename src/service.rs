@@ -59,6 +59,12 @@ impl Stats {
         }
     }
 
+    /// Reads what a worker's counting will write to.
+    #[inline]
+    fn touch(&self, lane: usize) -> u64 {
+        self.lanes[lane].connections.load(Relaxed)
+    }
+
     /// Counts from zero again (`ip_vs_zero_stats`).
     pub fn reset(&self) {
         *self.zero.lock() = self.sum();
@@ -190,6 +196,18 @@ impl Backend {
             cut: flag(&self.cut),
             one_packet: flag(&self.one_packet),
         }
+    }
+
+    /// Reads what a flow begins and ends with: its load.
+    #[inline]
+    pub(crate) fn touch(&self) -> u64 {
+        self.inactive.load(Relaxed).into()
+    }
+
+    /// Reads what a new flow of `lane` is counted in.
+    #[inline]
+    pub(crate) fn touch_stats(&self, lane: usize) -> u64 {
+        self.stats.touch(lane) ^ self.service.stats.touch(lane)
     }
 
     /// Where it gets the packets of a client that asked for `port`: at its own port, or at that one where it has port 0
@@ -380,6 +398,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Reads what a new flow needs of the service itself.
+    #[inline]
+    pub(crate) fn touch(&self) -> u64 {
+        u64::from(self.scheduler.is_locked()) ^ u64::from(self.persistence.is_some()) ^ self.backends.len() as u64
+    }
+
     /// Whether a packet of `tuple` can be sent to this service's backends: same protocol, same IP version.
     #[must_use]
     pub fn takes(&self, tuple: &Tuple) -> bool {

@@ -187,7 +187,7 @@ fn a_million_syns_of_forged_senders_evict_no_established_flow_and_take_no_more_t
     assert!(flows.iter().all(|flow| world.is_alive(flow)));
     let each = table.memory() / LIMIT;
     println!("a flow takes {each} bytes, both directions together");
-    assert!(each <= 192, "{each} bytes a flow");
+    assert!(each <= 144, "{each} bytes a flow");
 }
 
 #[test]

@@ -51,6 +51,15 @@ impl Ages {
         }
     }
 
+    /// The slot that came last.
+    #[must_use]
+    pub const fn youngest(&self) -> Option<u32> {
+        match self.youngest {
+            NONE => None,
+            slot => Some(slot),
+        }
+    }
+
     /// Adds a slot that is in no list.
     pub fn push(&mut self, links: &mut impl Links, slot: u32) {
         *links.link(slot) = Link {

@@ -123,7 +123,7 @@ pub struct Connection {
     pub state: State,
     /// Whether the backend has sent anything.
     pub answered: bool,
-    /// When its first packet came.
+    /// When its first packet came; a stored one remembers the tick ([`super::wheel`]).
     pub opened: Instant,
     /// When it is forgotten unless a packet comes.
     pub expires: Instant,

@@ -1,13 +1,14 @@
 //! A flow as the table keeps it: what every packet needs in one cache line, the rest in another place.
 //!
 //! So a packet of a known flow reads a line of the index and a line here; of the record of 160 bytes that this was before it
-//! read three. What it came to is said in [`super`].
+//! read three. What it came to is said in [`super`]. Half a line more is for what few packets need, and what few flows have is
+//! elsewhere, so that a flow with its two entries in a full index takes 128 bytes.
 use std::mem;
 use std::sync::Arc;
 
-use super::ages::{Link, Links};
+use super::ages::{Ages, Link, Links};
 use super::connection::{Class, Connection, State};
-use super::wheel::{ShortTick, Timer, Timers};
+use super::wheel::{ShortTick, Tick, Timer, Timers};
 use crate::affinity::Template;
 use crate::flow::{Address, Direction, Endpoint, Key, Protocol};
 use crate::service::Backend;
@@ -51,13 +52,21 @@ impl Flow {
 /// What few packets need.
 #[derive(Debug, Default)]
 struct Rest {
+    extra: Option<Box<Extra>>,
+    opened: ShortTick,
+    timer: Timer,
+    /// Its place among the flows of its class, or among the free slots.
+    link: Link,
+}
+
+const _: () = assert!(size_of::<Rest>() == 32, "half a cache line");
+
+/// What few flows have: those that are masqueraded, or go by client affinity.
+#[derive(Clone, Debug)]
+struct Extra {
     /// The sender that the backend sees.
     source: Address,
     template: Option<Arc<Template>>,
-    opened: Instant,
-    timer: Timer,
-    /// Its place among the flows of its class.
-    link: Link,
 }
 
 /// Flows by number.
@@ -65,7 +74,9 @@ struct Rest {
 pub(super) struct Slots {
     flows: Vec<Option<Flow>>,
     rest: Vec<Rest>,
-    free: Vec<u32>,
+    free: Ages,
+    /// How many flows have an [`Extra`].
+    extras: usize,
 }
 
 impl Slots {
@@ -73,13 +84,14 @@ impl Slots {
         Self {
             flows: Vec::with_capacity(room),
             rest: Vec::with_capacity(room),
-            free: Vec::new(),
+            free: Ages::default(),
+            extras: 0,
         }
     }
 
     /// Bytes that the flows take which were there at once.
     pub(super) fn memory(&self) -> usize {
-        self.flows.len() * (size_of::<Option<Flow>>() + size_of::<Rest>()) + self.free.capacity() * size_of::<u32>()
+        self.flows.len() * (size_of::<Option<Flow>>() + size_of::<Rest>()) + self.extras * size_of::<Extra>()
     }
 
     #[inline]
@@ -99,7 +111,10 @@ impl Slots {
 
     pub(super) fn insert(&mut self, connection: Connection) -> u32 {
         let (flow, rest) = split(connection);
-        if let Some(slot) = self.free.pop() {
+        self.extras += usize::from(rest.extra.is_some());
+        // The one that was freed last may still be in a near cache.
+        if let Some(slot) = self.free.youngest() {
+            self.with_free(|free, slots| free.remove(slots, slot));
             self.flows[slot as usize] = Some(flow);
             self.rest[slot as usize] = rest;
             return slot;
@@ -113,22 +128,30 @@ impl Slots {
     pub(super) fn remove(&mut self, slot: u32) -> Option<Connection> {
         let flow = self.flows.get_mut(slot as usize)?.take()?;
         let rest = mem::take(&mut self.rest[slot as usize]);
-        self.free.push(slot);
-        Some(join(&flow, rest.source, rest.template, rest.opened))
+        self.extras -= usize::from(rest.extra.is_some());
+        self.with_free(|free, slots| free.push(slots, slot));
+        Some(join(&flow, rest.opened, rest.extra.map(|extra| *extra)))
+    }
+
+    /// The links of the free slots are in the slots.
+    fn with_free(&mut self, act: impl FnOnce(&mut Ages, &mut Self)) {
+        let mut free = self.free;
+        act(&mut free, self);
+        self.free = free;
     }
 
     /// A copy of a flow.
     pub(super) fn connection(&self, slot: u32) -> Option<Connection> {
         let flow = self.get(slot)?;
         let rest = &self.rest[slot as usize];
-        Some(join(flow, rest.source, rest.template.clone(), rest.opened))
+        Some(join(flow, rest.opened, rest.extra.as_deref().cloned()))
     }
 
     /// The client affinity that a flow keeps alive.
     #[inline]
     pub(super) fn template(&self, slot: u32) -> Option<&Template> {
         let has_one = self.get(slot)?.has_template;
-        has_one.then(|| self.rest[slot as usize].template.as_deref()).flatten()
+        has_one.then(|| self.extra(slot)?.template.as_deref()).flatten()
     }
 
     /// The key that packets of a flow arrive with.
@@ -158,10 +181,13 @@ impl Slots {
 
     #[inline]
     fn source(&self, slot: u32, flow: &Flow) -> Address {
-        match flow.is_masqueraded {
-            false => flow.client,
-            true => self.rest[slot as usize].source,
-        }
+        let extra = flow.is_masqueraded.then(|| self.extra(slot)).flatten();
+        extra.map_or(flow.client, |extra| extra.source)
+    }
+
+    #[inline]
+    fn extra(&self, slot: u32) -> Option<&Extra> {
+        self.rest[slot as usize].extra.as_deref()
     }
 }
 
@@ -184,7 +210,13 @@ impl Flow {
 
 fn split(connection: Connection) -> (Flow, Rest) {
     let is_masqueraded = connection.is_masqueraded();
-    let source: Address = connection.source.address.into();
+    let has_template = connection.template.is_some();
+    let extra = (is_masqueraded || has_template).then(|| {
+        Box::new(Extra {
+            source: connection.source.address.into(),
+            template: connection.template,
+        })
+    });
     let flow = Flow {
         client: connection.client.address.into(),
         virtual_address: connection.virtual_address.address.into(),
@@ -193,7 +225,7 @@ fn split(connection: Connection) -> (Flow, Rest) {
         source_port: connection.source.port,
         protocol: connection.protocol,
         is_masqueraded,
-        has_template: connection.template.is_some(),
+        has_template,
         answered: connection.answered,
         state: connection.state,
         due: ShortTick::default(),
@@ -201,16 +233,16 @@ fn split(connection: Connection) -> (Flow, Rest) {
         backend: connection.backend,
     };
     let rest = Rest {
-        source,
-        template: connection.template,
-        opened: connection.opened,
+        extra,
+        opened: Tick::at(connection.opened).into(),
         timer: Timer::default(),
         link: Link::default(),
     };
     (flow, rest)
 }
 
-fn join(flow: &Flow, source: Address, template: Option<Arc<Template>>, opened: Instant) -> Connection {
+fn join(flow: &Flow, opened: ShortTick, extra: Option<Extra>) -> Connection {
+    let (source, template) = extra.map_or((flow.client, None), |extra| (extra.source, extra.template));
     Connection {
         protocol: flow.protocol,
         client: Endpoint::new(flow.client.into(), flow.client_port),
@@ -220,7 +252,7 @@ fn join(flow: &Flow, source: Address, template: Option<Arc<Template>>, opened: I
         template,
         state: flow.state,
         answered: flow.answered,
-        opened,
+        opened: opened.before(flow.expires),
         expires: flow.expires,
     }
 }

@@ -162,6 +162,12 @@ impl Conntrack {
         }
     }
 
+    /// Whether a flow of this trace may be there, to guess by: tags are compared, no keys.
+    #[inline]
+    pub fn may_know(&self, trace: Trace) -> bool {
+        trace.homes.iter().any(|&home| self.lock(home).may_know(trace.hash))
+    }
+
     /// Locks the shard of the flow that a packet of `key` belongs to and looks the flow up. Where it may be in either of two
     /// shards, `likely` says which direction is tried first.
     #[inline]
@@ -230,8 +236,9 @@ impl Conntrack {
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
         let key = Key::from(*reply);
+        let hash = self.hasher.hash_one(key);
         let mut shard = self.lock(self.home(key.destination, key.destination_port()));
-        self.accounted(&mut shard, |shard| shard.is_free(&key, now))
+        self.accounted(&mut shard, |shard| shard.is_free(&key, hash, now))
     }
 
     /// Forgets what is over in this worker's share of the table.

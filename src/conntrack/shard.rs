@@ -1,5 +1,7 @@
 //! A part of the connection table: flows in slots, found by the tuple of either direction.
 
+use std::hint::black_box;
+
 use ahash::RandomState;
 
 use super::ages::Ages;
@@ -10,6 +12,9 @@ use super::wheel::{Tick, Wheel};
 use crate::affinity::Template;
 use crate::flow::{Direction, Key};
 use crate::time::Instant;
+
+/// So many flows are looked at ahead.
+const AHEAD: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
@@ -100,6 +105,12 @@ impl Shard {
         self.index.touch(hash)
     }
 
+    /// Whether there is an entry with the tag of `hash`.
+    #[inline]
+    pub(super) fn may_know(&self, hash: u64) -> bool {
+        self.index.find(hash, |_| true).is_some()
+    }
+
     /// Reads the flow that a key of `hash` most likely belongs to.
     #[inline]
     pub(super) fn touch_flow(&self, hash: u64) -> u64 {
@@ -113,8 +124,11 @@ impl Shard {
     /// # Errors
     /// Gives the flow back if a packet of either direction already belongs to another flow.
     pub fn insert(&mut self, connection: Connection, now: Instant) -> Result<(), Connection> {
-        let keys = [Direction::Original, Direction::Reply].map(|way| (way, Key::from(connection.arriving(way))));
-        if keys.iter().any(|(_, key)| !self.is_free(key, now)) {
+        let ways = [Direction::Original, Direction::Reply].map(|way| {
+            let key = Key::from(connection.arriving(way));
+            (way, key, self.hasher.hash_one(key))
+        });
+        if ways.iter().any(|(_, key, hash)| !self.is_free(key, *hash, now)) {
             return Err(connection);
         }
         let due = Tick::after(connection.expires);
@@ -124,8 +138,8 @@ impl Shard {
             connection.backend.set_active(true);
         }
         let slot = self.slots.insert(connection);
-        for (way, key) in keys {
-            self.index.insert(self.hasher.hash_one(key), Entry::new(slot, way));
+        for (way, _, hash) in ways {
+            self.index.insert(hash, Entry::new(slot, way));
         }
         self.arm(slot, due);
         self.enlist(slot, class);
@@ -133,9 +147,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room.
-    pub fn is_free(&mut self, key: &Key, now: Instant) -> bool {
-        let hash = self.hasher.hash_one(key);
+    /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room. `hash` is the key's.
+    pub fn is_free(&mut self, key: &Key, hash: u64, now: Instant) -> bool {
         match self.entry(key, hash) {
             None => true,
             Some(_) if self.find(key, hash, now).is_some() => false,
@@ -189,8 +202,9 @@ impl Shard {
     pub fn expire(&mut self, now: Instant) -> usize {
         let before = self.live;
         while let Some((tick, slots)) = self.wheel.advance(&mut self.slots, now) {
-            for slot in slots {
-                self.visit(slot, tick);
+            for slots in slots.chunks(AHEAD) {
+                self.touch(slots);
+                slots.iter().for_each(|&slot| self.visit(slot, tick));
             }
         }
         before - self.live
@@ -205,6 +219,16 @@ impl Shard {
         let connections = alive.filter_map(|slot| self.slots.connection(slot));
         connections.for_each(|connection| see(&connection));
         (end < self.slots.len()).then_some(end)
+    }
+
+    /// Reads what forgetting the flows in some slots changes. It was last used when the flows were, so these reads wait for the
+    /// memory, here side by side.
+    fn touch(&self, slots: &[u32]) {
+        let flows = slots.iter().filter_map(|&slot| self.slots.get(slot));
+        black_box(flows.fold(0, |all, flow| all ^ flow.backend.touch()));
+        let both = |&slot: &u32| [Direction::Original, Direction::Reply].map(|way| self.slots.arriving(slot, way));
+        let keys = slots.iter().flat_map(both).flatten();
+        black_box(keys.fold(0, |all, key| all ^ self.index.touch(self.hasher.hash_one(key))));
     }
 
     fn visit(&mut self, slot: u32, tick: Tick) {
@@ -298,6 +322,22 @@ mod tests {
             answered: false,
             opened: Instant::ZERO,
             expires,
+        }
+    }
+
+    #[test]
+    fn a_flow_in_a_full_table_takes_128_bytes_with_both_its_directions_and_gives_them_back() {
+        const FLOWS: usize = 1 << 15;
+        let (backend, now) = (backend(), Instant::from_nanos(1_000_000_000_000));
+        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), FLOWS, now);
+        for _ in 0..3 {
+            for port in 0..FLOWS as u16 {
+                shard
+                    .insert(connection(&backend, port, now + Duration::from_secs(60)), now)
+                    .unwrap();
+            }
+            assert_eq!((shard.len(), shard.memory()), (FLOWS, 128 * FLOWS));
+            while shard.evict(Class::Embryonic).is_some() {}
         }
     }
 

@@ -38,6 +38,14 @@ impl ShortTick {
     pub const fn is_after(self, tick: Tick) -> bool {
         (self.0.wrapping_sub(tick.0 as u32) as i32) > 0
     }
+
+    /// The beginning of the last such tick that is not after `time`.
+    #[must_use]
+    pub const fn before(self, time: Instant) -> Instant {
+        let tick = Tick::at(time).0;
+        let ago = (tick as u32).wrapping_sub(self.0);
+        Instant::from_nanos(tick.saturating_sub(ago as u64) << TICK_BITS)
+    }
 }
 
 impl From<Tick> for ShortTick {
@@ -171,6 +179,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_time_is_remembered_in_half_the_room_to_within_a_tick(time in 0..u64::MAX / 4, years in 0..18_u64) {
+            let time = Instant::from_nanos(time);
+            let later = time + Duration::from_secs(years * 365 * 86_400);
+            let remembered = ShortTick::from(Tick::at(time)).before(later);
+            prop_assert!(remembered <= time && time.saturating_since(remembered) < Duration::from_nanos(1 << TICK_BITS));
+        }
+
         #[test]
         fn every_slot_is_visited_by_its_deadline_and_a_tick(deadlines in prop::collection::vec(0u64..200_000, 1..40), step in 1u64..5_000_000) {
             let start = Instant::from_nanos(123_456_789_000);

@@ -133,9 +133,10 @@ impl RuleList {
         }
     }
 
-    /// Whether a service has this very address and port.
-    pub(super) fn has(&self, address: &Address) -> bool {
-        self.services.has(address)
+    /// The service that has this very address and port, and what its rule counts.
+    pub(super) fn at(&self, address: &Address) -> Option<(&Arc<Service>, &Tally)> {
+        let rule = self.services.at(address)?;
+        Some((&rule.service, &rule.stats))
     }
 
     /// The rules in the order in which they are checked.

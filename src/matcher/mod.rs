@@ -43,6 +43,7 @@ mod tally;
 mod user_rules;
 pub mod virtual_servers;
 
+use std::hint::black_box;
 use std::sync::Arc;
 
 pub use self::difference::Difference;
@@ -132,13 +133,27 @@ impl Matcher {
         }
     }
 
+    /// The service of the packet's protocol whose very address and port is the packet's destination. Has the CPU fetch what its
+    /// rule counts for `lane`, if one does.
+    pub(crate) fn touch(&self, tuple: &Tuple, lane: usize) -> Option<&Arc<Service>> {
+        let address = Address::of(tuple);
+        match self {
+            Self::Rules(rules) => {
+                let (service, tally) = rules.at(&address)?;
+                black_box(tally.touch(lane));
+                Some(service)
+            }
+            Self::VirtualServers(servers) => servers.at(&address),
+        }
+    }
+
     /// Whether the packet's destination is the very address and port of a service of its protocol.
     #[must_use]
     pub fn is_address(&self, tuple: &Tuple) -> bool {
         let address = Address::of(tuple);
         match self {
-            Self::Rules(rules) => rules.has(&address),
-            Self::VirtualServers(servers) => servers.has(&address),
+            Self::Rules(rules) => rules.at(&address).is_some(),
+            Self::VirtualServers(servers) => servers.at(&address).is_some(),
         }
     }
 }

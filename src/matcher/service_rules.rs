@@ -123,7 +123,7 @@ impl ServiceRules {
                 let stats = previous.and_then(|previous| previous.stats(&address, &service));
                 let stats = stats.unwrap_or_else(|| tallies.next());
                 let rule = ServiceRule { service, stats, rank };
-                match self.has(&address) {
+                match self.at(&address).is_some() {
                     true => self.shadowed.insert(rank, rule),
                     false => self.table.insert(address, rule),
                 };
@@ -138,9 +138,9 @@ impl ServiceRules {
         (rule.service.identity.name == service.identity.name).then(|| rule.stats.clone())
     }
 
-    /// Whether a rule has this very address and port.
-    pub(super) fn has(&self, address: &Address) -> bool {
-        self.table.get(address).is_some()
+    /// The rule that has this very address and port.
+    pub(super) fn at(&self, address: &Address) -> Option<&ServiceRule> {
+        self.table.get(address)
     }
 
     /// The first rule that a packet meets.

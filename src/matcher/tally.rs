@@ -34,9 +34,20 @@ pub struct Tally {
 }
 
 impl Tally {
+    #[inline]
+    fn cell(&self, lane: usize) -> &Cell {
+        &self.block.cells[lane * self.block.stride + self.index as usize]
+    }
+
+    /// Reads what [`Self::count`] will write to.
+    #[inline]
+    pub(super) fn touch(&self, lane: usize) -> u64 {
+        self.cell(lane).packets.load(Relaxed)
+    }
+
     /// Counts a packet; only the worker of `lane` may.
     pub(super) fn count(&self, lane: usize, bytes: usize) {
-        let cell = &self.block.cells[lane * self.block.stride + self.index as usize];
+        let cell = self.cell(lane);
         // No other thread writes it, so adding needs no locked instruction.
         let packets = cell.packets.load(Relaxed).wrapping_add(1);
         cell.packets.store(packets, Relaxed);

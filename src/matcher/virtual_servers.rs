@@ -56,9 +56,9 @@ impl VirtualServers {
         }
     }
 
-    /// Whether a service has this very address and port.
-    pub(super) fn has(&self, address: &Address) -> bool {
-        self.table.get(address).is_some()
+    /// The service that has this very address and port.
+    pub(super) fn at(&self, address: &Address) -> Option<&Arc<Service>> {
+        self.table.get(address)
     }
 
     /// The service that a packet's destination is an address of; else the one of all ports of that address
