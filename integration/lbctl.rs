@@ -172,6 +172,7 @@ fn status() -> Status {
         max_flows: 1_048_576,
         unknown_tcp: "drop".to_owned(),
         echo: true,
+        flow_table_bytes: 0,
         flows_by_state: Vec::new(),
         packets: PacketCounts {
             received: 3,

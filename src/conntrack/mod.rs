@@ -114,7 +114,8 @@ impl Conntrack {
         self.flows.load(Relaxed)
     }
 
-    /// Bytes that the flows take, and those which were there before.
+    /// Bytes that the flows take, and those which were there before: 128 a flow in a full table, both directions together, and 24
+    /// more where it is masqueraded or goes by client affinity.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().memory()).sum()

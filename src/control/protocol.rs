@@ -183,6 +183,9 @@ pub struct Status {
     pub flows: usize,
     /// As many may be.
     pub max_flows: usize,
+    /// Bytes that the connection table takes; what flows that are gone took is kept for others.
+    #[serde(default)]
+    pub flow_table_bytes: usize,
     /// What becomes of TCP segments of unknown connections: `drop`, `pass` or `reset`.
     #[serde(default)]
     pub unknown_tcp: String,

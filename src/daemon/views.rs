@@ -76,6 +76,7 @@ impl Control {
             backends: services.iter().map(|service| service.backends.len()).sum(),
             flows: conntrack.len(),
             max_flows: conntrack.max_flows(),
+            flow_table_bytes: conntrack.memory(),
             unknown_tcp: config.policy.conntrack.unknown_tcp.name().to_owned(),
             echo: config.policy.icmp.echo,
             flows_by_state: self.flows_by_state(),

@@ -18,6 +18,7 @@ pub fn status(status: &Status) -> String {
         ("services", status.services.to_string()),
         ("backends", status.backends.to_string()),
         ("flows", format!("{} of {}", status.flows, status.max_flows)),
+        ("flow table", format!("{} bytes", status.flow_table_bytes)),
         ("unknown TCP", status.unknown_tcp.clone()),
         ("echo", if status.echo { "answered" } else { "not answered" }.to_owned()),
         ("packets", packets(status)),
@@ -197,6 +198,7 @@ mod tests {
             backends: 9,
             flows: 5,
             max_flows: 1_048_576,
+            flow_table_bytes: 1_504,
             unknown_tcp: "drop".to_owned(),
             echo: true,
             flows_by_state: vec![StateCount {
@@ -238,6 +240,7 @@ services     3
 backends     9
 flows        5 of 1048576
   tcp  ESTABLISHED 5
+flow table   1504 bytes
 unknown TCP  drop
 echo         answered
 packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the device

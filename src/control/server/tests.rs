@@ -50,6 +50,7 @@ fn status() -> Status {
         max_flows: 1,
         unknown_tcp: "drop".to_owned(),
         echo: true,
+        flow_table_bytes: 0,
         flows_by_state: Vec::new(),
         packets: PacketCounts::default(),
         fragments: FragmentsView::default(),
