@@ -100,6 +100,8 @@ fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> P
             max_flows: 1,
             on_backend_removed: None,
             unknown_tcp: UnknownTcp::Drop,
+            expire_quiescent_template: true,
+            conn_reuse: true,
             timeouts: Timeouts::default(),
         },
         icmp: Icmp::default(),

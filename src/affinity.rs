@@ -1,8 +1,8 @@
 //! Client affinity (IPVS persistence): templates that say which backend a client's flows go to.
 //!
 //! As in `ip_vs_sched_persist` (ip_vs_core.c) a template lives for the service's timeout after its last new flow, and
-//! as long as any of its flows lives. A backend that was removed or has weight 0 gets no new flow by its template
-//! either; the kernel's `expire_quiescent_template=1`, which kube-proxy sets too.
+//! as long as any of its flows lives. A backend that was removed gets no new flow by its template either, nor does one of
+//! weight 0 with the kernel's `expire_quiescent_template=1`, which kube-proxy sets too and is the default here.
 //!
 //! A dashmap: templates are only looked at for new flows. A client's first choice is made under its lock, which is
 //! always taken before the scheduler's.
@@ -16,7 +16,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use ipnet::IpNet;
 
-use crate::policy::Persistence;
+use crate::policy::{Conntrack, Persistence};
 use crate::service::{Backend, Service};
 use crate::time::Instant;
 
@@ -64,8 +64,14 @@ impl Template {
     }
 
     /// Whether new flows may still go by it. `template` is the one in the table.
-    fn is_usable(template: &Arc<Self>, now: Instant) -> bool {
-        !template.backend.is_removed() && template.backend.weight() > 0 && Self::is_alive(template, now)
+    fn is_usable(template: &Arc<Self>, policy: &Conntrack, now: Instant) -> bool {
+        template.may_be_followed(policy) && Self::is_alive(template, now)
+    }
+
+    /// `ip_vs_check_template` (ip_vs_conn.c).
+    fn may_be_followed(&self, policy: &Conntrack) -> bool {
+        let is_quiescent = policy.expire_quiescent_template && self.backend.weight() == 0;
+        !self.backend.is_removed() && !is_quiescent
     }
 
     /// A flow holds it, or its time is not over.
@@ -100,7 +106,7 @@ pub struct Affinity {
 impl Affinity {
     /// The backend for a new flow: the one that the client's flows go to, or else what `pick` chooses.
     ///
-    /// Beyond `most` templates a new client is not remembered: strangers who invent clients must not fill the memory.
+    /// Beyond `max_flows` templates a new client is not remembered: strangers who invent clients must not fill the memory.
     ///
     /// Two workers with flows of one client at once get one answer. A template that is made here lives as long as it is
     /// held: [`Template::renew`] it once the flow is stored, or else it is forgotten with the flow.
@@ -109,7 +115,7 @@ impl Affinity {
         service: &Service,
         client: IpAddr,
         now: Instant,
-        most: usize,
+        policy: &Conntrack,
         pick: impl FnOnce() -> Option<Arc<Backend>>,
     ) -> Option<Choice> {
         let Some(persistence) = &service.persistence else {
@@ -117,15 +123,17 @@ impl Affinity {
         };
         let key = key(service, persistence, client);
         if let Some(known) = self.templates.get(&key)
-            && Template::is_usable(&known, now)
+            && Template::is_usable(&known, policy, now)
         {
             return Some(choice(&known));
         }
-        if self.templates.len() >= most && !self.templates.contains_key(&key) {
+        if self.templates.len() >= policy.max_flows && !self.templates.contains_key(&key) {
             return Some((pick()?, None));
         }
         let place = match self.templates.entry(key) {
-            Entry::Occupied(known) if Template::is_usable(known.get(), now) => return Some(choice(known.get())),
+            Entry::Occupied(known) if Template::is_usable(known.get(), policy, now) => {
+                return Some(choice(known.get()));
+            }
             place @ (Entry::Occupied(_) | Entry::Vacant(_)) => place,
         };
         let template = Arc::new(Template {
@@ -145,6 +153,7 @@ impl Affinity {
         service: &Service,
         client: IpAddr,
         now: Instant,
+        policy: &Conntrack,
         forgotten: Option<&Arc<Template>>,
     ) -> Option<(IpAddr, Outlook)> {
         let key = key(service, service.persistence.as_ref()?, client);
@@ -155,7 +164,7 @@ impl Affinity {
         let holders = Arc::strong_count(&known) - 2 * usize::from(forgotten.is_some());
         let is_alive = holders > 1 || known.expires.load(Relaxed) > now.as_nanos();
         let (backend, left) = (Arc::clone(&known.backend), known.remaining(now));
-        let outlook = match is_alive && !backend.is_removed() && backend.weight() > 0 {
+        let outlook = match is_alive && known.may_be_followed(policy) {
             true => Outlook::Used(backend, left),
             false => Outlook::Unusable(backend, left),
         };

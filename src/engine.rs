@@ -345,6 +345,7 @@ impl Processor<'_> {
             Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted => return Err(Stop::Abort(*leaving)),
+            Known::Waits => return Err(Stop::Drop(Drop::BackendRemoved)),
             // 4. Any other one needs a service, a backend and a place in the table.
             Known::No => {
                 *leaving = self.open(headers, segment, trace, now)?;

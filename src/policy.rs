@@ -83,6 +83,9 @@ pub enum OnBackendRemoved {
     /// Its client's next packet is scheduled anew; a TCP segment that opens nothing is answered with RST, so the client
     /// reconnects. What the backend still answers to a datagram reaches the client until then.
     Reschedule,
+    /// What its client sends is dropped, until the backend is back or the flow's time is over; a connection that is opened
+    /// anew is scheduled anew. IPVS's own way (`expire_nodest_conn=0`).
+    Drop,
 }
 
 impl OnBackendRemoved {
@@ -171,6 +174,11 @@ pub struct Conntrack {
     pub on_backend_removed: Option<OnBackendRemoved>,
     /// What becomes of segments of unknown connections.
     pub unknown_tcp: UnknownTcp,
+    /// Whether a client that goes by affinity gets another backend once its own has weight 0 (`expire_quiescent_template`).
+    pub expire_quiescent_template: bool,
+    /// Whether a SYN or INIT from the port of a connection that is over is scheduled anew (`conn_reuse_mode` 1), or follows it
+    /// to its backend (0).
+    pub conn_reuse: bool,
     /// How long an idle flow lives, by state.
     pub timeouts: Timeouts,
 }

@@ -269,7 +269,10 @@ impl Backend {
         let rule = self.service.on_backend_removed.lock().or(general);
         match rule.unwrap_or_else(|| OnBackendRemoved::default_of(protocol)) {
             OnBackendRemoved::Preserve if is_cut => OnBackendRemoved::Reset,
-            rule @ (OnBackendRemoved::Preserve | OnBackendRemoved::Reset | OnBackendRemoved::Reschedule) => rule,
+            rule @ (OnBackendRemoved::Preserve
+            | OnBackendRemoved::Reset
+            | OnBackendRemoved::Reschedule
+            | OnBackendRemoved::Drop) => rule,
         }
     }
 

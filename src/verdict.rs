@@ -86,6 +86,8 @@ reasons! {
         NotSyn = "not_syn",
         /// An SCTP packet to a service that belongs to no flow and does not open one.
         NotInit = "not_init",
+        /// The flow's backend was taken out of the configuration, and `on_backend_removed = "drop"`.
+        BackendRemoved = "backend_removed",
         /// `max_flows` is reached, and no flow may be evicted for this one.
         TableFull = "table_full",
         /// Another flow to the same backend already has this client's address and port.

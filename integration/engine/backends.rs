@@ -221,6 +221,32 @@ fn what_a_removed_backend_still_answers_to_a_datagram_arrives_until_the_client_a
 }
 
 #[test]
+fn with_drop_a_flow_waits_for_its_backend_until_its_time_is_over() {
+    for case in Case::all() {
+        let mut world = on_removed(case, "drop").world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        let gone = on_removed(case, "drop").backends(&[(2, 1)]).toml();
+        world.reload(&gone);
+        let dropped = Verdict::Drop(Drop::BackendRemoved);
+        assert_eq!(world.try_up(&flow, ACK).verdict, dropped, "{case:?}");
+        world.down(&flow, ACK);
+        world.reload(&on_removed(case, "drop").toml());
+        world.up(&flow, ACK);
+        world.reload(&gone);
+        // A client that sends all the while does not keep it alive.
+        for _ in 0..20 {
+            world.seconds(50);
+            let verdict = world.try_up(&flow, ACK).verdict;
+            if verdict != dropped {
+                break;
+            }
+        }
+        let other = world.open(case.protocol, flow.client, flow.service);
+        assert_eq!(other.backend, case.backend(2), "{case:?}");
+    }
+}
+
+#[test]
 fn a_service_has_its_own_word_on_flows_of_removed_backends() {
     let setup = |case: Case, general: &str, own: &str| {
         let own = format!("on_backend_removed = \"{own}\"");

@@ -43,6 +43,8 @@ pub(super) fn conntrack() -> Conntrack {
         max_flows: 1 << 20,
         on_backend_removed: None,
         unknown_tcp: UnknownTcp::default(),
+        expire_quiescent_template: true,
+        conn_reuse: true,
         timeouts: Timeouts::default(),
     }
 }

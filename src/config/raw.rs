@@ -179,6 +179,8 @@ tables! {
         max_flows: i128,
         on_backend_removed: Text<'t>,
         unknown_tcp: Text<'t>,
+        expire_quiescent_template: bool,
+        conn_reuse_mode: i128,
         tcp_none: Scalar<'t>,
         tcp_established: Scalar<'t>,
         tcp_syn_sent: Scalar<'t>,

@@ -160,6 +160,8 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
         max_flows,
         on_backend_removed,
         unknown_tcp,
+        expire_quiescent_template,
+        conn_reuse,
         timeouts: Timeouts { tcp, udp, sctp },
     } = conntrack;
     out.section("[conntrack]");
@@ -167,6 +169,10 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     let removed = on_backend_removed.map(|rule| quoted(word_of(rule, ON_BACKEND_REMOVED)));
     out.optional("on_backend_removed", removed);
     out.word("unknown_tcp", *unknown_tcp, UnknownTcp::default(), UNKNOWN_TCP);
+    let expire = Some(expire_quiescent_template).filter(|&expire| *expire != default.expire_quiescent_template);
+    out.optional("expire_quiescent_template", expire);
+    let reuse = Some(u8::from(*conn_reuse)).filter(|_| *conn_reuse != default.conn_reuse);
+    out.optional("conn_reuse_mode", reuse);
     let states = TCP_TIMEOUTS.into_iter().zip(tcp).zip(default.timeouts.tcp);
     for ((key, timeout), default) in states {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));

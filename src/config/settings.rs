@@ -108,6 +108,8 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
         max_flows,
         on_backend_removed,
         unknown_tcp,
+        expire_quiescent_template,
+        conn_reuse,
         timeouts,
     } = conntrack;
     let removed = on_backend_removed.map(|rule| word_of(rule, ON_BACKEND_REMOVED));
@@ -115,6 +117,11 @@ fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
         ("conntrack.max_flows", max_flows.to_string()),
         ("conntrack.on_backend_removed", or(removed, "default")),
         ("conntrack.unknown_tcp", word_of(*unknown_tcp, UNKNOWN_TCP).to_owned()),
+        (
+            "conntrack.expire_quiescent_template",
+            expire_quiescent_template.to_string(),
+        ),
+        ("conntrack.conn_reuse_mode", u8::from(*conn_reuse).to_string()),
         ("conntrack.udp", humantime::format_duration(timeouts.udp).to_string()),
     ];
     let tcp = TCP_TIMEOUTS.into_iter().zip(timeouts.tcp);

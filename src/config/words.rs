@@ -28,6 +28,7 @@ pub(super) const ON_BACKEND_REMOVED: &Words<OnBackendRemoved> = &[
     ("preserve", OnBackendRemoved::Preserve),
     ("reset", OnBackendRemoved::Reset),
     ("reschedule", OnBackendRemoved::Reschedule),
+    ("drop", OnBackendRemoved::Drop),
 ];
 
 pub(super) const UNKNOWN_TCP: &Words<UnknownTcp> = &[

@@ -41,6 +41,8 @@ pub(crate) enum Known {
     Ended,
     /// The same, but the receiver of this TCP segment is told first.
     Aborted,
+    /// Its flow has lost its backend, and waits for it.
+    Waits,
 }
 
 /// What becomes of a flow whose backend was removed, at its next packet.
@@ -48,6 +50,8 @@ pub(crate) enum Orphan {
     GoesOn,
     /// Both sides are told, one after the other, while the flow stays.
     Ends,
+    /// The packet is dropped, and the flow grows old.
+    Waits,
     IsForgotten(Known),
 }
 
@@ -61,6 +65,10 @@ pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Dir
         }
         // An answer under way still arrives.
         (OnBackendRemoved::Preserve, _, _) | (OnBackendRemoved::Reschedule, Signal::Udp, false) => Orphan::GoesOn,
+        (OnBackendRemoved::Drop, _, _) => match direction {
+            Direction::Original => Orphan::Waits,
+            Direction::Reply => Orphan::GoesOn,
+        },
         (OnBackendRemoved::Reset, Signal::Udp, true) => Orphan::IsForgotten(Known::Ended),
         (OnBackendRemoved::Reset, _, false)
         | (OnBackendRemoved::Reschedule, Signal::Tcp(_) | Signal::Sctp(_), false) => Orphan::Ends,
@@ -82,6 +90,7 @@ impl Processor<'_> {
     #[inline]
     pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
         let policy = &self.ruleset.policy.conntrack;
+        let reuse = policy.conn_reuse;
         let lane = self.lane.index;
         let likely = || self.ruleset.likely(&segment.key);
         let found = self
@@ -91,13 +100,14 @@ impl Processor<'_> {
                     return Known::No;
                 };
                 *leaving = key;
-                if is_reopened(flow.state, &flow.backend, segment, direction) {
+                if is_reopened(flow.state, &flow.backend, reuse, segment, direction) {
                     shard.remove(slot);
                     return Known::No;
                 }
                 if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
+                        Orphan::Waits => return Known::Waits,
                         Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
                         Orphan::IsForgotten(then) => {
                             shard.remove(slot);
@@ -114,12 +124,18 @@ impl Processor<'_> {
 }
 
 /// Whether a client opens a new connection from a port whose last one is over (`is_new_conn_expected`, ip_vs_core.c):
-/// it gets a fresh choice at once.
+/// it gets a fresh choice at once, with `reuse`.
 #[inline]
-pub(crate) fn is_reopened(state: State, backend: &Backend, segment: &Segment, direction: Direction) -> bool {
+pub(crate) fn is_reopened(
+    state: State,
+    backend: &Backend,
+    reuse: bool,
+    segment: &Segment,
+    direction: Direction,
+) -> bool {
     let over = match state {
-        State::Tcp(state) => state.is_reusable(),
-        State::Sctp(state) => state.is_reusable(),
+        State::Tcp(state) => reuse && state.is_reusable(),
+        State::Sctp(state) => reuse && state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
         State::Udp => backend.is_one_packet(),
     };

@@ -44,7 +44,7 @@ impl Processor<'_> {
                 let mut leaving = segment.key;
                 match self.follow(segment, trace, now, &mut leaving) {
                     Known::Flow => Ok(leaving),
-                    Known::No | Known::Ended | Known::Aborted => Err(stop),
+                    Known::No | Known::Ended | Known::Aborted | Known::Waits => Err(stop),
                 }
             }
             decided @ (Ok(_)
@@ -73,7 +73,7 @@ impl Processor<'_> {
         let client = tuple.source.address;
         let chosen = self
             .affinity
-            .choose(service, client, now, self.conntrack.max_flows(), || {
+            .choose(service, client, now, &self.ruleset.policy.conntrack, || {
                 pick(service, tuple, now, rng)
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;

@@ -96,6 +96,7 @@ impl<'a> Way<'a> {
             Known::Flow => self.leave(&leaving.into(), false),
             Known::Ended => self.refuse(headers, Reject::BackendRemoved),
             Known::Aborted => self.abort(headers, &leaving),
+            Known::Waits => Verdict::Drop(Drop::BackendRemoved),
             Known::No => self.open(headers, segment, forgotten.as_ref()),
         }
     }
@@ -116,17 +117,24 @@ impl<'a> Way<'a> {
             self.push(Step::NoFlow);
             return (Known::No, None);
         };
-        let rule = self.ruleset.policy.conntrack.on_backend_removed;
+        let policy = &self.ruleset.policy.conntrack;
+        let (rule, reuse) = (policy.on_backend_removed, policy.conn_reuse);
         let orphan = connection.backend.orphans(rule, connection.protocol);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
         let (known, outcome) = match orphan {
-            _ if is_reopened(connection.state, &connection.backend, segment, direction) => (Known::No, "reopened"),
+            _ if is_reopened(connection.state, &connection.backend, reuse, segment, direction) => {
+                (Known::No, "reopened")
+            }
             Orphan::GoesOn => (Known::Flow, "follows"),
+            Orphan::Waits => (Known::Waits, "waits"),
             Orphan::Ends => (told_by(connection.state, direction), "ends"),
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
-        let next = connection.state.next(direction, segment.signal);
+        let next = match known {
+            Known::Waits => connection.state,
+            Known::Flow | Known::No | Known::Ended | Known::Aborted => connection.state.next(direction, segment.signal),
+        };
         self.found(&connection, direction, next, outcome);
         (known, Some((connection, direction)))
     }

@@ -223,6 +223,8 @@ fn policy(rng: &mut Rng) -> Policy {
             max_flows: 1,
             on_backend_removed: None,
             unknown_tcp: UnknownTcp::Drop,
+            expire_quiescent_template: true,
+            conn_reuse: true,
             timeouts: Timeouts::default(),
         },
         icmp: Icmp::default(),

@@ -294,6 +294,8 @@ mod tests {
                 max_flows: 1,
                 on_backend_removed: None,
                 unknown_tcp: UnknownTcp::Drop,
+                expire_quiescent_template: true,
+                conn_reuse: true,
                 timeouts: Timeouts::default(),
             },
             icmp: Icmp::default(),

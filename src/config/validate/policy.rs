@@ -106,6 +106,12 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
     }
     read.on_backend_removed = on_backend_removed(&raw.on_backend_removed, report);
     read.unknown_tcp = word("unknown_tcp", &raw.unknown_tcp, UNKNOWN_TCP, report);
+    let expire = raw.expire_quiescent_template.given();
+    read.expire_quiescent_template = expire.map_or(read.expire_quiescent_template, |expire| *expire.get_ref());
+    if let Some(value) = raw.conn_reuse_mode.given() {
+        let mode: Option<u8> = number("conn_reuse_mode", value, 0..=1, CONN_REUSE, report);
+        read.conn_reuse = mode.map_or(read.conn_reuse, |mode| mode == 1);
+    }
     let tcp = TCP_TIMEOUTS.into_iter().zip(raw.tcp());
     for ((key, written), slot) in tcp.zip(&mut read.timeouts.tcp) {
         set_timeout(key, written, slot, report);
@@ -117,6 +123,10 @@ pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntr
     }
     read
 }
+
+/// Bit 2 of the kernel's setting is for flows whose replies are not seen (doc/networking/ipvs-sysctl.rst).
+const CONN_REUSE: &str = ": 1 schedules a client port that is used again anew, 0 leaves it to the backend it had; \
+                          2 is for direct routing, which lbd does not do";
 
 /// Of all services, or of one.
 pub(super) fn on_backend_removed(written: &Key<Text<'_>>, report: &mut Report) -> Option<OnBackendRemoved> {

@@ -118,6 +118,7 @@ fn flow_lines(flow: &FlowStep) -> Vec<String> {
         "reopened" => "is over: forgotten, and this packet opens another one",
         "rescheduled" => "has lost its backend: forgotten, and this packet opens another one",
         "ends" => "has lost its backend: it ends",
+        "waits" => "has lost its backend: until that is back, its client's packets are dropped",
         _ => "the packet follows it",
     };
     let states = if state == next_state {
