@@ -2,12 +2,15 @@
 //!
 //! It shares no code with lbd's engine, only the names of verdicts, and SCTP's state table, whose unit tests compare every
 //! cell with the kernel's. It knows one service each for TCP, UDP and SCTP with two addresses, round robin, persistence,
-//! and one rule.
+//! one rule, and fragments.
 #![allow(
     dead_code,
     unreachable_pub,
     reason = "each test that includes this module uses some of it"
 )]
+#[path = "reference/fragments.rs"]
+mod fragments;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -17,6 +20,7 @@ use lbd::packet::sctp::Chunk;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use super::packets::{ACK, FIN, RST, SYN};
+pub use fragments::Piece;
 
 /// The state table of the Linux kernel as printed in ip_vs_proto_tcp.c: rows syn, fin, ack, rst.
 const STATES: &str = "NO ES SS SR FW TW CL CW LA LI SA";
@@ -105,6 +109,10 @@ pub struct Model {
     last: HashMap<Protocol, u16>,
     templates: HashMap<(Protocol, std::net::IpAddr), Template>,
     sequence: u64,
+    datagrams: Vec<fragments::Datagram>,
+    /// Of fragments that are held, the number of the next one.
+    tickets: u64,
+    given_out: Vec<(u64, Expected)>,
 }
 
 impl ModelFlow {
@@ -204,6 +212,9 @@ impl Model {
             last: HashMap::new(),
             templates: HashMap::new(),
             sequence: 0,
+            datagrams: Vec::new(),
+            tickets: 0,
+            given_out: Vec::new(),
         }
     }
 
@@ -218,6 +229,7 @@ impl Model {
         let held = |id| flows.iter().any(|flow| flow.template == Some(id));
         self.templates
             .retain(|_, template| held(template.id) || template.expires > now);
+        self.expire_fragments();
     }
 
     pub fn reload(&mut self, rules: Rules) {
@@ -333,8 +345,12 @@ impl Model {
         })
     }
 
+    fn is_banned(&self, ends: &Ends) -> bool {
+        self.rules.iptables && ends.from.ip() == self.rules.banned.ip()
+    }
+
     fn open(&mut self, ends: Ends, told: u8) -> Expected {
-        if self.rules.iptables && ends.from.ip() == self.rules.banned.ip() {
+        if self.is_banned(&ends) {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
         if !self.services.contains(&ends.to) {
@@ -402,10 +418,13 @@ impl Model {
         }
     }
 
-    /// The last flow comes from this place of the pool.
-    pub fn learn(&mut self, source: SocketAddr) {
+    /// The last flow comes from this place of the pool; what it leaves as.
+    pub fn learn(&mut self, source: SocketAddr) -> Ends {
         let flow = self.flows.last_mut().unwrap();
         flow.leaves.from = source;
+        let leaves = flow.leaves;
+        self.learn_of_fragments(leaves);
+        leaves
     }
 
     fn make_room(&mut self) -> bool {
