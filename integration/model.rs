@@ -130,7 +130,7 @@ const fn chunk(flags: u8) -> u8 {
 fn op(case: Case) -> impl Strategy<Value = Op> {
     let wait = prop_oneof![3 => 0..3_000_u64, 2 => 0..130_000_u64, 1 => 0..1_000_000_u64, 1 => (0..1_000_u64).prop_map(|s| s * 1_000)];
     prop_oneof![
-        6 => (protocol(), 1..5_u16, 1..4_u16, 0..3_usize, flags())
+        6 => (protocol(), 1..5_u16, 1..4_u16, 0..4_usize, flags())
             .prop_map(|(protocol, n, port, to, flags)| Op::Client { protocol, n, port, to, flags }),
         12 => (any::<prop::sample::Index>(), any::<bool>(), flags())
             .prop_map(|(which, up, flags)| Op::Flow { which, up, flags }),
@@ -221,8 +221,9 @@ impl Pair {
                 to,
                 flags,
             } => {
-                let to = [self.case.service(), self.case.external(), self.case.node(80)][*to];
-                let from = self.case.client(*n, *port);
+                let case = self.case;
+                let to = [case.service(), case.external(), case.node(80), case.backend(1)][*to];
+                let from = case.client(*n, *port);
                 let protocol = *protocol;
                 self.send(Ends { protocol, from, to }, *flags);
             }

@@ -88,7 +88,7 @@ reasons! {
         NotInit = "not_init",
         /// `max_flows` is reached, and no flow may be evicted for this one.
         TableFull = "table_full",
-        /// Another flow to the same backend already has this client's address and port.
+        /// Another flow to the same backend, or a connection past the services, already has this client's address and port.
         TupleInUse = "tuple_in_use",
         /// No free address and port is left in the masquerade pool.
         PoolExhausted = "pool_exhausted",

@@ -8,6 +8,8 @@
     unreachable_pub,
     reason = "each test that includes this module uses some of it"
 )]
+#[path = "reference/bypass.rs"]
+mod bypass;
 #[path = "reference/fragments.rs"]
 mod fragments;
 
@@ -109,10 +111,22 @@ pub struct Model {
     last: HashMap<Protocol, u16>,
     templates: HashMap<(Protocol, std::net::IpAddr), Template>,
     sequence: u64,
+    /// Connections past the services.
+    bypass: Vec<bypass::Connection>,
     datagrams: Vec<fragments::Datagram>,
     /// Of fragments that are held, the number of the next one.
     tickets: u64,
     given_out: Vec<(u64, Expected)>,
+}
+
+impl Ends {
+    fn reply(self) -> Self {
+        Self {
+            from: self.to,
+            to: self.from,
+            ..self
+        }
+    }
 }
 
 impl ModelFlow {
@@ -212,6 +226,7 @@ impl Model {
             last: HashMap::new(),
             templates: HashMap::new(),
             sequence: 0,
+            bypass: Vec::new(),
             datagrams: Vec::new(),
             tickets: 0,
             given_out: Vec::new(),
@@ -264,6 +279,13 @@ impl Model {
         };
         let at = self.flows.iter().position(original).map(|at| (at, true));
         at.or_else(|| self.flows.iter().position(reply).map(|at| (at, false)))
+    }
+
+    /// Whether the address is a service's or a backend's.
+    fn is_known(&self, address: std::net::IpAddr) -> bool {
+        let mut backends = self.rules.backends.iter();
+        self.services.iter().any(|service| service.ip() == address)
+            || backends.any(|&(n, _)| (self.address)(n).ip() == address)
     }
 
     fn is_configured(&self, backend: u16) -> bool {
@@ -354,6 +376,7 @@ impl Model {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
         if !self.services.contains(&ends.to) {
+            self.note_bypass(ends, told);
             return Expected::Verdict(Verdict::Pass(Pass::NoMatch));
         }
         if !opens(&ends, told) {
@@ -373,7 +396,8 @@ impl Model {
             .flows
             .iter()
             .any(|flow| flow.leaves == direct && flow.expires > self.now);
-        if taken && !self.rules.masquerade {
+        let in_use = taken || self.is_bypass(direct);
+        if in_use && !self.rules.masquerade {
             return Expected::Verdict(Verdict::Drop(Drop::TupleInUse));
         }
         if !taken {
@@ -384,7 +408,7 @@ impl Model {
         }
         self.flows.retain(|flow| flow.arrives != ends);
         self.store(ends, direct, backend, template);
-        match taken {
+        match in_use {
             true => Expected::ForwardFromPool { to },
             false => Expected::Forward(direct),
         }

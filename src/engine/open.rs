@@ -29,8 +29,8 @@ impl Processor<'_> {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
         let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
-            Match::None => return Err(Stop::Pass(Pass::NoMatch)),
-            Match::Pass => return Err(Stop::Pass(Pass::Rule)),
+            Match::None => return Err(self.bypass(segment, trace, Pass::NoMatch, now)),
+            Match::Pass => return Err(self.bypass(segment, trace, Pass::Rule, now)),
             Match::Reject => return Err(Stop::Reject(Reject::Rule)),
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
@@ -52,6 +52,18 @@ impl Processor<'_> {
                 Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
             )) => decided,
         }
+    }
+
+    /// A packet that passes may be of a connection between a client and a backend that goes past the services.
+    fn bypass(&self, segment: &Segment, trace: Trace, reason: Pass, now: Instant) -> Stop {
+        if self.ruleset.is_known(&segment.key.source.into()) {
+            self.conntrack.note_bypass(trace, segment.signal, now);
+        }
+        if self.ruleset.is_known(&segment.key.destination.into()) {
+            let answer = self.conntrack.trace(&segment.key.reply());
+            self.conntrack.note_bypass(answer, segment.signal, now);
+        }
+        Stop::Pass(reason)
     }
 
     /// What becomes of a packet to a service that has no flow and opens none.

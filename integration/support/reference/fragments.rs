@@ -147,12 +147,6 @@ impl Model {
         }
     }
 
-    fn is_known(&self, address: IpAddr) -> bool {
-        let mut backends = self.rules.backends.iter();
-        self.services.iter().any(|service| service.ip() == address)
-            || backends.any(|&(n, _)| (self.address)(n).ip() == address)
-    }
-
     fn is_decided(&self, piece: &Piece) -> bool {
         let mut datagrams = self.datagrams.iter();
         datagrams.any(|datagram| datagram.key == piece.key() && datagram.course != Course::Waiting)
@@ -172,7 +166,7 @@ impl Model {
             Expected::Verdict(Verdict::Reject(_)) if piece.ends.protocol == Protocol::Tcp => {
                 Expected::Verdict(Verdict::Drop(Drop::Unanswerable))
             }
-            other => other,
+            other @ (Expected::Verdict(_) | Expected::Forward(_) | Expected::ForwardFromPool { .. }) => other,
         }
     }
 
@@ -278,6 +272,6 @@ impl Model {
 fn later(first: Expected) -> Expected {
     match first {
         Expected::Verdict(Verdict::Reject(_)) => Expected::Verdict(Verdict::Drop(Drop::Unanswerable)),
-        other => other,
+        other @ (Expected::Verdict(_) | Expected::Forward(_) | Expected::ForwardFromPool { .. }) => other,
     }
 }
