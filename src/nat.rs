@@ -23,7 +23,8 @@ const MAX_TRIES: usize = 1 << 16;
 /// Why there is no sender for a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoSource {
-    /// Another flow to the same backend has this client's address and port, and masquerading is forbidden.
+    /// Another flow to the same backend, or a connection past the services, has this client's address and port, and
+    /// masquerading is forbidden.
     InUse,
     /// Every address and port of the pool is taken, or the pool has no address of this IP version.
     PoolExhausted,
@@ -40,7 +41,7 @@ pub enum Why {
     LocalClient,
     /// The backend reaches itself, so the reply would not come back through lbd.
     BackendItself,
-    /// Another flow to the backend has the client's address and port.
+    /// Another flow to the backend, or a connection past the services, has the client's address and port.
     InUse,
 }
 
@@ -154,7 +155,9 @@ pub fn source(
     };
     let client = tuple.source;
     if wanted(ruleset, &client.address, backend) == Why::Client {
-        if conntrack.is_free(&reply(client), now) {
+        let timeouts = &ruleset.policy.conntrack.timeouts;
+        let direct = reply(client);
+        if conntrack.is_free(&direct, now) && !conntrack.is_bypass(&direct, timeouts, now) {
             return Ok(client);
         }
         if ruleset.policy.nat.masquerade == Masquerade::Never {

@@ -90,7 +90,7 @@ reasons! {
         BackendRemoved = "backend_removed",
         /// `max_flows` is reached, and no flow may be evicted for this one.
         TableFull = "table_full",
-        /// Another flow to the same backend already has this client's address and port.
+        /// Another flow to the same backend, or a connection past the services, already has this client's address and port.
         TupleInUse = "tuple_in_use",
         /// No free address and port is left in the masquerade pool.
         PoolExhausted = "pool_exhausted",
@@ -108,7 +108,8 @@ reasons! {
         FragmentTableFull = "fragment_table_full",
         /// A fragment that was held, and the first one of its datagram did not come in time.
         FragmentTimeout = "fragment_timeout",
-        /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2).
+        /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2); or it would
+        /// open a flow from an address that is no single host's, whom no backend could answer (RFC 1122 section 3.2.1.3).
         Unanswerable = "unanswerable",
         /// The packet had to be refused, but lbd has answered too many of late (RFC 4443 section 2.4(f), RFC 1812 section
         /// 4.3.2.8).

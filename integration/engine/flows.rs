@@ -1,9 +1,10 @@
 //! The life of a flow: its states, its deadlines, and whom it counts for.
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lbd::flow::Protocol;
 use lbd::policy::Mode;
-use lbd::verdict::{Drop, Reject, Verdict};
+use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use crate::packets::{self, ACK, FIN, PSH, RST, SYN};
 use crate::world::{Case, Flow, World};
@@ -218,6 +219,25 @@ fn a_syn_of_a_flow_that_is_not_over_goes_to_the_same_backend() {
         world.up(&flow, FIN | ACK);
         world.up(&flow, SYN);
         assert_eq!(world.state(&flow), "SYN_RECV");
+    }
+}
+
+#[test]
+fn nobody_opens_a_flow_from_an_address_that_is_no_single_hosts() {
+    for case in Case::all() {
+        let addresses: [&str; 3] = match case.v6 {
+            true => ["ff02::1", "ff0e::7", "::"],
+            false => ["255.255.255.255", "224.0.0.1", "0.0.0.0"],
+        };
+        for address in addresses {
+            let mut world = case.setup().world();
+            let from = SocketAddr::new(address.parse().unwrap(), 40_000);
+            let verdict = world.try_open(case.protocol, from, case.service());
+            assert_eq!(verdict, Verdict::Drop(Drop::Unanswerable), "{from}");
+            let stranger = case.node(80);
+            let verdict = world.try_open(case.protocol, from, stranger);
+            assert_eq!(verdict, Verdict::Pass(Pass::NoMatch), "none of lbd's business");
+        }
     }
 }
 

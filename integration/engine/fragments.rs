@@ -190,6 +190,54 @@ fn behind_the_fragment_header_extension_headers_are_seen_through() {
     }
 }
 
+/// The packet with destination options before what it carries, which is now of protocol `upper`.
+fn behind_options(packet: &[u8], upper: u8) -> Vec<u8> {
+    let mut longer = packet[..40].to_vec();
+    longer[6] = 60;
+    longer.extend([upper, 0, 1, 4, 0, 0, 0, 0]);
+    longer.extend(&packet[40..]);
+    longer
+}
+
+#[test]
+fn what_is_none_of_lbds_business_behind_destination_options_goes_the_way_of_its_first_fragment() {
+    let case = Case { v6: true, ..Case::UDP };
+    let plain = segment(case, case.client(2, 9), case.service(), 3_000);
+    let (passed, dropped) = (Verdict::Pass(Pass::NoMatch), Verdict::Drop(Drop::Fragment));
+    let tiny = Verdict::Drop(Drop::FragmentTiny);
+    let icmp = over(&behind_options(&plain, 58), 7, MTU);
+    let sctp = over(&behind_options(&plain, 132), 7, MTU);
+    let cut_off = cut(&behind_options(&plain, 17), 7, &[8, 1_400]);
+    for (fragments, verdict) in [(icmp, passed), (sctp, dropped), (cut_off, tiny)] {
+        let mut world = case.setup().world();
+        assert_eq!(verdicts(&mut world, &fragments), [verdict; 3]);
+        let expected = [Verdict::Hold, Verdict::Hold, verdict];
+        assert_eq!(verdicts(&mut world, &reversed(fragments)), expected);
+        assert_eq!(world.count(verdict), 6, "with what was held");
+        assert_eq!(world.engine.fragments(), Default::default());
+    }
+}
+
+#[test]
+fn an_identification_that_is_used_again_after_a_fragment_was_lost_is_another_datagram() {
+    for case in udp() {
+        let mut world = case.setup().world();
+        for (n, port) in [(1, 9), (2, 10), (3, 11)] {
+            let fragments = over(&segment(case, case.client(2, port), case.service(), 4_000), 7, MTU);
+            let but_one = [fragments[0].clone(), fragments[2].clone()];
+            leaving(&mut world, &but_one);
+            let other = segment(case, case.client(2, port + 10), case.service(), 4_000);
+            let left = leaving(&mut world, &over(&other, 7, MTU));
+            let expected = case.backend([2, 1, 3][n - 1]);
+            assert_eq!(
+                packets::endpoints(&whole(&left)).1,
+                expected,
+                "not after the first datagram"
+            );
+        }
+    }
+}
+
 /// The bytes of the datagram, put together by their offsets: etherparse checks no checksum behind extension headers.
 fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
     let offset = |fragment: &Vec<u8>| usize::from(u16::from_be_bytes([fragment[42], fragment[43]]) & 0xfff8);

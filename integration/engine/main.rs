@@ -29,4 +29,5 @@ mod rules;
 mod sctp;
 mod shadow;
 mod sources;
+mod super_packets;
 mod unknown;

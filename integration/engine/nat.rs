@@ -35,7 +35,7 @@ fn field_of(packet: &[u8], protocol: Protocol) -> std::ops::Range<usize> {
 }
 
 /// The packet as a local stack hands it to a device that computes checksums.
-fn partial(packet: &[u8], protocol: Protocol) -> Vec<u8> {
+pub(crate) fn partial(packet: &[u8], protocol: Protocol) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let sum = pseudo_sum(&packet);
     let field = field_of(&packet, protocol);

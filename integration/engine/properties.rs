@@ -1,12 +1,17 @@
 //! What holds for every packet, whatever its bytes.
+use std::net::{IpAddr, SocketAddr};
+
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 use proptest::prelude::*;
 
-use lbd::packet::frame::Checksum;
+use lbd::flow::{Key, Protocol};
+use lbd::packet::Headers;
+use lbd::packet::frame::{Checksum, Frame};
 use lbd::policy::Mode;
+use lbd::rewrite;
 use lbd::verdict::Verdict;
 
-use crate::packets::{self, ACK, FIN, PSH, RST, SYN};
+use crate::packets::{self, ACK, FIN, IcmpError, PSH, RST, SYN};
 use crate::world::{Case, World, chunk_type, packet, unfinished};
 
 fn case() -> impl Strategy<Value = Case> {
@@ -84,11 +89,11 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn content(case: Case, from: std::net::SocketAddr, to: std::net::SocketAddr, flags: u8, payload: &[u8]) -> Vec<u8> {
+fn content(case: Case, from: SocketAddr, to: SocketAddr, flags: u8, payload: &[u8]) -> Vec<u8> {
     match case.protocol {
-        lbd::flow::Protocol::Tcp => packets::tcp(from, to, flags, 9, if flags & ACK == 0 { 0 } else { 8 }, payload),
-        lbd::flow::Protocol::Udp => packets::udp(from, to, payload),
-        lbd::flow::Protocol::Sctp => packets::sctp_of(from, to, &packets::chunk(chunk_type(flags), payload)),
+        Protocol::Tcp => packets::tcp(from, to, flags, 9, if flags & ACK == 0 { 0 } else { 8 }, payload),
+        Protocol::Udp => packets::udp(from, to, payload),
+        Protocol::Sctp => packets::sctp_of(from, to, &packets::chunk(chunk_type(flags), payload)),
     }
 }
 
@@ -107,6 +112,55 @@ fn noisy_world(case: Case, weights: &[u32], rules: usize) -> World {
         drop(world.send(&first));
     }
     world
+}
+
+/// Any two ends of the case's version.
+fn ends(case: Case) -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
+    any::<([u8; 16], [u8; 16], u16, u16)>().prop_map(move |(from, to, source, destination)| {
+        let address = |bytes: [u8; 16]| match case.v6 {
+            // Not one that stands for an IPv4 address.
+            true => IpAddr::from([bytes, [0xfd; 16]][usize::from(bytes[..10] == [0; 10])]),
+            false => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        };
+        (
+            SocketAddr::new(address(from), source),
+            SocketAddr::new(address(to), destination),
+        )
+    })
+}
+
+/// Rewrites a packet to these ends.
+fn rewritten(packet: &[u8], protocol: Protocol, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let (mut bytes, end) = (packet.to_vec(), packet.len());
+    let headers = Headers::parse(packet).unwrap();
+    let key = Key::new(protocol, (from.ip().into(), from.port()), (to.ip().into(), to.port()));
+    rewrite::apply(&mut Frame::new(&mut bytes, 0, end, Checksum::Complete), &headers, &key);
+    bytes
+}
+
+fn icmp_error() -> impl Strategy<Value = IcmpError> {
+    prop_oneof![
+        Just(IcmpError::HostUnreachable),
+        Just(IcmpError::PortUnreachable),
+        Just(IcmpError::TimeExceeded),
+        (1_280..9_000_u16).prop_map(|mtu| IcmpError::TooBig { mtu }),
+    ]
+}
+
+/// As much of the packet as an error may quote: its ports at least, and of its checksum all or nothing.
+fn quotation(protocol: Protocol, packet: &[u8], cut: prop::sample::Index) -> &[u8] {
+    let transport = Headers::parse(packet).unwrap().transport;
+    let field = match protocol {
+        Protocol::Tcp => 16..18,
+        Protocol::Udp => 6..8,
+        Protocol::Sctp => 8..12,
+    };
+    let least = transport + 4;
+    let end = least + cut.index(packet.len() - least + 1);
+    match field.start < end - transport && end - transport < field.end {
+        true => &packet[..transport + field.end],
+        false => &packet[..end],
+    }
 }
 
 /// Bytes that are nearly a packet: a valid one with some bytes changed and some cut off.
@@ -162,6 +216,52 @@ proptest! {
     }
 
     #[test]
+    fn any_rewritten_packet_is_as_its_sender_would_have_made_it_and_back_again_what_it_was(
+        (case, (from, to)) in case().prop_flat_map(|case| (Just(case), ends(case))),
+        options in options(),
+        extensions in extensions(),
+        payload in payload(),
+        flags in 0..64_u8,
+    ) {
+        let made = |from, to| extended(content(case, from, to, flags, &payload), &options, &extensions);
+        let (client, service) = (case.client(2, 40_000), case.service());
+        let before = made(client, service);
+        let after = rewritten(&before, case.protocol, from, to);
+        prop_assert_eq!(&after, &made(from, to), "incremental is full");
+        prop_assert_eq!(rewritten(&after, case.protocol, client, service), before, "undo after do");
+    }
+
+    #[test]
+    fn an_icmp_error_about_any_packet_of_a_flow_quotes_it_as_its_sender_sent_it(
+        case in case(),
+        options in options(),
+        extensions in extensions(),
+        payload in payload(),
+        (masqueraded, up, by_a_router) in any::<(bool, bool, bool)>(),
+        error in icmp_error(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let masquerade = if masqueraded { "always" } else { "auto" };
+        let mut world = case.setup().tables(&format!("[nat]\nmasquerade = \"{masquerade}\"")).world();
+        let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
+        // What the sender sent, what arrived, and who seems to be the receiver.
+        let (sent, arrived, receiver) = match up {
+            true => ((flow.client, flow.service), (flow.source, flow.backend), flow.service),
+            false => ((flow.backend, flow.source), (flow.service, flow.client), flow.source),
+        };
+        let made = |(from, to)| extended(content(case, from, to, ACK, &payload), &options, &extensions);
+        let (sent, arrived) = (made(sent), made(arrived));
+        let router = if by_a_router { case.node(1) } else { packets::endpoints(&arrived).1 };
+        let about = |packet| quotation(case.protocol, packet, cut);
+        let outcome = world.send(&packets::icmp_error(router.ip(), error, about(&arrived)));
+        prop_assert_eq!(outcome.verdict, Verdict::Forward);
+        // Where the packet's receiver is hidden behind the service or the pool, so is a router before it.
+        let is_hidden = up || masqueraded;
+        let sender = if is_hidden { receiver } else { router };
+        prop_assert_eq!(outcome.packet, packets::icmp_error(sender.ip(), error, about(&sent)));
+    }
+
+    #[test]
     fn any_bytes_get_one_verdict(
         case in case(),
         bytes in prop::collection::vec(any::<u8>(), 0..200),
@@ -196,7 +296,7 @@ proptest! {
             let mut lanes = world.lanes;
             let mut storage = vec![filling; 20 + bytes.len() + 2_000];
             storage[20..20 + bytes.len()].copy_from_slice(&bytes);
-            let mut frame = lbd::packet::frame::Frame::new(&mut storage, 20, 20 + bytes.len(), Checksum::Complete);
+            let mut frame = Frame::new(&mut storage, 20, 20 + bytes.len(), Checksum::Complete);
             let verdict = world.engine.enter(&mut lanes[0], world.now).process(&mut frame, world.now);
             (verdict, frame.bytes().to_vec())
         };

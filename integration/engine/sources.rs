@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use lbd::conntrack::connection::{Connection, State};
 use lbd::flow::{Direction, Endpoint, Protocol, Tuple};
 use lbd::policy::Mode;
-use lbd::verdict::{Drop, Verdict};
+use lbd::verdict::{Drop, Pass, Verdict};
 
-use crate::packets::{ACK, FIN};
-use crate::world::{Case, World};
+use crate::packets::{ACK, FIN, RST, SYN};
+use crate::world::{Case, World, packet};
 
 const POOL: &str = "pool = [\"198.18.0.0/28\", \"2001:2::/124\"]";
 
@@ -117,6 +117,65 @@ fn the_same_client_port_through_two_addresses_of_a_service_reaches_one_backend_t
             world.up(&flow, ACK);
             world.down(&flow, ACK);
         }
+    }
+}
+
+#[test]
+fn a_client_port_that_has_a_connection_directly_to_the_backend_reaches_it_through_the_service_from_the_pool() {
+    for case in Case::all() {
+        // Whether lbd sees both directions of it, or, as with a TUN device, only what the backend answers.
+        for sees_both in [true, false] {
+            let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();
+            let (client, backend) = (case.client(2, 40_000), case.backend(1));
+            let direct = |from, to, flags| packet(case.protocol, from, to, flags);
+            let passed = Verdict::Pass(Pass::NoMatch);
+            if sees_both {
+                assert_eq!(world.send(&direct(client, backend, SYN)).verdict, passed);
+            }
+            assert_eq!(world.send(&direct(backend, client, SYN | ACK)).verdict, passed);
+            let flow = world.connect(case.protocol, client, case.service());
+            assert_of_pool(flow.source);
+            let outcome = world.send(&direct(backend, client, ACK));
+            assert_eq!(outcome.verdict, passed, "the direct connection goes on");
+            world.up(&flow, ACK);
+            world.down(&flow, ACK);
+            let other = world.connect(case.protocol, case.client(2, 40_001), case.service());
+            assert_eq!(other.source, other.client, "any other port stays as it is");
+        }
+    }
+}
+
+#[test]
+fn a_direct_connection_that_is_over_or_was_not_seen_for_long_is_in_nobodys_way() {
+    for case in Case::all() {
+        let over = [(RST, 0), (FIN | ACK, 125), (ACK, 901)];
+        for (flags, seconds) in over {
+            let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();
+            let (client, backend) = (case.client(2, 40_000), case.backend(1));
+            for flags in [SYN | ACK, flags] {
+                drop(world.send(&packet(case.protocol, backend, client, flags)));
+            }
+            let seconds = if case.protocol == Protocol::Udp { 301 } else { seconds };
+            world.seconds(seconds);
+            assert_eq!(
+                world.open(case.protocol, client, case.service()).source,
+                client,
+                "{case:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_last_packets_of_a_forgotten_connection_make_no_direct_one() {
+    for case in Case::all().filter(|case| case.protocol != Protocol::Udp) {
+        let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        for flags in [ACK, FIN | ACK, ACK] {
+            let last = world.send(&packet(case.protocol, backend, client, flags));
+            assert_eq!(last.verdict, Verdict::Pass(Pass::NoMatch));
+        }
+        assert_eq!(world.open(case.protocol, client, case.service()).source, client);
     }
 }
 
@@ -330,7 +389,7 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let flags = prop::sample::select(vec![crate::packets::SYN, ACK, FIN | ACK, crate::packets::RST]);
+    let flags = prop::sample::select(vec![SYN, ACK, FIN | ACK, RST]);
     let words = prop::sample::select(vec!["auto", "always", "never"]);
     let backends = prop::sample::subsequence(vec![1_u16, 2, 3], 1..=3);
     prop_oneof![
@@ -361,14 +420,14 @@ proptest! {
             match event {
                 Event::Packet(n, port, to, flags) => {
                     let to = if to == 0 { case.service() } else { case.external() };
-                    let outcome = world.send(&crate::world::packet(case.protocol, case.client(n, port), to, flags));
+                    let outcome = world.send(&packet(case.protocol, case.client(n, port), to, flags));
                     if outcome.verdict == Verdict::Forward {
                         last = Some(crate::packets::endpoints(&outcome.packet));
                     }
                 }
                 Event::Answer(flags) => {
                     if let Some((source, backend)) = last {
-                        let answer = crate::world::packet(case.protocol, backend, source, flags);
+                        let answer = packet(case.protocol, backend, source, flags);
                         drop(world.send(&answer));
                     }
                 }

@@ -45,6 +45,27 @@ fn a_client_whose_connection_lbd_does_not_know_is_told_at_once_where_that_is_set
     });
 }
 
+#[test]
+fn a_connection_directly_to_a_server_and_one_through_the_service_from_the_same_port_leave_each_other_alone() {
+    isolated(|| {
+        let rig = Rig::new();
+        for family in Family::BOTH {
+            tcp_echo("s1", &family.server(1, 7));
+        }
+        for (port, (mode, family)) in (12_000..).zip(matrix()) {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::tcp(family, 7, 7, &[1])]));
+            let mut direct = Conversation::open_from("client", port, &family.server(1, 7));
+            direct.say("hello");
+            let mut balanced = Conversation::open_from("client", port, &family.vip(7));
+            for words in ["one", "two", "three"] {
+                balanced.say(words);
+                direct.say(words);
+            }
+            lbd.terminate();
+        }
+    });
+}
+
 /// An echo service over some servers.
 fn echo(family: Family, servers: &[usize]) -> Service {
     Service {

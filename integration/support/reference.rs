@@ -2,12 +2,17 @@
 //!
 //! It shares no code with lbd's engine, only the names of verdicts, and SCTP's state table, whose unit tests compare every
 //! cell with the kernel's. It knows one service each for TCP, UDP and SCTP with two addresses, round robin, persistence,
-//! and one rule.
+//! one rule, and fragments.
 #![allow(
     dead_code,
     unreachable_pub,
     reason = "each test that includes this module uses some of it"
 )]
+#[path = "reference/bypass.rs"]
+mod bypass;
+#[path = "reference/fragments.rs"]
+mod fragments;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -17,6 +22,7 @@ use lbd::packet::sctp::Chunk;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use super::packets::{ACK, FIN, RST, SYN};
+pub use fragments::Piece;
 
 /// The state table of the Linux kernel as printed in ip_vs_proto_tcp.c: rows syn, fin, ack, rst.
 const STATES: &str = "NO ES SS SR FW TW CL CW LA LI SA";
@@ -105,6 +111,22 @@ pub struct Model {
     last: HashMap<Protocol, u16>,
     templates: HashMap<(Protocol, std::net::IpAddr), Template>,
     sequence: u64,
+    /// Connections past the services.
+    bypass: Vec<bypass::Connection>,
+    datagrams: Vec<fragments::Datagram>,
+    /// Of fragments that are held, the number of the next one.
+    tickets: u64,
+    given_out: Vec<(u64, Expected)>,
+}
+
+impl Ends {
+    fn reply(self) -> Self {
+        Self {
+            from: self.to,
+            to: self.from,
+            ..self
+        }
+    }
 }
 
 impl ModelFlow {
@@ -204,6 +226,10 @@ impl Model {
             last: HashMap::new(),
             templates: HashMap::new(),
             sequence: 0,
+            bypass: Vec::new(),
+            datagrams: Vec::new(),
+            tickets: 0,
+            given_out: Vec::new(),
         }
     }
 
@@ -218,6 +244,7 @@ impl Model {
         let held = |id| flows.iter().any(|flow| flow.template == Some(id));
         self.templates
             .retain(|_, template| held(template.id) || template.expires > now);
+        self.expire_fragments();
     }
 
     pub fn reload(&mut self, rules: Rules) {
@@ -252,6 +279,13 @@ impl Model {
         };
         let at = self.flows.iter().position(original).map(|at| (at, true));
         at.or_else(|| self.flows.iter().position(reply).map(|at| (at, false)))
+    }
+
+    /// Whether the address is a service's or a backend's.
+    fn is_known(&self, address: std::net::IpAddr) -> bool {
+        let mut backends = self.rules.backends.iter();
+        self.services.iter().any(|service| service.ip() == address)
+            || backends.any(|&(n, _)| (self.address)(n).ip() == address)
     }
 
     fn is_configured(&self, backend: u16) -> bool {
@@ -333,11 +367,16 @@ impl Model {
         })
     }
 
+    fn is_banned(&self, ends: &Ends) -> bool {
+        self.rules.iptables && ends.from.ip() == self.rules.banned.ip()
+    }
+
     fn open(&mut self, ends: Ends, told: u8) -> Expected {
-        if self.rules.iptables && ends.from.ip() == self.rules.banned.ip() {
+        if self.is_banned(&ends) {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
         if !self.services.contains(&ends.to) {
+            self.note_bypass(ends, told);
             return Expected::Verdict(Verdict::Pass(Pass::NoMatch));
         }
         if !opens(&ends, told) {
@@ -357,7 +396,8 @@ impl Model {
             .flows
             .iter()
             .any(|flow| flow.leaves == direct && flow.expires > self.now);
-        if taken && !self.rules.masquerade {
+        let in_use = taken || self.is_bypass(direct);
+        if in_use && !self.rules.masquerade {
             return Expected::Verdict(Verdict::Drop(Drop::TupleInUse));
         }
         if !taken {
@@ -368,7 +408,7 @@ impl Model {
         }
         self.flows.retain(|flow| flow.arrives != ends);
         self.store(ends, direct, backend, template);
-        match taken {
+        match in_use {
             true => Expected::ForwardFromPool { to },
             false => Expected::Forward(direct),
         }
@@ -402,10 +442,13 @@ impl Model {
         }
     }
 
-    /// The last flow comes from this place of the pool.
-    pub fn learn(&mut self, source: SocketAddr) {
+    /// The last flow comes from this place of the pool; what it leaves as.
+    pub fn learn(&mut self, source: SocketAddr) -> Ends {
         let flow = self.flows.last_mut().unwrap();
         flow.leaves.from = source;
+        let leaves = flow.leaves;
+        self.learn_of_fragments(leaves);
+        leaves
     }
 
     fn make_room(&mut self) -> bool {

@@ -19,6 +19,7 @@
 //! | 1,000 | 116 | 62 |
 //! | 1,000,000 | 520 | 128 |
 pub mod ages;
+mod bypass;
 pub mod connection;
 mod flow;
 mod index;
@@ -38,8 +39,11 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
 use crate::time::Instant;
+use bypass::Bypass;
 use connection::{Class, Connection};
 use shard::Shard;
+use signal::Signal;
+use timeout::Timeouts;
 
 /// Flows that room is made for at the start; the kernel gives the memory when it is used.
 const MOST_ROOM: usize = 1 << 20;
@@ -57,6 +61,7 @@ pub struct Conntrack {
     spread: u64,
     flows: AtomicUsize,
     max_flows: AtomicUsize,
+    bypass: Bypass,
 }
 
 /// With fewer flows the table stays in the near caches.
@@ -94,6 +99,7 @@ impl Conntrack {
             hasher,
             flows: AtomicUsize::new(0),
             max_flows: AtomicUsize::new(max_flows),
+            bypass: Bypass::default(),
         }
     }
 
@@ -240,6 +246,18 @@ impl Conntrack {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.lock(self.home(key.destination, key.destination_port()));
         self.accounted(&mut shard, |shard| shard.is_free(&key, hash, now))
+    }
+
+    /// Takes note of a packet that passes between a client and a server; `trace` is that of the server's packets.
+    pub fn note_bypass(&self, trace: Trace, signal: Signal, now: Instant) {
+        self.bypass.note(trace.hash, signal, now);
+    }
+
+    /// Whether a connection past the services has packets of this tuple, which must be those of its server.
+    #[must_use]
+    pub fn is_bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
+        let hash = self.trace(&Key::from(*reply)).hash;
+        self.bypass.has(hash, reply.protocol, timeouts, now)
     }
 
     /// Forgets what is over in this worker's share of the table.

@@ -82,6 +82,8 @@ impl<T: Timers> Links for TimerLinks<'_, T> {
 pub struct Wheel {
     /// Every tick up to this one was handled.
     now: Tick,
+    /// How many slots are in a bucket.
+    armed: usize,
     /// First one bucket a tick; then one per [`BUCKETS`] ticks (69 s), and what is farther away than all of them (9.8 h)
     /// waits in the last one.
     buckets: Box<[Ages]>,
@@ -101,6 +103,7 @@ impl Wheel {
     pub fn new(now: Instant) -> Self {
         Self {
             now: Tick::at(now),
+            armed: 0,
             buckets: (0..2 * BUCKETS).map(|_| Ages::default()).collect(),
         }
     }
@@ -116,12 +119,14 @@ impl Wheel {
         };
         timers.timer(slot).bucket = Some(bucket);
         self.buckets[usize::from(bucket)].push(&mut TimerLinks(timers), slot);
+        self.armed += 1;
     }
 
     /// Has `slot` not visited.
     pub fn disarm(&mut self, timers: &mut impl Timers, slot: u32) {
         if let Some(bucket) = timers.timer(slot).bucket.take() {
             self.buckets[usize::from(bucket)].remove(&mut TimerLinks(timers), slot);
+            self.armed -= 1;
         }
     }
 
@@ -131,6 +136,11 @@ impl Wheel {
     /// decides.
     pub fn advance(&mut self, timers: &mut impl Timers, now: Instant) -> Option<(Tick, Vec<u32>)> {
         if self.now >= Tick::at(now) {
+            return None;
+        }
+        if self.armed == 0 {
+            // As in a pause between packets of a capture: nobody is to be visited on the way.
+            self.now = Tick::at(now);
             return None;
         }
         let mut slots = Vec::new();
@@ -176,6 +186,25 @@ mod tests {
         fn timer(&mut self, slot: u32) -> &mut Timer {
             &mut self.0[slot as usize]
         }
+    }
+
+    #[test]
+    fn time_in_which_nobody_is_to_be_visited_takes_no_steps() {
+        let start = Instant::from_nanos(123_456_789_000);
+        let mut wheel = Wheel::new(start);
+        let mut timers = Array([Timer::default(); 40]);
+        let hour = start + Duration::from_secs(3_600);
+        assert_eq!(wheel.advance(&mut timers, hour), None);
+        let due = Tick::after(hour + Duration::from_secs(1));
+        wheel.arm(&mut timers, 7, due);
+        let mut steps = 0;
+        let later = hour + Duration::from_secs(3_600);
+        while let Some((tick, slots)) = wheel.advance(&mut timers, later) {
+            steps += 1;
+            slots.iter().for_each(|slot| assert_eq!((*slot, tick), (7, due)));
+        }
+        assert_eq!(steps, due.0 - Tick::at(hour).0, "none is left behind the last slot");
+        assert_eq!(wheel.now, Tick::at(later));
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use crate::fragments::{self, Arrival, Held, Piece, Table};
 use crate::matcher::rules::Action;
 use crate::packet::fragment::{Fragment, Opening};
 use crate::packet::frame::{Checksum, Frame};
-use crate::packet::{Headers, Version};
+use crate::packet::{Headers, Version, ip};
 use crate::policy::Mode;
 use crate::rewrite;
 use crate::ruleset::Ruleset;
@@ -70,33 +70,43 @@ impl Processor<'_> {
     ) -> Result<(), Stop> {
         let concerns_flows = may_be_ours(&self.ruleset, headers);
         match (begun(headers, fragment), fragment.is_first()) {
-            _ if !is_followed(headers) => Err(self.without_flow(headers, now)),
+            _ if !is_followed(headers, fragment) => Err(self.without_flow(headers, now)),
             (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {
-                self.forward_first(frame, headers, fragment, &segment, now)
+                self.flow_of_fragment = Some(segment.key.into());
+                self.forward_first(frame, headers, fragment, now, |this, frame| {
+                    this.forward_begun(frame, headers, &segment, now)
+                })
             }
             // Nobody's: at most a rule has a say.
             (Some(segment), _) => self.forward_begun(frame, headers, &segment, now).map(|_way| ()),
-            (None, _) if is_tiny(headers, fragment) && concerns_flows => Err(Stop::Drop(Drop::FragmentTiny)),
+            // The later ones do not tell that there is nothing in it for lbd: they wait for this one as well.
+            (None, true) if concerns_flows => self.forward_first(frame, headers, fragment, now, |this, _| {
+                Err(match is_tiny(headers, fragment) {
+                    true => Stop::Drop(Drop::FragmentTiny),
+                    false => this.without_flow(headers, now),
+                })
+            }),
             (None, true) => Err(self.without_flow(headers, now)),
+            (None, false) if is_tiny(headers, fragment) && concerns_flows => Err(Stop::Drop(Drop::FragmentTiny)),
             (None, false) => self.forward_later(frame, headers, fragment, concerns_flows, now),
         }
     }
 
+    /// A first fragment, which is decided about by `decide`, and what was held of its datagram.
     fn forward_first(
         &mut self,
         frame: &mut Frame<'_>,
         headers: &Headers,
         fragment: &Fragment,
-        segment: &Segment,
         now: Instant,
+        decide: impl FnOnce(&mut Self, &mut Frame<'_>) -> Result<Way, Stop>,
     ) -> Result<(), Stop> {
         let key = fragments::Key::new(headers, fragment);
         self.arrive(&key, fragment, frame, now)?;
-        let decided = self.forward_begun(frame, headers, segment, now);
+        let decided = decide(self, frame);
         let course = Course::of(&decided);
         let held = self.fragments.lock().settle(&key, course);
         self.release(held, course, now);
-        self.flow_of_fragment = Some(segment.key.into());
         decided.map(|_way| ())
     }
 
@@ -145,7 +155,7 @@ impl Processor<'_> {
         now: Instant,
     ) -> Result<Option<Course>, Stop> {
         let packet = frame.bytes();
-        let length = crate::packet::ip::length(packet).map_or(packet.len(), |length| length.min(packet.len()));
+        let length = ip::length(packet).map_or(packet.len(), |length| length.min(packet.len()));
         let arrival = self
             .fragments
             .lock()
@@ -249,23 +259,28 @@ pub(crate) fn begun(headers: &Headers, fragment: &Fragment) -> Option<Segment> {
     })
 }
 
-/// Whether it may be part of a segment or datagram that lbd translates. In IPv6 a later fragment tells only what follows the
-/// Fragment header of the first one (RFC 8200 section 4.5), which may be an extension header.
-pub(crate) fn is_followed(headers: &Headers) -> bool {
-    const DESTINATION_OPTIONS: u8 = 60;
-    match Protocol::from_number(headers.protocol) {
-        Some(protocol) => protocol.has_fragments(),
-        None => headers.version == Version::V6 && headers.protocol == DESTINATION_OPTIONS,
-    }
+/// Whether it may be part of a segment or datagram that lbd translates. Behind an extension header of IPv6 a later fragment
+/// does not tell.
+pub(crate) fn is_followed(headers: &Headers, fragment: &Fragment) -> bool {
+    leads_to_ports(headers.version, fragment.protocol)
 }
 
-/// Whether a part of the transport header is, or must be, in another fragment: nobody but an attacker cuts there.
+/// Whether a part of the headers up to the transport header is, or must be, in another fragment: nobody but an attacker cuts
+/// there.
 pub(crate) fn is_tiny(headers: &Headers, fragment: &Fragment) -> bool {
     /// The fixed part of the TCP header (RFC 9293 section 3.1): no fragment begins within it (RFC 3128).
     const TCP_HEADER: u16 = 20;
     match fragment.is_first() {
-        true => fragment.opening.is_none(),
+        true => fragment.opening.is_none() && leads_to_ports(headers.version, headers.protocol),
         false => headers.protocol == Protocol::Tcp.number() && fragment.offset < TCP_HEADER,
+    }
+}
+
+/// Whether this protocol is, or may be an extension header before, one whose fragments lbd translates.
+fn leads_to_ports(version: Version, protocol: u8) -> bool {
+    match Protocol::from_number(protocol) {
+        Some(protocol) => protocol.has_fragments(),
+        None => version == Version::V6 && ip::is_seen_through(protocol),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::conntrack::{Refused, Trace};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, NoSource};
-use crate::packet::Headers;
+use crate::packet::{Headers, refusal};
 use crate::policy::UnknownTcp;
 use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
@@ -29,13 +29,17 @@ impl Processor<'_> {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
         let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
-            Match::None => return Err(Stop::Pass(Pass::NoMatch)),
-            Match::Pass => return Err(Stop::Pass(Pass::Rule)),
+            Match::None => return Err(self.bypass(segment, trace, Pass::NoMatch, now)),
+            Match::Pass => return Err(self.bypass(segment, trace, Pass::Rule, now)),
             Match::Reject => return Err(Stop::Reject(Reject::Rule)),
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
             return Err(self.stray(segment));
+        }
+        // Linux drops such packets before IPVS sees them (`ip_route_input_slow`, net/ipv4/route.c).
+        if !refusal::is_one_host(headers.source) {
+            return Err(Stop::Drop(Drop::Unanswerable));
         }
         let service = Arc::clone(service);
         match self.establish(&service, segment, &tuple, now) {
@@ -52,6 +56,18 @@ impl Processor<'_> {
                 Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
             )) => decided,
         }
+    }
+
+    /// A packet that passes may be of a connection between a client and a backend that goes past the services.
+    fn bypass(&self, segment: &Segment, trace: Trace, reason: Pass, now: Instant) -> Stop {
+        if self.ruleset.is_known(&segment.key.source.into()) {
+            self.conntrack.note_bypass(trace, segment.signal, now);
+        }
+        if self.ruleset.is_known(&segment.key.destination.into()) {
+            let answer = self.conntrack.trace(&segment.key.reply());
+            self.conntrack.note_bypass(answer, segment.signal, now);
+        }
+        Stop::Pass(reason)
     }
 
     /// What becomes of a packet to a service that has no flow and opens none.

@@ -107,6 +107,7 @@ impl Way<'_> {
         let is_free = |reply: &Tuple| {
             let known = table.get(reply, self.now);
             known.is_none_or(|(flow, _)| Some(flow.arriving(Direction::Original)) == forgotten)
+                && !table.is_bypass(reply, &self.ruleset.policy.conntrack.timeouts, self.now)
         };
         let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, is_free);
         let masqueraded = why != Why::Client && found != Err(NoSource::InUse);

@@ -10,7 +10,7 @@ impl Way<'_> {
     pub(super) fn fragment(&mut self, headers: &Headers, fragment: &Fragment) -> Verdict {
         let concerns_flows = may_be_ours(self.ruleset, headers);
         match (begun(headers, fragment), fragment.is_first()) {
-            _ if !is_followed(headers) => self.without_ports(headers),
+            _ if !is_followed(headers, fragment) => self.without_ports(headers),
             (Some(segment), _) => self.with_ports(headers, &segment),
             (None, _) if is_tiny(headers, fragment) && concerns_flows => Verdict::Drop(Drop::FragmentTiny),
             (None, true) => self.without_ports(headers),

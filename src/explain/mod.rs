@@ -211,6 +211,9 @@ impl<'a> Way<'a> {
         if !segment.opens() {
             return self.stray(headers, segment);
         }
+        if !refusal::is_one_host(headers.source) {
+            return Verdict::Drop(Drop::Unanswerable);
+        }
         self.establish(headers, &segment.key.into(), service, forgotten)
     }
 

@@ -2,7 +2,8 @@
 //! follow it, and those that come before it are held here.
 //!
 //! **Bounded** in datagrams, fragments a datagram, bytes held and time, all as the kernel's own reassembly is or stricter.
-//! A datagram is forgotten as soon as all of it has come, since its sender will use the identification again.
+//! A datagram is forgotten as soon as all of it has come, since its sender will use the identification again; where a
+//! fragment was lost, as soon as the first one of another datagram comes.
 //!
 //! One table for all workers, since the fragments of a datagram may come by different queues. What was decided about a
 //! datagram is the caller's to say ([`Table::settle`]) and of no interest here.
@@ -115,6 +116,8 @@ type Age = (Instant, u64);
 struct Datagram<C> {
     pieces: Pieces,
     course: Course<C>,
+    /// Of the first fragment, once that has come.
+    digest: Option<u64>,
     held: Vec<Held>,
     age: Age,
 }
@@ -176,6 +179,10 @@ impl<C: Clone> Table<C> {
 
     /// Takes note of a fragment, which is `packet`.
     pub fn arrive(&mut self, key: Key, piece: Piece, packet: &[u8], now: Instant) -> Arrival<C> {
+        let digest = piece.is_first().then(|| self.datagrams.hasher().hash_one(packet));
+        if self.is_used_again(&key, digest) {
+            self.forget(&key);
+        }
         if !self.begin(key, now) {
             return Arrival::Dropped(Drop::FragmentTableFull, Vec::new());
         }
@@ -196,7 +203,10 @@ impl<C: Clone> Table<C> {
                 self.forget_whole(&key);
                 Arrival::Follows(course)
             }
-            Course::Open | Course::Spoilt(_) if piece.is_first() => Arrival::First,
+            Course::Open | Course::Spoilt(_) if piece.is_first() => {
+                datagram.digest = digest;
+                Arrival::First
+            }
             Course::Open | Course::Spoilt(_) => self.hold(&key, packet),
         }
     }
@@ -227,6 +237,18 @@ impl<C: Clone> Table<C> {
         held
     }
 
+    /// Whether a first fragment is another one than that which was decided about. A fragment of that datagram was lost on its
+    /// way to lbd, and its sender uses the identification again, which at high rates takes seconds only (RFC 4963 section 2).
+    fn is_used_again(&self, key: &Key, digest: Option<u64>) -> bool {
+        let Some(datagram) = self.datagrams.get(key) else {
+            return false;
+        };
+        match datagram.course {
+            Course::Settled(_) => digest.is_some() && digest != datagram.digest,
+            Course::Open | Course::Spoilt(_) => false,
+        }
+    }
+
     /// Makes a place for a datagram that has none yet; false where there is no place left.
     fn begin(&mut self, key: Key, now: Instant) -> bool {
         if self.datagrams.contains_key(&key) {
@@ -241,6 +263,7 @@ impl<C: Clone> Table<C> {
         let datagram = Datagram {
             pieces: Pieces::default(),
             course: Course::Open,
+            digest: None,
             held: Vec::new(),
             age,
         };

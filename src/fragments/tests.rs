@@ -31,6 +31,7 @@ fn key(number: u32) -> Key {
 fn piece(offset: u16, length: u16, more: bool) -> Piece {
     Piece::from(&Fragment {
         identification: 0,
+        protocol: 17,
         offset,
         length,
         more,
@@ -91,6 +92,19 @@ fn the_identification_may_be_used_again_once_all_of_a_datagram_has_come() {
         assert_eq!(arrive(&mut table, 7, of(MIDDLE), b"2"), Arrival::Follows(word));
         assert_eq!(arrive(&mut table, 7, of(LAST), b"3"), Arrival::Follows(word));
     }
+}
+
+#[test]
+fn the_identification_may_be_used_again_where_a_fragment_was_lost() {
+    let mut table = table();
+    for word in ["one", "two"] {
+        assert_eq!(arrive(&mut table, 7, of(FIRST), word.as_bytes()), Arrival::First);
+        assert!(table.settle(&key(7), word).is_empty());
+        assert_eq!(arrive(&mut table, 7, of(LAST), b"3"), Arrival::Follows(word));
+    }
+    assert_eq!(arrive(&mut table, 7, of(MIDDLE), b"2"), Arrival::Follows("two"));
+    assert_eq!(table.holding(), Holding::default());
+    assert!(table.ages.is_empty());
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn protocol(rng: &mut Rng) -> Protocol {
 
 const LATER: Fragment = Fragment {
     identification: 7,
+    protocol: 6,
     offset: 8,
     length: 8,
     more: false,

@@ -12,6 +12,9 @@ const UDP_HEADER: usize = 8;
 pub struct Fragment {
     /// What the fragments of a datagram have in common; 16 bits in IPv4.
     pub identification: u32,
+    /// What the datagram begins with, as all of its fragments say: a transport protocol, or in IPv6 an extension header
+    /// (RFC 8200 section 4.5), behind which only the first fragment shows the protocol.
+    pub protocol: u8,
     /// Where in the datagram its bytes belong: a multiple of 8.
     pub offset: u16,
     /// How many bytes of the datagram it has, at least 1.
@@ -71,7 +74,7 @@ impl Headers {
 /// Reads what makes `ip`, which is all there, a fragment; behind a first fragment's IPv6 extension headers, moves `ip` on to the transport header.
 pub(super) fn parse(ip: &mut Ip, bytes: &[u8]) -> Result<Fragment, ParseError> {
     let (identification, offset, more) = place(ip, bytes);
-    let length = ip.length - ip.transport;
+    let (length, protocol) = (ip.length - ip.transport, ip.protocol);
     // RFC 791 section 3.2, RFC 8200 section 4.5: only the last one may end anywhere; and none is empty (`ip_frag_queue`).
     if length == 0 || (more && !length.is_multiple_of(8)) {
         return Err(ParseError::Malformed);
@@ -79,6 +82,7 @@ pub(super) fn parse(ip: &mut Ip, bytes: &[u8]) -> Result<Fragment, ParseError> {
     let opening = (offset == 0).then(|| open(ip, &bytes[..ip.length])).flatten();
     Ok(Fragment {
         identification,
+        protocol,
         offset,
         length: u16::try_from(length).map_err(|_too_long| ParseError::Malformed)?,
         more,

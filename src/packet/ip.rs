@@ -134,6 +134,12 @@ pub(super) fn walk_extension_headers(first: u8, offset: usize, packet: &[u8]) ->
     Err(ParseError::Malformed)
 }
 
+/// Whether this is an extension header behind which the transport header is looked for.
+#[must_use]
+pub const fn is_seen_through(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
 /// The length of the extension header at the start of `bytes`; None when `protocol` is no extension header.
 fn extension_length(protocol: u8, bytes: &[u8]) -> Result<Option<usize>, ParseError> {
     let unit = match protocol {

@@ -173,7 +173,8 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-pub(super) fn is_one_host(address: Address) -> bool {
+/// Whether the address is neither of a group nor of everybody or nobody.
+pub(crate) fn is_one_host(address: Address) -> bool {
     let address = IpAddr::from(address);
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(broadcast || address.is_multicast() || address.is_unspecified())

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::cover::Cover;
-use super::object::Family;
+use super::object::{Family, LAST_PORT};
 use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::{Action, Condition, Rule};
 use crate::policy::{Masquerade, Mode, OwnSources, Policy, ServiceSpec};
@@ -44,6 +44,16 @@ pub enum PlanError {
         service: String,
         /// Its address.
         address: IpAddr,
+    },
+    /// No policy rule may name the last port, and only a rule leads a port of this host's own address to lbd.
+    #[error(
+        "service {service:?}: {endpoint} is this host's own address, of which the kernel's policy rules can lead only ports up to {LAST_PORT} to lbd; choose another port"
+    )]
+    LastPort {
+        /// Its name.
+        service: String,
+        /// Its address and port.
+        endpoint: Endpoint,
     },
     /// Replies to this host's own addresses are delivered to the host, never to lbd.
     #[error(
@@ -158,6 +168,10 @@ impl Plan {
                 return Err(PlanError::Loopback { service, address });
             }
             if owned.contains(&address) {
+                if endpoint.port > LAST_PORT {
+                    let service = service.name.clone();
+                    return Err(PlanError::LastPort { service, endpoint });
+                }
                 self.local_ports.insert((service.protocol, endpoint));
             } else {
                 self.routes.insert(address.into());
@@ -384,6 +398,19 @@ mod tests {
         let error = Plan::new(&policy(vec![service("127.0.0.1:80", None, &[])]), &owned());
         let text = error.unwrap_err().to_string();
         assert!(text.contains("127.0.0.1:80") && text.contains("loopback"), "{text}");
+    }
+
+    #[test]
+    fn a_port_of_this_hosts_own_address_that_no_policy_rule_can_name_is_refused() {
+        for refused in [
+            service("10.96.0.10:80", Some(65_535), &[]),
+            service("203.0.113.1:65535", None, &[]),
+        ] {
+            let text = Plan::new(&policy(vec![refused]), &owned()).unwrap_err().to_string();
+            assert!(text.contains(":65535") && text.contains("65534"), "{text}");
+        }
+        // An address that nobody has is routed, whatever the port.
+        Plan::new(&policy(vec![service("10.96.0.10:65535", Some(65_534), &[])]), &owned()).unwrap();
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn ask(server: SocketAddr, port: u16, aborts: bool) -> io::Result<()> {
 }
 
 /// The kernel has the old connection until its last ACK is acknowledged: not a matter of lbd.
-fn connect(server: SocketAddr, port: u16) -> io::Result<TcpStream> {
+pub(super) fn connect(server: SocketAddr, port: u16) -> io::Result<TcpStream> {
     loop {
         let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::load::inside;
+use super::ports::connect;
 use super::{DIR, wait_until, within};
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -52,8 +53,25 @@ impl Conversation {
     /// Connects from a namespace.
     #[track_caller]
     pub(crate) fn open(namespace: &str, address: &str) -> Self {
+        Self::with(namespace, address, |server| {
+            TcpStream::connect_timeout(&server, PATIENCE)
+        })
+    }
+
+    /// Connects from a port there, which other connections may have as well.
+    #[track_caller]
+    pub(crate) fn open_from(namespace: &str, port: u16, address: &str) -> Self {
+        Self::with(namespace, address, move |server| connect(server, port))
+    }
+
+    #[track_caller]
+    fn with(
+        namespace: &str,
+        address: &str,
+        connect: impl FnOnce(SocketAddr) -> io::Result<TcpStream> + Send + 'static,
+    ) -> Self {
         let server = parse(address);
-        let stream = inside(namespace, move || TcpStream::connect_timeout(&server, PATIENCE));
+        let stream = inside(namespace, move || connect(server));
         let stream = stream.join().expect("the client panicked");
         let stream = stream.unwrap_or_else(|error| panic!("no connection to {server}: {error}"));
         stream.set_read_timeout(Some(PATIENCE)).expect("cannot set a timeout");

@@ -1,0 +1,101 @@
+//! Connections between clients and backends that go past the services, as far as packets of them were seen: they pass, and are
+//! no flows. A client may use the same port for one of them and, through a service, to the same backend: then the backend could
+//! not tell them apart, and the answers to both would be translated (kubernetes#90042).
+//!
+//! A table of fixed size without collisions to resolve: where two connections have the same place, the later one has it. What
+//! is forgotten so is as if it had not been seen.
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::signal::Signal;
+use super::timeout::Timeouts;
+use super::{sctp, tcp};
+use crate::flow::Protocol;
+use crate::packet::TcpFlags;
+use crate::packet::sctp::Chunk;
+use crate::time::Instant;
+
+/// Places, 8 bytes each.
+const PLACES: usize = 1 << 15;
+/// 2^27 ns, 134 ms, as [`super::wheel`] counts; 31 bits of them are nine years.
+const TICK_BITS: u32 = 27;
+const CLOSING: u64 = 1 << 31;
+const TICKS: u64 = CLOSING - 1;
+
+/// See the module. A place holds the upper half of the hash of the server's packets, whether the connection is being closed,
+/// and when it was last seen.
+#[derive(Debug)]
+pub(super) struct Bypass(Box<[AtomicU64]>);
+
+impl Default for Bypass {
+    fn default() -> Self {
+        Self(std::iter::repeat_with(AtomicU64::default).take(PLACES).collect())
+    }
+}
+
+/// What a packet says about its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Opens,
+    GoesOn,
+    Closes,
+    Ends,
+}
+
+impl Word {
+    const fn of(signal: Signal) -> Self {
+        match signal {
+            Signal::Tcp(flags) if flags.has(TcpFlags::RST) => Self::Ends,
+            Signal::Tcp(flags) if flags.has(TcpFlags::SYN) => Self::Opens,
+            Signal::Tcp(flags) if flags.has(TcpFlags::FIN) => Self::Closes,
+            Signal::Tcp(_) => Self::GoesOn,
+            Signal::Udp => Self::Opens,
+            Signal::Sctp(chunk) => match chunk {
+                Chunk::Init | Chunk::InitAck => Self::Opens,
+                Chunk::Shutdown | Chunk::ShutdownAck => Self::Closes,
+                Chunk::Abort | Chunk::ShutdownComplete => Self::Ends,
+                Chunk::Data | Chunk::CookieEcho | Chunk::CookieAck | Chunk::Error => Self::GoesOn,
+            },
+        }
+    }
+}
+
+impl Bypass {
+    /// Takes note of a packet of a connection; `hash` is that of the server's packets. Only one that opens it is believed that
+    /// there is one: any other may be the last of a flow that lbd has forgotten.
+    pub(super) fn note(&self, hash: u64, signal: Signal, now: Instant) {
+        let place = &self.0[hash as usize % PLACES];
+        let before = place.load(Relaxed);
+        let is_known = before >> 32 == hash >> 32;
+        let closing = match Word::of(signal) {
+            Word::Opens => 0,
+            Word::GoesOn if is_known => before & CLOSING,
+            Word::Closes if is_known => CLOSING,
+            Word::Ends if is_known => return place.store(0, Relaxed),
+            Word::GoesOn | Word::Closes | Word::Ends => return,
+        };
+        place.store(hash >> 32 << 32 | closing | ticks(now), Relaxed);
+    }
+
+    /// Whether the connection is there, by the time for which a flow like it would be remembered.
+    pub(super) fn has(&self, hash: u64, protocol: Protocol, timeouts: &Timeouts, now: Instant) -> bool {
+        let place = self.0[hash as usize % PLACES].load(Relaxed);
+        let age = ticks(now).wrapping_sub(place) & TICKS;
+        let is_closing = place & CLOSING != 0;
+        place >> 32 == hash >> 32 && Duration::from_nanos(age << TICK_BITS) < life(protocol, is_closing, timeouts)
+    }
+}
+
+const fn ticks(now: Instant) -> u64 {
+    now.as_nanos() >> TICK_BITS & TICKS
+}
+
+const fn life(protocol: Protocol, is_closing: bool, timeouts: &Timeouts) -> Duration {
+    match (protocol, is_closing) {
+        (Protocol::Tcp, false) => timeouts.tcp(tcp::State::Established),
+        (Protocol::Tcp, true) => timeouts.tcp(tcp::State::FinWait),
+        (Protocol::Udp, _) => timeouts.udp,
+        (Protocol::Sctp, false) => timeouts.sctp(sctp::State::Established),
+        (Protocol::Sctp, true) => timeouts.sctp(sctp::State::ShutdownSent),
+    }
+}
