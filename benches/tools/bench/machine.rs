@@ -131,7 +131,7 @@ fn versions() -> Vec<String> {
         "nft --version",
         "haproxy -v | head -n1",
         "nginx -v 2>&1",
-        "ipvsadm --version | head -n1",
+        "ipvsadm --version",
     ];
     let ask = |script: &&str| {
         let output = Command::new("sh")
@@ -139,7 +139,9 @@ fn versions() -> Vec<String> {
             .output()
             .ok()?;
         let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        (!said.is_empty() && !said.contains("not found")).then_some(said)
+        // Without IPVS in the kernel ipvsadm fails, after a complaint.
+        let is_version = output.status.success() && !said.is_empty() && !said.contains("not found");
+        is_version.then_some(said)
     };
     ASK.iter().filter_map(ask).collect()
 }
