@@ -81,7 +81,12 @@ const V6: Case = Case { v6: true, ..V4 };
 fn rules(case: Case) -> impl Strategy<Value = Rules> {
     let backends = Just((1..=5_u16).collect::<Vec<_>>()).prop_shuffle();
     let weights = prop::collection::vec(prop_oneof![1 => Just(0_u32), 4 => 1..4_u32], 5);
-    let removed = prop_oneof![Just(Removed::Preserve), Just(Removed::Reset), Just(Removed::Reschedule)];
+    let removed = prop_oneof![
+        Just(Removed::Preserve),
+        Just(Removed::Reset),
+        Just(Removed::Reschedule),
+        Just(Removed::Drop)
+    ];
     let max_flows = prop_oneof![2 => Just(1_000_usize), 2 => Just(10), 1 => 1..6_usize];
     (
         any::<bool>(),
@@ -150,6 +155,7 @@ fn toml(case: Case, rules: &Rules) -> String {
         Removed::Preserve => "preserve",
         Removed::Reset => "reset",
         Removed::Reschedule => "reschedule",
+        Removed::Drop => "drop",
     };
     let persistence = if rules.persistent {
         "persistence = { timeout = \"60s\" }"

@@ -49,6 +49,7 @@ pub enum Removed {
     Preserve,
     Reset,
     Reschedule,
+    Drop,
 }
 
 /// A configuration. Backends are numbers.
@@ -308,8 +309,11 @@ impl Model {
             self.flows.remove(at);
             return self.open(ends, told);
         }
+        if orphan && original && self.rules.removed == Removed::Drop {
+            return Expected::Verdict(Verdict::Drop(Drop::BackendRemoved));
+        }
         let goes_on = match self.rules.removed {
-            Removed::Preserve => true,
+            Removed::Preserve | Removed::Drop => true,
             // What the backend still answers arrives.
             Removed::Reschedule => ends.protocol == Protocol::Udp && !original,
             Removed::Reset => false,

@@ -3,7 +3,7 @@ use std::fmt::Write;
 
 use super::figures::{Figures, iptables_row};
 use super::numbers::short;
-use super::{Report, goals};
+use super::{Report, goals, pictures};
 use crate::load::{blast, connects};
 use crate::questions::{self, Question};
 use crate::rig;
@@ -16,9 +16,10 @@ const SELDOM: f64 = 0.1;
 pub(super) fn page(report: &Report, figures: &Figures<'_>) -> String {
     let mut page = circumstances(report);
     page += &goal_table(figures);
+    let pictures: Vec<&str> = pictures::all(figures).into_iter().map(|(file, _)| file).collect();
     for question in questions::ALL {
         if !figures.cases(question).is_empty() {
-            page += &section(question, figures, report.effort.rate);
+            page += &section(question, figures, report.effort.rate, &pictures);
         }
     }
     page
@@ -104,7 +105,7 @@ fn goal_table(figures: &Figures<'_>) -> String {
     text
 }
 
-fn section(question: Question, figures: &Figures<'_>, rate: f64) -> String {
+fn section(question: Question, figures: &Figures<'_>, rate: f64, pictures: &[&str]) -> String {
     let columns = columns(question);
     let mut text = format!(
         "\n## {}. {}\n\n{}\n\n",
@@ -112,6 +113,10 @@ fn section(question: Question, figures: &Figures<'_>, rate: f64) -> String {
         question.title(),
         explanation(question, rate)
     );
+    let number = format!("{}-", question.number());
+    for file in pictures.iter().filter(|file| file.starts_with(&number)) {
+        write!(text, "![{file}]({file})\n\n").unwrap_or_default();
+    }
     writeln!(text, "| case | system | {} |", columns.join(" | ")).unwrap_or_default();
     writeln!(text, "| --- | --- |{}", " --: |".repeat(columns.len())).unwrap_or_default();
     for case in figures.cases(question) {

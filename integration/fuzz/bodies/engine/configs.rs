@@ -32,7 +32,7 @@ const WAYS: [[&str; 4]; 5] = [
     ["mode = \"ipvs\"", "", "persistence = { timeout = \"1m\" }", ""],
 ];
 
-const ON_BACKEND_REMOVED: [&str; 3] = ["preserve", "reset", "reschedule"];
+const ON_BACKEND_REMOVED: [&str; 4] = ["preserve", "reset", "reschedule", "drop"];
 
 /// All of them, each with every rule for the flows of removed backends.
 pub fn policies() -> &'static [Arc<Policy>] {
