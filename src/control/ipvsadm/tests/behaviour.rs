@@ -287,41 +287,24 @@ fn a_server_that_does_not_answer_keeps_getting_its_turn_and_its_flows_count_as_a
 }
 
 #[test]
-fn a_client_of_a_quiesced_server_is_bound_to_another_one() {
-    let Some(mut case) = case("persistence and weight 0, expire_quiescent_template=1") else {
-        return;
-    };
-    let flow = case.lab.connect(&client(40_000), VIP).unwrap();
-    assert_eq!(case.observed("first"), ["server 2"]);
-    assert_eq!(case.visits(40_001, 3), case.observed("3 more"));
-    assert_eq!(case.flows(), sorted(case.observed("-Lnc")), "the template too");
-    case.edit(2, "-w 0");
-    assert_eq!(case.visits(41_000, 3), case.observed("weight 0"));
-    assert_eq!([case.talk(&flow)], case.observed("established")[..]);
-    case.delete(2);
-    assert_eq!(case.visits(42_000, 3), case.observed("deleted"));
-    let mut observed = sorted(case.observed("-Lnc"));
-    observed.retain(|line| !line.contains(":65535"));
-    assert_eq!(case.flows(), observed);
-}
-
-#[test]
-fn a_client_stays_with_its_quiesced_server_where_the_operator_wants_so() {
-    let Some(mut case) = case("persistence and weight 0 (expire_quiescent_template=0)") else {
-        return;
-    };
-    let flow = case.lab.connect(&client(40_000), VIP).unwrap();
-    assert_eq!(case.observed("first"), ["server 2"]);
-    assert_eq!(case.visits(40_001, 3), case.observed("3 more"));
-    assert_eq!(case.flows(), sorted(case.observed("-Lnc")), "the template too");
-    case.edit(2, "-w 0");
-    assert_eq!(case.visits(41_000, 3), case.observed("weight 0"));
-    assert_eq!([case.talk(&flow)], case.observed("established")[..]);
-    case.delete(2);
-    assert_eq!(case.visits(42_000, 3), case.observed("deleted"));
-    let mut observed = sorted(case.observed("-Lnc"));
-    observed.retain(|line| !line.contains(":65535"));
-    assert_eq!(case.flows(), observed);
+fn a_client_of_a_quiesced_server_is_bound_to_another_one_or_stays_where_the_operator_wants_so() {
+    for template in [" (expire_quiescent_template=0)", ", expire_quiescent_template=1"] {
+        let Some(mut case) = case(&format!("persistence and weight 0{template}")) else {
+            return;
+        };
+        let flow = case.lab.connect(&client(40_000), VIP).unwrap();
+        assert_eq!(case.observed("first"), ["server 2"]);
+        assert_eq!(case.visits(40_001, 3), case.observed("3 more"));
+        assert_eq!(case.flows(), sorted(case.observed("-Lnc")), "the template too");
+        case.edit(2, "-w 0");
+        assert_eq!(case.visits(41_000, 3), case.observed("weight 0"));
+        assert_eq!([case.talk(&flow)], case.observed("established")[..]);
+        case.delete(2);
+        assert_eq!(case.visits(42_000, 3), case.observed("deleted"));
+        let mut observed = sorted(case.observed("-Lnc"));
+        observed.retain(|line| !line.contains(":65535"));
+        assert_eq!(case.flows(), observed);
+    }
 }
 
 #[test]
