@@ -1,12 +1,15 @@
 //! Names of hosts and ports for tables without `-n`, looked up before anything is rendered.
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
 use crate::flow::{Endpoint, Protocol};
 
 /// The system's list of service names; getnameinfo(3) knows its TCP and UDP ones only.
 const SERVICES_FILE: &str = "/etc/services";
+
+/// A fuzzer asks no other machine, and waits for none.
+const MAY_ASK: bool = !cfg!(fuzzing);
 
 /// Names of some addresses and ports; the others are shown as numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,9 @@ impl Names {
     /// Asks the system's resolver for the names of these, as ipvsadm does. May take long where DNS does not answer.
     pub fn look_up(endpoints: impl IntoIterator<Item = (Protocol, Endpoint)>) -> Self {
         let mut names = Self::default();
+        if !MAY_ASK {
+            return names;
+        }
         for (protocol, endpoint) in endpoints {
             if let Entry::Vacant(host) = names.hosts.entry(endpoint.address) {
                 host.insert(dns_lookup::lookup_addr(&endpoint.address).ok());
@@ -52,6 +58,15 @@ impl Names {
         cut(&mut text, 59);
         text
     }
+}
+
+/// The IPv4 address of a host of this name.
+pub(super) fn host(name: &str) -> Option<Ipv4Addr> {
+    let mut found = MAY_ASK.then(|| (name, 0).to_socket_addrs().ok()).flatten()?;
+    found.find_map(|address| match address.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    })
 }
 
 /// The port of a service of this name or alias, in services(5) (`getservbyname`).

@@ -1,5 +1,5 @@
 //! Numbers, addresses and ports as ipvsadm reads them (`string_to_number`, `parse_service` of ipvsadm.c).
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::control::names;
 use crate::flow::Protocol;
@@ -45,13 +45,7 @@ pub(super) fn service(text: &str, protocol: Option<Protocol>) -> Option<(IpAddr,
 
 /// `inet_aton`, else the resolver.
 pub(super) fn ipv4(text: &str) -> Option<Ipv4Addr> {
-    dotted(text).or_else(|| {
-        let mut found = (text, 0).to_socket_addrs().ok()?;
-        found.find_map(|address| match address.ip() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
-    })
+    dotted(text).or_else(|| names::host(text))
 }
 
 /// One to four numbers, decimal, octal (0) or hexadecimal (0x); the last one fills the bytes that are left.
