@@ -58,6 +58,11 @@ pub(crate) fn prepare() -> Outcome<()> {
             "sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1 net.core.somaxconn=4096",
         )?;
     }
+    for server in [1, 2] {
+        // A client's port may serve many service addresses at once, which a server does not see: what it remembers of one
+        // connection would make it refuse some SYNs of the next one (RFC 1122 section 4.2.2.13), whoever balances.
+        shell(Place::Server(server), "sysctl -qw net.ipv4.tcp_max_tw_buckets=0")?;
+    }
     shell(Place::Balancer, "sysctl -qw net.ipv4.ip_forward=1")?;
     shell(Place::Client, "ip route add local 10.1.0.128/25 dev lo")?;
     Ok(())
