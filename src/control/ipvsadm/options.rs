@@ -79,6 +79,7 @@ impl Options {
         let mut reader = Reader {
             protocol: None,
             service: None,
+            has_ipv6_mark: false,
             server: None,
         };
         while let Some(word) = words.option()? {
@@ -148,7 +149,7 @@ impl Options {
                     .ok_or_else(|| Exit::usage(format!("invalid fwmark value `{value}' specified")))?;
                 self.service = Some(None);
             }
-            "ipv6" if self.service == Some(None) => {}
+            "ipv6" if self.service == Some(None) => reader.has_ipv6_mark = true,
             "ipv6" => return Err(Exit::usage("-6 used before -f\n")),
             "real-server" => {
                 self.set("real-server")?;
@@ -181,12 +182,13 @@ impl Options {
                 self.set("ops")?;
                 self.one_packet = true;
             }
-            other => return self.take_number(other, value),
+            _ => return self.take_number(word, value),
         }
         Ok(())
     }
 
-    fn take_number(&mut self, long: &str, value: &str) -> Result<(), Exit> {
+    fn take_number(&mut self, word: &Word, value: &str) -> Result<(), Exit> {
+        let long = word.long;
         let read = |least, most, what: &str| {
             number(value, least, most).ok_or_else(|| Exit::usage(format!("illegal {what} specified")))
         };
@@ -237,14 +239,14 @@ impl Options {
                     return Err(Exit::usage("illegal tunnel type specified"));
                 }
             }
-            other => return self.take_switch(other),
+            _ => return self.take_switch(word),
         }
         Ok(())
     }
 
-    fn take_switch(&mut self, long: &str) -> Result<(), Exit> {
+    fn take_switch(&mut self, word: &Word) -> Result<(), Exit> {
         let format = &mut self.format;
-        match long {
+        match word.long {
             "stats" => format.stats = true,
             "rate" => format.rate = true,
             "thresholds" => format.thresholds = true,
@@ -255,13 +257,9 @@ impl Options {
             "sort" => return Ok(()),
             name if NAMES.contains(&name) => {}
             // A command: only the first option may be one.
-            name => {
-                let argument = SPECS.iter().find(|spec| spec.long == name);
-                let written = argument.map_or_else(|| name.to_owned(), |spec| format!("--{}", spec.long));
-                return Err(Exit::usage(format!("invalid option `{written}'")));
-            }
+            _ => return Err(Exit::usage(format!("invalid option `{}'", word.argument))),
         }
-        self.set(long)
+        self.set(word.long)
     }
 
     fn forward(&mut self, forwarding: Forwarding) -> Result<(), Exit> {
@@ -469,12 +467,14 @@ impl Options {
 struct Reader {
     protocol: Option<Protocol>,
     service: Option<Endpoint>,
+    /// -6 after -f.
+    has_ipv6_mark: bool,
     server: Option<Endpoint>,
 }
 
 impl Reader {
     fn is_ipv6(&self) -> bool {
-        self.service.is_some_and(|service| service.address.is_ipv6())
+        self.has_ipv6_mark || self.service.is_some_and(|service| service.address.is_ipv6())
     }
 
     fn take_service(&mut self, long: &str, value: &str) -> Result<(), Exit> {

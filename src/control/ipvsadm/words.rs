@@ -23,6 +23,8 @@ pub(super) enum Takes {
 pub(super) struct Word {
     pub(super) long: &'static str,
     pub(super) value: Option<String>,
+    /// The argument that was read last for it: itself, or its value.
+    pub(super) argument: String,
 }
 
 /// Arguments that are read one after the other.
@@ -86,7 +88,7 @@ impl<'a> Words<'a> {
         let spec = spec.ok_or_else(|| self.bad("unknown option"))?;
         match (spec.value, value) {
             (Takes::Nothing, Some(_)) => Err(self.bad("option does not take an argument")),
-            (_, Some(value)) => Ok(word(spec, Some(value))),
+            (_, Some(value)) => Ok(self.word(spec, Some(value))),
             (_, None) => self.with_value(spec),
         }
     }
@@ -101,12 +103,13 @@ impl<'a> Words<'a> {
             .find(|spec| spec.short.is_some() && spec.short == letter);
         let spec = spec.ok_or_else(|| self.bad("unknown option"))?;
         match (spec.value, rest) {
+            (Takes::Nothing, Some(rest)) if rest.starts_with('=') => Err(self.bad("option does not take an argument")),
             (Takes::Nothing, rest) => {
                 self.rest = rest;
-                Ok(word(spec, None))
+                Ok(self.word(spec, None))
             }
             (Takes::Value | Takes::MaybeValue, Some(rest)) => {
-                Ok(word(spec, Some(rest.strip_prefix('=').unwrap_or(rest))))
+                Ok(self.word(spec, Some(rest.strip_prefix('=').unwrap_or(rest))))
             }
             (Takes::Value | Takes::MaybeValue, None) => self.with_value(spec),
         }
@@ -115,26 +118,34 @@ impl<'a> Words<'a> {
     fn with_value(&mut self, spec: &'static Spec) -> Result<Word, Exit> {
         let follows = self.arguments.get(self.next);
         match (spec.value, follows) {
-            (Takes::Nothing, _) | (Takes::MaybeValue, None) => Ok(word(spec, None)),
-            (Takes::MaybeValue, Some(next)) if next.starts_with('-') => Ok(word(spec, None)),
+            (Takes::Nothing, _) | (Takes::MaybeValue, None) => Ok(self.word(spec, None)),
+            (Takes::MaybeValue, Some(next)) if next.starts_with('-') => Ok(self.word(spec, None)),
             (Takes::Value, None) => Err(self.bad("missing argument")),
-            (Takes::Value | Takes::MaybeValue, Some(_)) => Ok(word(spec, self.take())),
+            (Takes::Value | Takes::MaybeValue, Some(_)) => {
+                let value = self.take();
+                Ok(self.word(spec, value))
+            }
         }
     }
 
     /// `poptBadOption`: the argument that was read last.
-    fn bad(&self, problem: &str) -> Exit {
+    fn last(&self) -> &'a str {
         let argument = self.next.checked_sub(1).and_then(|at| self.arguments.get(at));
+        argument.map_or("", String::as_str)
+    }
+
+    fn bad(&self, problem: &str) -> Exit {
         Exit {
             code: super::FAILED,
-            message: format!("{}: {problem}", argument.map_or("", String::as_str)),
+            message: format!("{}: {problem}", self.last()),
         }
     }
-}
 
-fn word(spec: &'static Spec, value: Option<&str>) -> Word {
-    Word {
-        long: spec.long,
-        value: value.map(str::to_owned),
+    fn word(&self, spec: &Spec, value: Option<&str>) -> Word {
+        Word {
+            long: spec.long,
+            value: value.map(str::to_owned),
+            argument: self.last().to_owned(),
+        }
     }
 }

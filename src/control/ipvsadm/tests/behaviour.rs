@@ -11,6 +11,8 @@ use serde_json::Value;
 use super::lab::{Answer, Lab, Tcp};
 use super::reference;
 use crate::policy::{Conntrack, OnBackendRemoved};
+use crate::replay::packets::{ACK, RST, endpoints, tcp};
+use crate::verdict::Verdict;
 
 const VIP: &str = "10.9.9.9:80";
 
@@ -121,6 +123,21 @@ impl Case {
 
     fn delete(&mut self, server: u8) {
         self.lab.ok(&format!("-d -t {VIP} -r 10.2.{server}.2:80"));
+    }
+
+    /// A connection where server 1 answers each SYN with RST.
+    fn visit_where_1_refuses(&mut self, port: u16) -> String {
+        let server = self.lab.open(&client(port), VIP);
+        if server.to_string() != "10.2.1.2:80" {
+            return told(&self.lab.visit(&client(port), VIP));
+        }
+        let (verdict, answer) = self.lab.send(&tcp(server, client(port), RST | ACK, 0, 2, &[]));
+        assert_eq!(verdict, Verdict::Forward);
+        assert_eq!(
+            endpoints(&answer),
+            (VIP.parse().unwrap(), client(port).parse().unwrap())
+        );
+        told(&Answer::Refused)
     }
 
     fn talk(&mut self, flow: &Tcp) -> String {
@@ -284,6 +301,9 @@ fn a_server_that_does_not_answer_keeps_getting_its_turn_and_its_flows_count_as_a
     }
     assert_eq!(case.flows(), sorted(case.observed("-Lnc")));
     assert_eq!(case.lab.table(), case.observed("-Ln"));
+    let answers: Vec<String> = (42_000..42_004).map(|port| case.visit_where_1_refuses(port)).collect();
+    assert_eq!(answers, case.observed("answers with RST"));
+    assert_eq!(case.flows(), sorted(case.observed("-Lnc")));
 }
 
 #[test]

@@ -106,6 +106,16 @@ fn bad_usage_is_told_in_the_words_of_ipvsadm_with_2() {
         ("-A -f 0", "invalid fwmark value `0' specified"),
         ("--set 1 2", "--set option requires 3 timeout values"),
         ("-L -n more", "unexpected argument more"),
+        ("-A -h", "invalid option `-h'"),
+        ("-AnL", "invalid option `-AnL'"),
+        ("-A --zero", "invalid option `--zero'"),
+        ("-A --start-daemon master", "invalid option `master'"),
+        ("-A --start-daemon=master", "invalid option `--start-daemon=master'"),
+        ("-A -f 7 -6 -p -M 129", "illegal ipv6 netmask specified"),
+        (
+            "-a -f 7 -6 -r 10.2.1.2 -m",
+            "Different address family is allowed only for tunneling servers",
+        ),
     ] {
         assert_eq!(fails(&mut lab, arguments), (2, message.to_owned()), "{arguments}");
     }
@@ -118,9 +128,12 @@ fn options_that_do_not_exist_are_told_with_255() {
     for (arguments, message) in [
         ("-n", help),
         ("-Q", help),
+        ("-A=", help),
+        ("-h=", help),
         ("nonsense", help),
         ("-L -Q", "-Q: unknown option"),
         ("-LnQ", "-LnQ: unknown option"),
+        ("-L -nc=3", "-nc=3: option does not take an argument"),
         ("-L --wide", "--wide: unknown option"),
         ("-A -t", "-t: missing argument"),
         ("-L --stats=3", "--stats=3: option does not take an argument"),
