@@ -1,4 +1,10 @@
 //! One thread a queue: receive, read the clock once, let the engine decide, send.
+//!
+//! Where the time goes with one TCP stream in bulk over TUN (perf, two CPUs, client and server beside): a third of lbd's share
+//! is copying super-packets out of the kernel and back (`_copy_to_iter`, `_copy_from_iter`), an eighth is waking up and being
+//! woken, most of the rest the kernel's own way from `write` to the next device; lbd's own code is some percent of it. A third
+//! of the machine is idle meanwhile: sender, lbd and receiver wait for one another. Batches of 1, 4 and 32 packets and 0 to
+//! 500 looks before sleeping were tried (see below); io_uring gained nothing (crates-measured).
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -18,6 +18,9 @@
 //! | 1 | 114 | 53 |
 //! | 1,000 | 116 | 62 |
 //! | 1,000,000 | 520 | 128 |
+//!
+//! Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) make the last figure 13 to 23 % smaller. A flow takes 64 bytes here, 32
+//! for what few packets need, and 32 in a full index: 128, where it was 152.
 pub mod ages;
 mod bypass;
 pub mod connection;
