@@ -231,7 +231,9 @@ impl Backend {
         self.weight.store(spec.weight, Relaxed);
         if spec.weight != 0 {
             self.cut.store(false, Relaxed);
-            // `__ip_vs_update_dest` keeps the last weight that was not 0, for mh.
+        }
+        // `__ip_vs_update_dest` keeps the last weight that was not 0, for mh, unless the server is added anew.
+        if spec.weight != 0 || self.is_removed() {
             self.last_weight.store(spec.weight, Relaxed);
         }
         let raised = spec.upper_threshold == 0 || spec.upper_threshold > self.upper_threshold.load(Relaxed);
@@ -477,6 +479,22 @@ mod tests {
         assert!(backend.is_overloaded(), "three flows are not below two");
         backend.configure(&same(8));
         assert!(!backend.is_overloaded(), "a higher threshold makes room");
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_with_weight_0_has_no_place_in_the_table_of_mh_that_it_had() {
+        let backend = backend(0, 0);
+        let drained = BackendSpec {
+            address: backend.address,
+            weight: 0,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        backend.configure(&drained);
+        assert_eq!(backend.last_weight(), 1, "drained: nobody else's clients move");
+        backend.remove();
+        backend.configure(&drained);
+        assert_eq!(backend.last_weight(), 0);
     }
 
     #[test]
