@@ -203,7 +203,12 @@ impl Registry {
         });
         let matchers = (matcher(policy.mode), shadow);
         let ruleset = Ruleset::new(policy, matchers, services, known);
-        Prepared { ruleset, changes, gone }
+        Prepared {
+            ruleset,
+            changes,
+            gone,
+            is_successor: previous.is_some(),
+        }
     }
 
     fn build_service(&mut self, policy: &Policy, spec: &ServiceSpec, known: Option<&Arc<Service>>) -> Service {
@@ -319,6 +324,8 @@ pub struct Prepared {
     ruleset: Ruleset,
     changes: Vec<Change>,
     gone: Vec<Arc<Backend>>,
+    /// Whether there was a ruleset before.
+    is_successor: bool,
 }
 
 impl Prepared {
@@ -347,10 +354,20 @@ impl Prepared {
                 backend.configure(spec);
                 backend.set_one_packet(service.one_packet);
             }
-            *service.scheduler.lock() = continue_scheduler(service, before.as_ref());
+            *service.scheduler.lock() = match (before, self.is_successor) {
+                (None, true) => added_scheduler(service),
+                (None, false) | (Some(_), _) => continue_scheduler(service, before.as_ref()),
+            };
         }
         self.ruleset
     }
+}
+
+/// Of a service that was not there before: it begins empty, as with `ipvsadm -A`, and then has its backends.
+fn added_scheduler(service: &Service) -> Scheduler {
+    let mut scheduler = Scheduler::new(service.kind, service.flags, &[]);
+    scheduler.backends_changed(&[], &service.backends);
+    scheduler
 }
 
 fn continue_scheduler(service: &Service, before: Option<&(Arc<Service>, bool)>) -> Scheduler {

@@ -51,11 +51,16 @@ impl Wrr {
     }
 
     /// `ip_vs_wrr_dest_changed`: begins at the head, on a level that exists.
+    ///
+    /// Without weights before, that is the lowest one: the kernel hears of one server at a time, and alone the first one
+    /// with a weight has no other level than 1. So several that come at once (`ipvsadm -R`) begin as one by one.
     pub(super) fn backends_changed(&mut self, after: &[Arc<Backend>]) {
         let (highest, step) = levels(after);
         self.last = None;
         (self.highest, self.step) = (highest, step);
-        if self.level > highest || self.level == 0 {
+        if self.level == 0 {
+            self.level = highest.min(1);
+        } else if self.level > highest {
             self.level = highest;
         } else if step > 1 {
             self.level = self.level / step * step + 1;

@@ -6,6 +6,22 @@ use super::reference;
 
 #[test]
 fn the_recorded_commands_give_the_kernels_sequences_and_tables_through_the_engine() {
+    replay_all(|lab, commands| {
+        for command in commands {
+            lab.ok(command);
+        }
+    });
+}
+
+#[test]
+fn the_same_commands_read_by_restore_give_the_same_sequences() {
+    replay_all(|lab, commands| {
+        let output = lab.restore("-R", &commands.join("\n"));
+        assert_eq!((output.code, output.err.as_str()), (0, ""));
+    });
+}
+
+fn replay_all(set_up: impl Fn(&mut Lab, &[String])) {
     let Some(text) = reference("scheduler-sequences.json") else {
         return;
     };
@@ -14,17 +30,15 @@ fn the_recorded_commands_give_the_kernels_sequences_and_tables_through_the_engin
     let deterministic = runs.iter().filter(|run| run["deterministic"] == true);
     let mut count = 0;
     for run in deterministic {
-        replay(run);
+        let mut lab = Lab::new();
+        set_up(&mut lab, &commands(run));
+        replay(lab, run);
         count += 1;
     }
     assert!(count > 60, "{count}");
 }
 
-fn replay(run: &Value) {
-    let mut lab = Lab::new();
-    for command in commands(run) {
-        lab.ok(&command);
-    }
+fn replay(mut lab: Lab, run: &Value) {
     let expected: Vec<Option<u64>> = run["sequence"].as_array().unwrap().iter().map(Value::as_u64).collect();
     let chosen: Vec<Option<u64>> = (0..expected.len())
         .map(|number| connect(&mut lab, run, number))
