@@ -156,8 +156,7 @@ pub fn source(
     let client = tuple.source;
     if wanted(ruleset, &client.address, backend) == Why::Client {
         let timeouts = &ruleset.policy.conntrack.timeouts;
-        let direct = reply(client);
-        if conntrack.is_free(&direct, now) && !conntrack.is_bypass(&direct, timeouts, now) {
+        if conntrack.is_unused(&reply(client), timeouts, now) {
             return Ok(client);
         }
         if ruleset.policy.nat.masquerade == Masquerade::Never {

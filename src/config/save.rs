@@ -169,10 +169,13 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     let removed = on_backend_removed.map(|rule| quoted(word_of(rule, ON_BACKEND_REMOVED)));
     out.optional("on_backend_removed", removed);
     out.word("unknown_tcp", *unknown_tcp, UnknownTcp::default(), UNKNOWN_TCP);
-    let expire = Some(expire_quiescent_template).filter(|&expire| *expire != default.expire_quiescent_template);
-    out.optional("expire_quiescent_template", expire);
-    let reuse = Some(u8::from(*conn_reuse)).filter(|_| *conn_reuse != default.conn_reuse);
-    out.optional("conn_reuse_mode", reuse);
+    let expire = *expire_quiescent_template;
+    out.optional(
+        "expire_quiescent_template",
+        (expire != default.expire_quiescent_template).then_some(expire),
+    );
+    let reuse = u8::from(*conn_reuse);
+    out.optional("conn_reuse_mode", (*conn_reuse != default.conn_reuse).then_some(reuse));
     let states = TCP_TIMEOUTS.into_iter().zip(tcp).zip(default.timeouts.tcp);
     for ((key, timeout), default) in states {
         out.optional(key, (*timeout != default).then(|| time(*timeout)));

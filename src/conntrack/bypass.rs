@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::signal::Signal;
 use super::timeout::Timeouts;
+use super::wheel::TICK_BITS;
 use super::{sctp, tcp};
 use crate::flow::Protocol;
 use crate::packet::TcpFlags;
@@ -17,9 +18,8 @@ use crate::time::Instant;
 
 /// Places, 8 bytes each.
 const PLACES: usize = 1 << 15;
-/// 2^27 ns, 134 ms, as [`super::wheel`] counts; 31 bits of them are nine years.
-const TICK_BITS: u32 = 27;
 const CLOSING: u64 = 1 << 31;
+/// 31 bits of the wheel's ticks: nine years.
 const TICKS: u64 = CLOSING - 1;
 
 /// See the module. A place holds the upper half of the hash of the server's packets, whether the connection is being closed,

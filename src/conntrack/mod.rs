@@ -246,9 +246,20 @@ impl Conntrack {
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
         let key = Key::from(*reply);
+        self.is_free_at(&key, self.hasher.hash_one(key), now)
+    }
+
+    /// [`Self::is_free`], and no connection past the services has packets of this tuple, either.
+    #[must_use]
+    pub fn is_unused(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
+        let key = Key::from(*reply);
         let hash = self.hasher.hash_one(key);
+        self.is_free_at(&key, hash, now) && !self.bypass.has(hash, reply.protocol, timeouts, now)
+    }
+
+    fn is_free_at(&self, key: &Key, hash: u64, now: Instant) -> bool {
         let mut shard = self.lock(self.home(key.destination, key.destination_port()));
-        self.accounted(&mut shard, |shard| shard.is_free(&key, hash, now))
+        self.accounted(&mut shard, |shard| shard.is_free(key, hash, now))
     }
 
     /// Takes note of a packet that passes between a client and a server; `trace` is that of the server's packets.
@@ -259,7 +270,7 @@ impl Conntrack {
     /// Whether a connection past the services has packets of this tuple, which must be those of its server.
     #[must_use]
     pub fn is_bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
-        let hash = self.trace(&Key::from(*reply)).hash;
+        let hash = self.hasher.hash_one(Key::from(*reply));
         self.bypass.has(hash, reply.protocol, timeouts, now)
     }
 

@@ -6,7 +6,7 @@ use super::ages::{Ages, Link, Links};
 use crate::time::Instant;
 
 /// 2^27 ns, 134 ms: how late a flow may be forgotten. (The kernel's timers are up to 12.5 % late, kernel/time/timer.c.)
-const TICK_BITS: u32 = 27;
+pub(super) const TICK_BITS: u32 = 27;
 const BUCKETS: u64 = 512;
 
 /// A point in time as the wheel counts.

@@ -90,7 +90,6 @@ impl Processor<'_> {
     #[inline]
     pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
         let policy = &self.ruleset.policy.conntrack;
-        let reuse = policy.conn_reuse;
         let lane = self.lane.index;
         let likely = || self.ruleset.likely(&segment.key);
         let found = self
@@ -100,7 +99,7 @@ impl Processor<'_> {
                     return Known::No;
                 };
                 *leaving = key;
-                if is_reopened(flow.state, &flow.backend, reuse, segment, direction) {
+                if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction) {
                     shard.remove(slot);
                     return Known::No;
                 }

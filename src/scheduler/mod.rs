@@ -20,8 +20,8 @@
 //! | `wlc`, `sed`, `nq` | 10 | 240 to 280 | 38,000 to 51,000 |
 //! | `twos` | 31 | 280 | 55,000 |
 //!
-//! Those of the last four rows look at every backend, as the kernel's do: the load that they compare changes with each packet
-//! that opens or ends a connection.
+//! Those of the last four rows look at every backend, as the kernel's do: the load that they compare (`fo`: whether one
+//! is overloaded) changes with each packet that opens or ends a connection.
 mod cache;
 mod dh;
 mod fo;

@@ -3,7 +3,7 @@ use std::fmt::Write;
 
 use super::figures::{Figures, iptables_row};
 use super::numbers::short;
-use super::{Report, goals, pictures};
+use super::{Report, goals};
 use crate::load::{blast, connects};
 use crate::questions::{self, Question};
 use crate::rig;
@@ -13,13 +13,13 @@ use crate::systems;
 const QUIET: f64 = 0.1;
 const SELDOM: f64 = 0.1;
 
-pub(super) fn page(report: &Report, figures: &Figures<'_>) -> String {
+/// `pictures` are those that lie beside the page, by their file names.
+pub(super) fn page(report: &Report, figures: &Figures<'_>, pictures: &[(&str, String)]) -> String {
     let mut page = circumstances(report);
     page += &goal_table(figures);
-    let pictures: Vec<&str> = pictures::all(figures).into_iter().map(|(file, _)| file).collect();
     for question in questions::ALL {
         if !figures.cases(question).is_empty() {
-            page += &section(question, figures, report.effort.rate, &pictures);
+            page += &section(question, figures, report.effort.rate, pictures);
         }
     }
     page
@@ -105,7 +105,7 @@ fn goal_table(figures: &Figures<'_>) -> String {
     text
 }
 
-fn section(question: Question, figures: &Figures<'_>, rate: f64, pictures: &[&str]) -> String {
+fn section(question: Question, figures: &Figures<'_>, rate: f64, pictures: &[(&str, String)]) -> String {
     let columns = columns(question);
     let mut text = format!(
         "\n## {}. {}\n\n{}\n\n",
@@ -114,7 +114,8 @@ fn section(question: Question, figures: &Figures<'_>, rate: f64, pictures: &[&st
         explanation(question, rate)
     );
     let number = format!("{}-", question.number());
-    for file in pictures.iter().filter(|file| file.starts_with(&number)) {
+    let files = pictures.iter().map(|(file, _)| file);
+    for file in files.filter(|file| file.starts_with(&number)) {
         write!(text, "![{file}]({file})\n\n").unwrap_or_default();
     }
     writeln!(text, "| case | system | {} |", columns.join(" | ")).unwrap_or_default();

@@ -139,16 +139,18 @@ impl Report {
     }
 
     pub(crate) fn markdown(&self) -> String {
-        markdown::page(self, &Figures::of(&self.records))
+        let figures = Figures::of(&self.records);
+        markdown::page(self, &figures, &pictures::all(&figures))
     }
 
     /// Writes all there is so far.
     pub(crate) fn write(&self, directory: &Path) -> Outcome<()> {
         let figures = Figures::of(&self.records);
         fs::create_dir_all(directory)?;
-        fs::write(directory.join("results.md"), self.markdown())?;
+        let pictures = pictures::all(&figures);
+        fs::write(directory.join("results.md"), markdown::page(self, &figures, &pictures))?;
         fs::write(directory.join("results.json"), self.json(&figures)?)?;
-        for (name, picture) in pictures::all(&figures) {
+        for (name, picture) in pictures {
             fs::write(directory.join(name), picture)?;
         }
         Ok(())
