@@ -3,7 +3,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_echo, udp_echo,
+    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_close, tcp_echo, udp_echo,
 };
 use std::io::ErrorKind;
 
@@ -61,6 +61,25 @@ fn a_connection_directly_to_a_server_and_one_through_the_service_from_the_same_p
                 balanced.say(words);
                 direct.say(words);
             }
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_port_that_a_proxy_on_this_host_has_just_answered_is_served_by_lbd_at_once() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (port, (mode, family)) in (13_000..).zip(matrix()) {
+            let vip = family.vip(80);
+            let address = Family::host(&vip);
+            rig.sh("lb", &format!("ip address add {address} dev lo nodad")).ok();
+            tcp_close("lb", &vip);
+            Conversation::open_from("client", port, &vip).wait_for_the_end();
+            rig.sh("lb", &format!("ip address del {address} dev lo")).ok();
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let took = reuse_port("client", &family.web(), port, 1);
+            assert!(took < Duration::from_millis(900), "{took:?}");
             lbd.terminate();
         }
     });

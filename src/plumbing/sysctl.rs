@@ -63,6 +63,10 @@ pub(super) fn prepare(family: Family, device: &str, journal: &mut Journal) -> Re
     if family == Family::V6 {
         prepare_ipv6(device)?;
     }
+    // Not vital: only packets to what local sockets still remember are lost.
+    if let Err(error) = route_first(journal) {
+        tracing::warn!("{error}");
+    }
     if read(family.forwarding())? == "1" {
         return Ok(());
     }
@@ -75,6 +79,24 @@ pub(super) fn prepare(family: Family, device: &str, journal: &mut Journal) -> Re
     settings
         .iter()
         .try_for_each(|setting| require(&setting.key, &setting.set))
+}
+
+/// For both families: a packet with the addresses of a local socket, be it one in TIME_WAIT of a proxy that served before
+/// lbd, is the socket's before it is routed (`tcp_v4_early_demux`, `tcp_v6_early_demux`), and lost where its route leads out
+/// (`skb->sk` in `ip_forward` and `ip6_forward`). Documentation/networking/ip-sysctl.rst has routers switch it off.
+fn route_first(journal: &mut Journal) -> Result<(), Error> {
+    let key = "net/ipv4/ip_early_demux";
+    let (before, set) = (read(key)?, "0");
+    if before == set {
+        return Ok(());
+    }
+    journal.add(vec![Setting {
+        key: key.into(),
+        before,
+        set: set.into(),
+        along: Vec::new(),
+    }])?;
+    require(key, set)
 }
 
 /// Settings of the device itself. Where IPv6 is switched off for new devices (`conf/default`), lbd's own refuses routes.

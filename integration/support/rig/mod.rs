@@ -24,7 +24,7 @@ pub(crate) use namespaces::{isolated, isolated_with_sctp, isolated_xdp, isolated
 pub(crate) use peers::{BIG, write_big};
 pub(crate) use ports::{Sender, reuse_port};
 pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
-pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_echo, udp_echo};
+pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_close, tcp_echo, udp_echo};
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -167,7 +167,7 @@ impl Rig {
             "ip -o link | sed 's/qlen.*//'",
             "ip -o link | grep -o '^[0-9]*: [^ ]*\\|prog/xdp.*'",
             "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
-            "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_nonlocal|route\\.flush)' 2>/dev/null",
+            "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_early_demux|ip_nonlocal|route\\.flush)' 2>/dev/null",
         ];
         commands
             .map(|command| format!("# {command}\n{}", self.sh("lb", command).out))

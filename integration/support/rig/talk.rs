@@ -28,7 +28,20 @@ pub(crate) fn tcp_echo(namespace: &str, address: &str) {
     listens.recv().expect("the echo server does not listen");
 }
 
-/// The same for UDP, with datagrams of any size.
+/// A TCP server in a namespace that closes one connection as soon as it is open: its kernel remembers the two addresses
+/// for a minute (TIME_WAIT).
+pub(crate) fn tcp_close(namespace: &str, address: &str) {
+    let address = parse(address);
+    let (ready, listens) = mpsc::channel();
+    drop(inside(namespace, move || {
+        let listener = TcpListener::bind(address).expect("cannot bind the server");
+        ready.send(()).expect("the test waits");
+        listener.accept().map(drop).expect("a client comes");
+    }));
+    listens.recv().expect("the server does not listen");
+}
+
+/// A UDP server in a namespace that gives back what it gets, datagrams of any size, to the end of the test.
 pub(crate) fn udp_echo(namespace: &str, address: &str) {
     let address = parse(address);
     let (ready, listens) = mpsc::channel();
@@ -76,6 +89,13 @@ impl Conversation {
         let stream = stream.unwrap_or_else(|error| panic!("no connection to {server}: {error}"));
         stream.set_read_timeout(Some(PATIENCE)).expect("cannot set a timeout");
         Self(stream)
+    }
+
+    /// Waits for the server to close.
+    #[track_caller]
+    pub(crate) fn wait_for_the_end(mut self) {
+        let heard = self.0.read(&mut [0]);
+        assert!(matches!(heard, Ok(0)), "{heard:?}");
     }
 
     /// Says something: the error that comes instead of its echo.
