@@ -1,34 +1,28 @@
 //! As many new connections a second as can be, so many under way at a time: connect, ask the server for its number, read
 //! it and the end.
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use mio::{Events, Poll, Token};
 
-use super::{Wish, bind_late, source};
+use super::attempt::{Attempt, LATE, PATIENCE, Stage};
 use crate::Outcome;
 
 /// Connections under way.
 pub(crate) const AT_ONCE: usize = 64;
-/// A connection that is older is given up.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of the connections that ended in the window.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Count {
     pub(crate) answered: u64,
+    /// Answered, but a packet had to be sent again.
+    pub(crate) late: u64,
+    /// Not answered in time.
     pub(crate) lost: u64,
+    /// Refused or reset.
+    pub(crate) refused: u64,
     pub(crate) seconds: f64,
-}
-
-struct Attempt {
-    stream: TcpStream,
-    start: Instant,
-    has_asked: bool,
-    is_answered: bool,
 }
 
 struct Client<'a> {
@@ -55,6 +49,7 @@ pub(crate) fn connects(targets: &[SocketAddrV4], [warm_up, window]: [Duration; 2
     let start = Instant::now();
     client.run(window)?;
     client.count.seconds = start.elapsed().as_secs_f64();
+    client.count.late += client.overdue();
     Ok(client.count)
 }
 
@@ -91,22 +86,8 @@ impl Client<'_> {
 
     fn start(&mut self, slot: usize) -> io::Result<()> {
         let target = self.targets[self.random.usize(..self.targets.len())];
-        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        bind_late(&socket, source(self.opened))?;
+        self.attempts[slot] = Some(Attempt::start(target, self.opened, self.poll.registry(), Token(slot))?);
         self.opened = self.opened.wrapping_add(1);
-        match socket.connect(&target.into()) {
-            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
-            _under_way => {}
-        }
-        let mut stream = TcpStream::from_std(socket.into());
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut stream, Token(slot), interest)?;
-        self.attempts[slot] = Some(Attempt {
-            stream,
-            start: Instant::now(),
-            has_asked: false,
-            is_answered: false,
-        });
         Ok(())
     }
 
@@ -115,37 +96,17 @@ impl Client<'_> {
             return Ok(());
         };
         match attempt.go_on() {
-            Ok(false) => return Ok(()),
-            Ok(true) => self.count.answered += 1,
-            Err(_lost) => self.count.lost += 1,
+            Ok(Stage::Open) => return Ok(()),
+            Ok(Stage::Ended) if attempt.start.elapsed() > LATE => self.count.late += 1,
+            Ok(Stage::Ended) => self.count.answered += 1,
+            Err(_refused) => self.count.refused += 1,
         }
         self.start(slot)
     }
-}
 
-impl Attempt {
-    /// Whether it has come to its end: the server's number has been read, and that the server closed.
-    fn go_on(&mut self) -> io::Result<bool> {
-        if !self.has_asked {
-            match self.stream.write(&[Wish::Name.letter()]) {
-                Ok(_one) => self.has_asked = true,
-                Err(error) if is_early(&error) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        let mut name = [0];
-        loop {
-            match self.stream.read(&mut name) {
-                Ok(0) if self.is_answered => return Ok(true),
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(_one) => self.is_answered = true,
-                Err(error) if is_early(&error) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
+    /// Those that still wait at the end, and have waited for too long to be answered without a packet sent again.
+    fn overdue(&self) -> u64 {
+        let under_way = self.attempts.iter().flatten();
+        under_way.filter(|attempt| attempt.start.elapsed() > LATE).count() as u64
     }
-}
-
-fn is_early(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected)
 }

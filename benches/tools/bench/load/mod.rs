@@ -1,5 +1,6 @@
 //! The traffic generator: servers and clients of TCP, and small UDP frames in as many flows as wanted. Nothing here knows
 //! what stands between client and server.
+pub(crate) mod attempt;
 pub(crate) mod blast;
 pub(crate) mod bulk;
 pub(crate) mod connects;

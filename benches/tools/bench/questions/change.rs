@@ -25,16 +25,19 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) fn ask(_bench: &Bench, running: &mut Running) -> Vec<Finding> {
     let case = services_words(running.world.services());
-    let mut findings = Vec::new();
+    let mut findings: Vec<Finding> = Vec::new();
     for &way in running.system.ways() {
-        let outcome = measure(running, way);
-        // The next way starts from where this one has led to.
-        if outcome.is_ok() {
-            running.world = running.world.changed();
-        }
-        let mut finding = Finding::new(&case, outcome);
-        finding.way = Some(way.name());
-        findings.push(finding);
+        // Each way starts from where the one before has led to, which nobody knows where that failed.
+        let before = findings.last().filter(|finding| finding.outcome.is_err());
+        let outcome = match before.and_then(|finding| finding.way) {
+            Some(failed) => Err(format!("not tried, since `{failed}` before it failed").into()),
+            None => measure(running, way),
+        };
+        running.world = running.world.changed();
+        findings.push(Finding {
+            way: Some(way.name()),
+            ..Finding::new(&case, outcome)
+        });
     }
     findings
 }
@@ -47,9 +50,11 @@ fn measure(running: &Running, way: Way) -> Outcome<Vec<Metric>> {
     let seen = watch(target, new, &change)?;
     let effect = effect(&seen.probes, new, seen.start).ok_or("there was no effect")?;
     let lost = seen.probes.iter().filter(|probe| probe.server.is_none()).count();
+    let late = seen.probes.iter().filter(|probe| probe.is_late()).count();
     Ok(vec![
         ("ms to effect", effect.as_secs_f64() * 1e3),
         ("ms of the command", seen.command.as_secs_f64() * 1e3),
+        ("new connections late", late as f64),
         ("new connections lost", lost as f64),
         ("open connections lost", f64::from(seen.broken)),
     ])
@@ -77,7 +82,7 @@ fn watch(target: SocketAddrV4, new: u8, change: &Change) -> Outcome<Seen> {
             let mut settled = Settled::new(new);
             Ok(probe(&[target], PAUSE, |probes| {
                 settled.goes_on(probes.last(), has_ended.load(Ordering::Relaxed), Instant::now())
-            }))
+            })?)
         });
         thread::sleep(CALM);
         let start = Instant::now();
@@ -131,10 +136,11 @@ impl Settled {
     }
 }
 
-/// From the start of the change to the start of the first connection from which on all went to the new server, lost ones
-/// aside; None: they never did.
+/// From the start of the change to the start of the first connection from which on all went to the new server, lost and
+/// late ones aside; None: they never did.
 fn effect(probes: &[Probe], new: u8, start: Instant) -> Option<Duration> {
-    let answered: Vec<_> = probes.iter().filter(|probe| probe.server.is_some()).collect();
+    let is_telling = |probe: &&Probe| probe.server.is_some() && !probe.is_late();
+    let answered: Vec<_> = probes.iter().filter(is_telling).collect();
     let last_old = answered.iter().rposition(|probe| probe.server != Some(new));
     let first_new = answered.get(last_old.map_or(0, |index| index + 1))?;
     Some(first_new.start.saturating_duration_since(start))
@@ -184,6 +190,14 @@ mod tests {
     fn lost_connections_say_nothing_about_the_effect() {
         let start = Instant::now();
         let seen = probes(start, &[Some(1), None, Some(2), None]);
+        assert_eq!(effect(&seen, 2, start), Some(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn a_connection_whose_first_packet_was_lost_says_nothing_about_the_effect() {
+        let start = Instant::now();
+        let mut seen = probes(start, &[Some(1), Some(1), Some(2), Some(1), Some(2)]);
+        seen[3].took = Duration::from_secs(1);
         assert_eq!(effect(&seen, 2, start), Some(Duration::from_millis(20)));
     }
 

@@ -21,17 +21,22 @@ fn measure(bench: &Bench, running: &Running) -> Outcome<Vec<Metric>> {
     let (count, probes) = rig::within(Place::Client, CLIENT_CPU, || {
         let count = connects::connects(&targets, bench.effort.time())?;
         let start = Instant::now();
-        Ok((count, probe::probe(&targets, PAUSE, |_probes| start.elapsed() < window)))
+        let probes = probe::probe(&targets, PAUSE, |_probes| start.elapsed() < window)?;
+        Ok((count, probes))
     })?;
     let answered = probes.iter().filter(|probe| probe.server.is_some());
     let latency = microseconds(answered.map(|probe| probe.took));
     if count.answered == 0 || latency.is_empty() {
         return Err("no connection was answered".into());
     }
+    let late = probes.iter().filter(|probe| probe.is_late()).count();
+    let lost = probes.len() - latency.len();
     Ok(vec![
         ("connections/s", count.answered as f64 / count.seconds),
         ("p50 µs", percentile(&latency, 0.5)),
         ("p99 µs", percentile(&latency, 0.99)),
-        ("lost", count.lost as f64 + (probes.len() - latency.len()) as f64),
+        ("late", count.late as f64 + late as f64),
+        ("lost", (count.lost + count.refused) as f64 + lost as f64),
+        ("refused", count.refused as f64),
     ])
 }

@@ -1,4 +1,6 @@
 //! Medians over rounds, found by question, case, row and metric.
+use std::fmt;
+
 use serde::Serialize;
 
 use super::numbers::{Figure, ratio};
@@ -10,6 +12,33 @@ use crate::systems::System;
 #[derive(Debug)]
 pub(crate) struct Figures<'a> {
     records: &'a [Record],
+}
+
+/// In how many of its rounds something failed, and why at the last time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failures<'a> {
+    pub(crate) failed: usize,
+    pub(crate) rounds: usize,
+    pub(crate) last: &'a str,
+}
+
+impl Failures<'_> {
+    /// Whether there is no figure.
+    pub(crate) fn is_all(&self) -> bool {
+        self.failed == self.rounds
+    }
+}
+
+impl fmt::Display for Failures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A cell of a Markdown table is one line without bars.
+        let why = self.last.replace('|', "/").replace('\n', " ");
+        if self.is_all() {
+            write!(f, "failed: {why}")
+        } else {
+            write!(f, "{} of {} rounds failed: {why}", self.failed, self.rounds)
+        }
+    }
 }
 
 /// One row of the summary in JSON.
@@ -64,16 +93,17 @@ impl<'a> Figures<'a> {
         })
     }
 
-    /// Why it failed, where it never succeeded.
-    pub(crate) fn failure(&self, question: Question, case: &str, label: &str) -> Option<&'a str> {
-        let mut why = None;
+    /// The rounds in which it failed; None where it never did.
+    pub(crate) fn failures(&self, question: Question, case: &str, label: &str) -> Option<Failures<'a>> {
+        let (mut failed, mut rounds, mut last) = (0, 0, "");
         for record in self.of_row(question, case, label) {
-            match &record.outcome {
-                Measured::Metrics(_) => return None,
-                Measured::Failed(reason) => why = Some(reason.as_str()),
+            rounds += 1;
+            if let Measured::Failed(why) = &record.outcome {
+                failed += 1;
+                last = why;
             }
         }
-        why
+        (failed > 0).then_some(Failures { failed, rounds, last })
     }
 
     fn of_row(&self, question: Question, case: &str, label: &str) -> impl Iterator<Item = &'a Record> {
@@ -213,26 +243,32 @@ pub(crate) mod tests {
         assert_eq!(beyond.map(|figure| (figure.min, figure.max)), Some((20.0, 20.0)));
     }
 
-    #[test]
-    fn a_system_that_failed_in_every_round_is_told_with_the_reason() {
-        let records = [failed("nginx"), failed("nginx")];
-        let figures = Figures::of(&records);
-        assert_eq!(
-            figures.failure(Question::Bulk, "1 stream up", "nginx"),
-            Some("no answer")
-        );
-        assert_eq!(figures.get(Question::Bulk, "1 stream up", "nginx", "Gbit/s"), None);
+    fn told(records: &[Record]) -> Option<String> {
+        let failures = Figures::of(records).failures(Question::Bulk, "1 stream up", "nginx");
+        failures.map(|failures| failures.to_string())
     }
 
     #[test]
-    fn a_system_that_succeeded_once_has_figures() {
-        let records = [
-            failed("nginx"),
-            record(Question::Bulk, 1, "nginx", "1 stream up", &[("Gbit/s", 2.0)]),
-        ];
-        let figures = Figures::of(&records);
-        assert_eq!(figures.failure(Question::Bulk, "1 stream up", "nginx"), None);
-        assert!(figures.get(Question::Bulk, "1 stream up", "nginx", "Gbit/s").is_some());
+    fn a_system_that_failed_in_every_round_is_told_with_the_reason() {
+        let records = [failed("nginx"), failed("nginx")];
+        assert_eq!(told(&records).as_deref(), Some("failed: no answer"));
+        assert_eq!(
+            Figures::of(&records).get(Question::Bulk, "1 stream up", "nginx", "Gbit/s"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_system_that_failed_once_has_figures_and_the_failure_is_told_beside_them() {
+        let succeeded = |round| record(Question::Bulk, round, "nginx", "1 stream up", &[("Gbit/s", 2.0)]);
+        let records = [failed("nginx"), succeeded(1), succeeded(2)];
+        assert_eq!(told(&records).as_deref(), Some("1 of 3 rounds failed: no answer"));
+        assert!(
+            Figures::of(&records)
+                .get(Question::Bulk, "1 stream up", "nginx", "Gbit/s")
+                .is_some()
+        );
+        assert_eq!(told(&records[1..]), None);
     }
 
     #[test]

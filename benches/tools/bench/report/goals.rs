@@ -17,14 +17,31 @@ pub(crate) struct Goal {
     pub(crate) wanted: f64,
     /// The ratio found, and where; None: it was not measured.
     pub(crate) found: Option<(f64, String)>,
+    /// Measurements of the system in these cases that failed.
+    pub(crate) failed: usize,
 }
 
 impl Goal {
-    pub(crate) fn verdict(&self) -> &'static str {
-        match &self.found {
+    fn new(goal: &'static str, system: &str, wanted: f64) -> Self {
+        Self {
+            goal,
+            system: system.to_owned(),
+            wanted,
+            found: None,
+            failed: 0,
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> String {
+        let verdict = match &self.found {
             None => "not measured",
             Some((found, _)) if *found >= self.wanted => "met",
             Some(_) => "missed",
+        };
+        match self.failed {
+            0 => verdict.to_owned(),
+            1 => format!("{verdict}; 1 measurement failed"),
+            failed => format!("{verdict}; {failed} measurements failed"),
         }
     }
 }
@@ -69,44 +86,69 @@ fn goals_order(goal: &str) -> usize {
 }
 
 fn bulk(figures: &Figures<'_>, lbd: &str) -> Goal {
-    let found = |case: &str| figures.to_iptables(Question::Bulk, case, lbd, "Gbit/s");
-    worst(ORDER[0], lbd, 1.0, figures.cases(Question::Bulk), found)
+    let question = Question::Bulk;
+    let found = |case: &str| figures.to_iptables(question, case, lbd, "Gbit/s");
+    worst(
+        figures,
+        question,
+        &figures.cases(question),
+        Goal::new(ORDER[0], lbd, 1.0),
+        found,
+    )
 }
 
 /// Less CPU time for as much is more for as much CPU time: the other's over its own.
 fn bulk_per_cpu(figures: &Figures<'_>, lbd: &str, other: &str, goal: &'static str) -> Goal {
-    let found = |case: &str| inverse(figures, Question::Bulk, case, [lbd, other], "CPU s/GB");
-    worst(goal, lbd, 2.0, figures.cases(Question::Bulk), found)
+    let question = Question::Bulk;
+    let found = |case: &str| inverse(figures, question, case, [lbd, other], "CPU s/GB");
+    worst(
+        figures,
+        question,
+        &figures.cases(question),
+        Goal::new(goal, lbd, 2.0),
+        found,
+    )
 }
 
 fn datagrams(figures: &Figures<'_>, lbd: &str) -> Goal {
-    let of = |case: &str, label| figures.get(Question::Datagrams, case, label, "delivered/s");
+    let question = Question::Datagrams;
+    let of = |case: &str, label| figures.get(question, case, label, "delivered/s");
     let found = |case: &str| ratio(of(case, lbd)?.median, of(case, "bare-afxdp")?.median);
-    worst(ORDER[3], lbd, 0.9, figures.cases(Question::Datagrams), found)
+    worst(
+        figures,
+        question,
+        &figures.cases(question),
+        Goal::new(ORDER[3], lbd, 0.9),
+        found,
+    )
 }
 
 fn datagrams_per_cpu(figures: &Figures<'_>, lbd: &str) -> Goal {
-    let found = |case: &str| {
-        inverse(
-            figures,
-            Question::Datagrams,
-            case,
-            [lbd, "iptables"],
-            "CPU s/M at the fixed load",
-        )
-    };
-    worst(ORDER[4], lbd, 1.0, figures.cases(Question::Datagrams), found)
+    let question = Question::Datagrams;
+    let metric = "CPU s/M at the fixed load";
+    let found = |case: &str| inverse(figures, question, case, [lbd, "iptables"], metric);
+    worst(
+        figures,
+        question,
+        &figures.cases(question),
+        Goal::new(ORDER[4], lbd, 1.0),
+        found,
+    )
 }
 
 fn connections(figures: &Figures<'_>, lbd: &str) -> Goal {
-    let found = |case: &str| figures.to_iptables(Question::Connections, case, lbd, "connections/s");
-    worst(ORDER[5], lbd, 1.0, vec!["1000 services".to_owned()], found)
+    let question = Question::Connections;
+    let found = |case: &str| figures.to_iptables(question, case, lbd, "connections/s");
+    let cases = ["1000 services".to_owned()];
+    worst(figures, question, &cases, Goal::new(ORDER[5], lbd, 1.0), found)
 }
 
 fn change(figures: &Figures<'_>, label: &str) -> Goal {
-    let other = iptables_row(Question::Change);
-    let found = |case: &str| inverse(figures, Question::Change, case, [label, other], "ms to effect");
-    worst(ORDER[6], label, 100.0, vec!["10000 services".to_owned()], found)
+    let question = Question::Change;
+    let other = iptables_row(question);
+    let found = |case: &str| inverse(figures, question, case, [label, other], "ms to effect");
+    let cases = ["10000 services".to_owned()];
+    worst(figures, question, &cases, Goal::new(ORDER[6], label, 100.0), found)
 }
 
 fn inverse(
@@ -122,18 +164,18 @@ fn inverse(
 
 /// The goal at the case where least is reached. A case that was not measured on both sides does not count.
 fn worst(
-    goal: &'static str,
-    system: &str,
-    wanted: f64,
-    cases: Vec<String>,
+    figures: &Figures<'_>,
+    question: Question,
+    cases: &[String],
+    goal: Goal,
     found: impl Fn(&str) -> Option<f64>,
 ) -> Goal {
-    let all = cases.into_iter().filter_map(|case| Some((found(&case)?, case)));
+    let failures = |case: &String| Some(figures.failures(question, case, &goal.system)?.failed);
+    let all = cases.iter().filter_map(|case| Some((found(case)?, case.clone())));
     Goal {
-        goal,
-        system: system.to_owned(),
-        wanted,
         found: all.min_by(|one, other| one.0.total_cmp(&other.0)),
+        failed: cases.iter().filter_map(failures).sum(),
+        ..goal
     }
 }
 
@@ -175,7 +217,7 @@ mod tests {
             bulk("lbd-tun-ipvs", "1 stream up", 5.0, 0.5),
         ];
         let goal = goal_of(&records, 1, "lbd-tun-ipvs");
-        assert_eq!((goal.found.clone().unwrap().0, goal.verdict()), (2.0, "met"));
+        assert_eq!((goal.found.clone().unwrap().0, goal.verdict().as_str()), (2.0, "met"));
     }
 
     #[test]
@@ -190,7 +232,7 @@ mod tests {
             change("lbd-tun-ipvs", "reload", 600.0),
         ];
         let goal = goal_of(&records, 6, "lbd-tun-ipvs: lbctl");
-        assert_eq!((goal.found.clone().unwrap().0, goal.verdict()), (200.0, "met"));
+        assert_eq!((goal.found.clone().unwrap().0, goal.verdict().as_str()), (200.0, "met"));
     }
 
     #[test]
@@ -200,6 +242,26 @@ mod tests {
             ..bulk("lbd-tun-ipvs", "1 stream up", 1.0, 1.0)
         };
         let records = [bulk("iptables", "1 stream up", 10.0, 1.0), failed];
-        assert_eq!(goal_of(&records, 0, "lbd-tun-ipvs").verdict(), "not measured");
+        assert_eq!(
+            goal_of(&records, 0, "lbd-tun-ipvs").verdict(),
+            "not measured; 1 measurement failed"
+        );
+    }
+
+    #[test]
+    fn a_goal_that_was_met_where_a_measurement_failed_says_so() {
+        let failed = Record {
+            outcome: Measured::Failed("no answer".to_owned()),
+            ..bulk("lbd-tun-ipvs", "1 stream up", 1.0, 1.0)
+        };
+        let records = [
+            bulk("iptables", "1 stream up", 10.0, 1.0),
+            bulk("lbd-tun-ipvs", "1 stream up", 20.0, 1.0),
+            failed,
+        ];
+        assert_eq!(
+            goal_of(&records, 0, "lbd-tun-ipvs").verdict(),
+            "met; 1 measurement failed"
+        );
     }
 }

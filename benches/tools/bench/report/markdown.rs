@@ -4,6 +4,7 @@ use std::fmt::Write;
 use super::figures::{Figures, iptables_row};
 use super::numbers::short;
 use super::{Report, goals};
+use crate::load::attempt::{LATE, PATIENCE};
 use crate::load::{blast, connects};
 use crate::questions::{self, Question};
 use crate::rig;
@@ -138,15 +139,15 @@ fn section(question: Question, figures: &Figures<'_>, rate: f64, pictures: &[(&s
 
 /// None where this row has no such case.
 fn cells(question: Question, figures: &Figures<'_>, case: &str, label: &str, columns: &[&str]) -> Option<Vec<String>> {
-    if let Some(why) = figures.failure(question, case, label) {
-        let mut cells = vec![format!("failed: {}", why.replace('|', "/").replace('\n', " "))];
-        cells.resize(columns.len(), String::new());
-        return Some(cells);
-    }
-    let cells: Vec<String> = columns
+    let mut cells: Vec<String> = columns
         .iter()
         .map(|column| cell(question, figures, case, label, column))
         .collect();
+    if let Some(failures) = figures.failures(question, case, label) {
+        let first = &mut cells[0];
+        let gap = if first.is_empty() { "" } else { "; " };
+        write!(first, "{gap}{failures}").unwrap_or_default();
+    }
     cells.iter().any(|cell| !cell.is_empty()).then_some(cells)
 }
 
@@ -175,11 +176,12 @@ fn columns(question: Question) -> Vec<&'static str> {
             "delivered/s at the fixed load",
             "CPU s/M at the fixed load",
         ],
-        Question::Connections => vec!["connections/s", "p50 µs", "p99 µs", "lost"],
+        Question::Connections => vec!["connections/s", "p50 µs", "p99 µs", "late", "lost"],
         Question::Requests => vec!["p50 µs", "added p50 µs", "p99 µs", "added p99 µs"],
         Question::Change => vec![
             "ms to effect",
             "ms of the command",
+            "new connections late",
             "new connections lost",
             "open connections lost",
         ],
@@ -189,6 +191,7 @@ fn columns(question: Question) -> Vec<&'static str> {
 
 fn is_compared(column: &str) -> bool {
     !(column.contains("lost")
+        || column.contains("late")
         || column.contains("MB")
         || column.starts_with("offered")
         || column.ends_with("the command"))
@@ -209,25 +212,34 @@ fn explanation(question: Question, rate: f64) -> String {
         Question::Connections => format!(
             "Connect, send a byte, read the server's byte and the end. {} connections are under way at a time, to services \
              chosen at random over all of them; then one after the other, at most 1,000 a second, for the time from \
-             connecting to the first byte.",
-            connects::AT_ONCE
+             connecting to the first byte. {}",
+            connects::AT_ONCE,
+            unlucky()
         ),
         Question::Requests => "One request after the other, 64 bytes each way, on one connection. `added`: more than through \
                                plain routing in the same round."
             .to_owned(),
-        Question::Change => "The only endpoint of one service moves from one server to the other, while 10 connections to it \
+        Question::Change => format!("The only endpoint of one service moves from one server to the other, while 10 connections to it \
                              are open and in use and a prober opens new ones, 2,000 a second at most. From the start of the \
                              command to the first connection from which on all reach the new server. What a control plane \
                              would first compute (chains, files) is ready. iptables-restore gets all \
                              chains, as from kube-proxy before 1.27 and in its full synchronization, or the list of \
-                             services and the changed chains, as since then."
-            .to_owned(),
+                             services and the changed chains, as since then. {}", unlucky()),
         Question::Memory => "UDP flows of one datagram each; through a proxy, TCP connections that stay open, fewer of them. \
                              RSS: of the balancer's processes. Flow slab: the kernel's `nf_conntrack` objects. Machine: by \
                              how much MemAvailable fell, which for proxies holds the sockets of client and server too. \
                              `bytes/flow`: growth of RSS and flow slab."
             .to_owned(),
     }
+}
+
+fn unlucky() -> String {
+    format!(
+        "Late: answered after more than {:.1} s, so that a packet was lost and sent again. Lost: refused, reset, or not answered \
+         within {:.0} s.",
+        LATE.as_secs_f64(),
+        PATIENCE.as_secs_f64()
+    )
 }
 
 #[cfg(test)]
