@@ -14,13 +14,14 @@ const MARGINS: [f64; 4] = [80.0, 44.0, 190.0, 40.0];
 /// Of a group's width, what is left free.
 const GAP: f64 = 0.15;
 const LINES: u32 = 5;
+/// A bar that is so many times as long as most is cut and says its figure, so that the others can be told apart.
+const CUT: f64 = 5.0;
 
 /// Draws the bars from zero on, with a line from the least to the most.
 pub(crate) fn svg(title: &str, y_label: &str, groups: &[String], series: &[Series]) -> String {
     let [left, top, right, bottom] = MARGINS;
-    let most = series.iter().flat_map(|series| series.values.iter().flatten());
-    let most = round_up(most.map(|value| value[2]).fold(0.0, f64::max));
-    let y = |value: f64| HEIGHT - bottom - value / most * (HEIGHT - top - bottom);
+    let most = scale(series);
+    let y = |value: f64| HEIGHT - bottom - (value / most).min(1.0) * (HEIGHT - top - bottom);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
@@ -46,9 +47,12 @@ pub(crate) fn svg(title: &str, y_label: &str, groups: &[String], series: &[Serie
         let colour = colour(index, series.len());
         for (number, value) in each.values.iter().enumerate() {
             let x = left + group * (number as f64 + GAP / 2.0) + bar * index as f64;
-            if let Some([least, middle, most]) = *value {
+            if let Some([least, middle, upper]) = *value {
                 out += &rectangle(x, y(middle), bar * 0.9, y(0.0) - y(middle), &colour);
-                out += &rectangle(x + bar * 0.45 - 0.5, y(most), 1.0, y(least) - y(most), "#222");
+                out += &rectangle(x + bar * 0.45 - 0.5, y(upper), 1.0, y(least) - y(upper), "#222");
+                if middle > most {
+                    out += &text(x + bar * 0.45, top - 4.0, "middle", &value_words(middle.round()));
+                }
             }
         }
         let row = top + 18.0 * index as f64;
@@ -56,6 +60,16 @@ pub(crate) fn svg(title: &str, y_label: &str, groups: &[String], series: &[Serie
         out += &text(WIDTH - right + 30.0, row + 10.0, "start", &each.name);
     }
     out + "</svg>\n"
+}
+
+/// The figure at the upper end.
+fn scale(series: &[Series]) -> f64 {
+    let values = series.iter().flat_map(|series| series.values.iter().flatten());
+    let most = values.clone().map(|value| value[2]).fold(0.0, f64::max);
+    let mut middles: Vec<f64> = values.map(|value| value[1]).collect();
+    middles.sort_by(f64::total_cmp);
+    let usual = middles.get(middles.len() / 2).copied().unwrap_or(most);
+    round_up(if most > usual * CUT { usual * 2.0 } else { most })
 }
 
 /// As far apart as so many colours can be.

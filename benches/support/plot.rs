@@ -17,24 +17,56 @@ const COLOURS: [&str; 16] = [
     "#34495e", "#f08030", "#00695c", "#a1887f", "#9c27b0", "#827717",
 ];
 
-/// Powers of ten around all values of an axis.
-fn span(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let low = values.clone().fold(f64::INFINITY, f64::min).log10().floor();
-    let high = values.fold(0.0, f64::max).log10().ceil();
-    (low, high.max(low + 1.0))
+/// What an axis shows, and where its lines are.
+struct Axis {
+    low: f64,
+    high: f64,
+    lines: Vec<f64>,
 }
 
-fn at(value: f64, (low, high): (f64, f64)) -> f64 {
-    (value.log10() - low) / (high - low)
+impl Axis {
+    /// From 1, 2 or 5 with zeros below all values to the next one above them; lines at powers of ten, or at these all where
+    /// the axis is short.
+    fn around(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let least = values.clone().fold(f64::INFINITY, f64::min).max(1e-9);
+        let most = values.fold(least, f64::max);
+        let powers = least.log10().floor() as i32..=most.log10().floor() as i32 + 1;
+        let steps: Vec<f64> = powers
+            .flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(power)))
+            .collect();
+        // What is a line but for rounding is that line.
+        let low = steps.iter().rposition(|&step| step <= least * 1.001).unwrap_or(0);
+        let high = steps.iter().position(|&step| step >= most * 0.999);
+        let high = high.unwrap_or(steps.len() - 1).max(low + 1);
+        let is_short = high - low < 7;
+        let is_line = |(number, step): (usize, f64)| (is_short || number.is_multiple_of(3)).then_some(step);
+        Self {
+            low: steps[low].log10(),
+            high: steps[high].log10(),
+            lines: steps
+                .iter()
+                .copied()
+                .enumerate()
+                .take(high + 1)
+                .skip(low)
+                .filter_map(is_line)
+                .collect(),
+        }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        (value.log10() - self.low) / (self.high - self.low)
+    }
 }
 
 /// Draws the curves.
 pub(crate) fn svg(title: &str, x_label: &str, y_label: &str, curves: &[Curve]) -> String {
     let all = curves.iter().flat_map(|curve| &curve.points);
-    let (xs, ys) = (span(all.clone().map(|point| point.0)), span(all.map(|point| point.1)));
+    let xs = Axis::around(all.clone().map(|point| point.0));
+    let ys = Axis::around(all.map(|point| point.1));
     let [left, top, right, bottom] = MARGINS;
-    let x = |value: f64| left + at(value, xs) * (WIDTH - left - right);
-    let y = |value: f64| HEIGHT - bottom - at(value, ys) * (HEIGHT - top - bottom);
+    let x = |value: f64| left + xs.at(value) * (WIDTH - left - right);
+    let y = |value: f64| HEIGHT - bottom - ys.at(value) * (HEIGHT - top - bottom);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
@@ -45,13 +77,11 @@ pub(crate) fn svg(title: &str, x_label: &str, y_label: &str, curves: &[Curve]) -
     out += &text(WIDTH / 2.0, 22.0, "middle", title);
     out += &text((left + WIDTH - right) / 2.0, HEIGHT - 12.0, "middle", x_label);
     out += &text(8.0, top - 10.0, "start", y_label);
-    for power in xs.0 as i32..=xs.1 as i32 {
-        let value = 10_f64.powi(power);
+    for &value in &xs.lines {
         out += &line((x(value), top), (x(value), HEIGHT - bottom));
         out += &text(x(value), HEIGHT - bottom + 18.0, "middle", &value.to_string());
     }
-    for power in ys.0 as i32..=ys.1 as i32 {
-        let value = 10_f64.powi(power);
+    for &value in &ys.lines {
         out += &line((left, y(value)), (WIDTH - right, y(value)));
         out += &text(left - 8.0, y(value) + 4.0, "end", &value.to_string());
     }

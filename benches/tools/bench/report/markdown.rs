@@ -219,12 +219,14 @@ fn explanation(question: Question, rate: f64) -> String {
         Question::Requests => "One request after the other, 64 bytes each way, on one connection. `added`: more than through \
                                plain routing in the same round."
             .to_owned(),
-        Question::Change => format!("The only endpoint of one service moves from one server to the other, while 10 connections to it \
-                             are open and in use and a prober opens new ones, 2,000 a second at most. From the start of the \
-                             command to the first connection from which on all reach the new server. What a control plane \
-                             would first compute (chains, files) is ready. iptables-restore gets all \
-                             chains, as from kube-proxy before 1.27 and in its full synchronization, or the list of \
-                             services and the changed chains, as since then. {}", unlucky()),
+        Question::Change => format!(
+            "The only endpoint of one service moves from one server to the other, while 10 connections to it are open and \
+             in use and a prober opens new ones, 2,000 a second at most. From the start of the command to the first \
+             connection from which on all reach the new server. What a control plane would first compute (chains, files) \
+             is ready. iptables-restore gets all chains, as from kube-proxy before 1.27 and in its full synchronization, \
+             or the list of services and the changed chains, as since then. {}",
+            unlucky()
+        ),
         Question::Memory => "UDP flows of one datagram each; through a proxy, TCP connections that stay open, fewer of them. \
                              RSS: of the balancer's processes. Flow slab: the kernel's `nf_conntrack` objects. Machine: by \
                              how much MemAvailable fell, which for proxies holds the sockets of client and server too. \

@@ -97,3 +97,34 @@ fn curve_picture(figures: &Figures<'_>, question: Question, title: &str, metric:
     let has_points = curves.iter().any(|curve| !curve.points.is_empty());
     has_points.then(|| plot::svg(title, "services", metric, &curves))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::record;
+    use super::*;
+
+    fn picture(file: &str, records: &[super::super::Record]) -> String {
+        let pictures = all(&Figures::of(records));
+        pictures.into_iter().find(|(name, _)| *name == file).unwrap().1
+    }
+
+    #[test]
+    fn a_bar_far_longer_than_the_others_is_cut_and_says_its_figure() {
+        let of = |system, value| record(Question::Bulk, 0, system, "1 stream up", &[("CPU s/GB", value)]);
+        let records = [of("routing", 4.0), of("iptables", 5.0), of("nginx", 75.0)];
+        let picture = picture("1-cpu.svg", &records);
+        assert!(picture.contains(">75<") && picture.contains(">10<"), "{picture}");
+        assert!(
+            !picture.contains(">100<"),
+            "the axis ends at twice what is usual: {picture}"
+        );
+    }
+
+    #[test]
+    fn curves_that_lie_close_together_are_told_apart() {
+        let of = |case, value| record(Question::Connections, 0, "iptables", case, &[("p99 µs", value)]);
+        let picture = picture("3-latency.svg", &[of("1 service", 320.0), of("100 services", 1_400.0)]);
+        assert!(picture.contains(">200<") && picture.contains(">2000<"), "{picture}");
+        assert!(!picture.contains(">10000<"), "{picture}");
+    }
+}
