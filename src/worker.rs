@@ -3,8 +3,10 @@
 //! Where the time goes with one TCP stream in bulk over TUN (perf, two CPUs, client and server beside): a third of lbd's share
 //! is copying super-packets out of the kernel and back (`_copy_to_iter`, `_copy_from_iter`), an eighth is waking up and being
 //! woken, most of the rest the kernel's own way from `write` to the next device; lbd's own code is some percent of it. A third
-//! of the machine is idle meanwhile: sender, lbd and receiver wait for one another. Batches of 1, 4 and 32 packets and 0 to
-//! 500 looks before sleeping were tried (see below); io_uring gained nothing (crates-measured).
+//! of the machine is idle meanwhile: sender, lbd and receiver wait for one another. Batches of 1, 4 and 32 packets made no
+//! difference; io_uring gained nothing (crates-measured); for how long a worker looks before it sleeps see [`patience`].
+mod patience;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+
+use patience::Patience;
 
 use crate::engine::{Engine, Lane, Released};
 use crate::io::{Exchanged, PacketIo};
@@ -25,11 +29,6 @@ const STOP: Token = Token(1);
 
 /// How long a worker sleeps without packets before it looks for flows whose time is over.
 const IDLE: Duration = Duration::from_secs(1);
-
-/// How often a worker without packets lets other threads run and looks again before it sleeps: about 10 us on an idle
-/// CPU, where being woken costs more. For one TCP stream 20 seemed 10 to 20 % better than none in one series of runs; in
-/// another the differences between 0, 20 and 100 drowned in the noise, and 500 cost CPU for nothing.
-const PATIENCE: u32 = 20;
 
 /// The clock of a running lbd.
 #[derive(Clone, Copy, Debug)]
@@ -122,15 +121,15 @@ impl<I: PacketIo> Worker<I> {
     /// When the device fails.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(8);
-        let mut looks = 0;
+        let mut patience = Patience::default();
         while !self.stop.load(Relaxed) {
             let exchanged = self.turn()?;
             if exchanged.received > 0 || exchanged.waiting {
-                looks = 0;
+                patience.found(self.clock.now());
                 continue;
             }
-            if looks < PATIENCE {
-                looks += 1;
+            if patience.looks_on(self.clock.now()) {
+                // Whoever has something to do on this CPU goes first.
                 std::thread::yield_now();
                 continue;
             }
