@@ -4,7 +4,7 @@
 //! is copying super-packets out of the kernel and back (`_copy_to_iter`, `_copy_from_iter`), an eighth is waking up and being
 //! woken, most of the rest the kernel's own way from `write` to the next device; lbd's own code is some percent of it. A third
 //! of the machine is idle meanwhile: sender, lbd and receiver wait for one another. Batches of 1, 4 and 32 packets made no
-//! difference; io_uring gained nothing (crates-measured); for how long a worker looks before it sleeps see [`patience`].
+//! difference; io_uring gained nothing (crates-measured); for how long a worker looks before it sleeps see `worker/patience.rs`.
 mod patience;
 
 use std::io;
