@@ -11,16 +11,17 @@
 //! could not hold both directions under one lock; what hashbrown took here is said there.
 //!
 //! What a TCP packet of a known flow takes in the whole engine, in nanoseconds (`benches/engine`, one core of an AMD EPYC, flows at
-//! random, batches of 64, writing the packet included; other builds ran beside it):
+//! random, batches of 64, writing the packet included, which takes 4; the first column with other builds beside it):
 //!
 //! | flows | packet by packet, `IpAddr`s, a flow in one record | as it is |
 //! | ---: | ---: | ---: |
-//! | 1 | 114 | 53 |
-//! | 1,000 | 116 | 62 |
-//! | 1,000,000 | 520 | 128 |
+//! | 1 | 114 | 52 |
+//! | 1,000 | 116 | 57 |
+//! | 1,000,000 | 520 | 102 to 107 |
 //!
-//! Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) make the last figure 13 to 23 % smaller. A flow takes 64 bytes here, 32
-//! for what few packets need, and 32 in a full index: 128, where it was 152.
+//! Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) made the last figure 13 to 23 % smaller on one such machine, where it
+//! was 128, and nothing on the one with these figures. A flow takes 64 bytes here, 32 for what few packets need, and 32 in a
+//! full index: 128, where it was 152.
 pub mod ages;
 mod bypass;
 pub mod connection;

@@ -16,22 +16,21 @@
 //! So more services cost nothing but memory: the 100,000 rules and their counters are 9 MB, more than the near caches (and
 //! their page tables) hold. The last figure scatters between 200 and 320 with what the neighbours do.
 //!
-//! A whole new flow, parsed, matched, scheduled, stored and rewritten, in batches as a worker does it, before services were
-//! fetched ahead:
+//! A whole new flow, parsed, matched, scheduled, stored and rewritten, in batches as a worker does it, forgetting old flows
+//! included, on a machine that did nothing else:
 //!
-//! | services | linear, ten | any | compiled, ten | any | ipvs, ten | any |
-//! | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-//! | 10 | 426 | 427 | 424 | 417 | 416 | 416 |
-//! | 1,000 | 1,070 | 1,158 | 465 | 513 | 427 | 478 |
-//! | 10,000 | 6,549 | 7,622 | 468 | 1,263 | 430 | 1,197 |
-//! | 100,000 | 61,292 | 68,262 | 587 | 1,754 | 431 | 1,684 |
+//! | services | compiled, ten | any | ipvs, ten | any |
+//! | ---: | ---: | ---: | ---: | ---: |
+//! | 10 | 380 | 383 | 363 | 361 |
+//! | 1,000 | 426 | 457 | 410 | 443 |
+//! | 10,000 | 429 | 602 | 402 | 481 |
+//! | 100,000 | 416 | 1,057 | 401 | 974 |
 //!
-//! With *any* of 100,000 services it is not the lookup that costs, but that the service, its scheduler, its backend and the
-//! counters of both are in no cache either. Since all of a batch's are fetched side by side ([`crate::ruleset::Ruleset::touch`])
-//! the same batches, without those in which flows are forgotten, take (5th percentile of 20,000 batches, old and new in turn,
-//! other builds beside): ipvs, ten of 100,000: 330 ns; any of 10: 275 and 275, of 10,000: 900 to 1,000 and 610 to 670, of
-//! 100,000: 1,340 to 1,440 and 750 to 820; compiled, any of 100,000: 1,390 to 1,410 and 880 to 940. What is left are a
-//! dozen cache lines and page-table entries a flow; huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) save a tenth of it.
+//! (Linear: 426 to 68,000.) With *any* of 100,000 services it is not the lookup that costs, but that the service, its
+//! scheduler, its backend and the counters of both are in no cache either: a dozen cache lines and page-table entries a flow.
+//! Since all of a batch's are fetched side by side ([`crate::ruleset::Ruleset::touch`]) the last two figures are little more
+//! than half of what they were (5th percentiles of 20,000 batches, old and new in turn: 1,340 to 1,440 and 750 to 820 in ipvs
+//! mode).
 //!
 //! To apply a policy in which one service of 10,000 (10 backends each) or of 100,000 (2 each) has another backend took 85 and
 //! 392 ms in iptables mode, and 32 and 291 in ipvs mode, when all was built anew each time. Now that a ruleset shares with
