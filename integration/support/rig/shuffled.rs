@@ -2,12 +2,12 @@
 //! first.
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::load::inside;
+use super::talk::{parse, serve};
 use crate::fragments::over;
 use crate::packets;
 
@@ -29,19 +29,15 @@ fn send(from: SocketAddr, to: SocketAddr, identification: u32, bytes: &[u8]) -> 
 
 /// A UDP server in a namespace that gives back what it gets, the later fragments first.
 pub(crate) fn shuffled_udp_echo(namespace: &str, address: &str) {
-    let address = parse(address);
-    let (ready, listens) = mpsc::channel();
-    drop(inside(namespace, move || {
-        let socket = UdpSocket::bind(address).expect("cannot bind the echo server");
-        ready.send(()).expect("the test waits");
+    let from = parse(address);
+    serve(namespace, address, UdpSocket::bind, move |socket| {
         let mut buffer = vec![0; 65536];
         for identification in 1.. {
             if let Ok((length, client)) = socket.recv_from(&mut buffer) {
-                send(address, client, identification, &buffer[..length]).expect("cannot send fragments");
+                send(from, client, identification, &buffer[..length]).expect("cannot send fragments");
             }
         }
-    }));
-    listens.recv().expect("the echo server does not listen");
+    });
 }
 
 /// Sends datagrams of this many bytes from an address in a namespace to an echo server, one after the other, the later
@@ -64,8 +60,4 @@ pub(crate) fn echo_shuffled(namespace: &str, from: &str, server: &str, size: usi
         Ok(())
     });
     asked.join().map_err(|_panic| io::Error::other("the client panicked"))?
-}
-
-fn parse(address: &str) -> SocketAddr {
-    address.parse().expect("an address with a port")
 }

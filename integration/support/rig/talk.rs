@@ -16,38 +16,24 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A TCP server in a namespace that gives back what it gets, to the end of the test.
 pub(crate) fn tcp_echo(namespace: &str, address: &str) {
-    let address = parse(address);
-    let (ready, listens) = mpsc::channel();
-    drop(inside(namespace, move || {
-        let listener = TcpListener::bind(address).expect("cannot bind the echo server");
-        ready.send(()).expect("the test waits");
+    serve(namespace, address, TcpListener::bind, |listener| {
         for stream in listener.incoming().flatten() {
             thread::spawn(move || io::copy(&mut &stream, &mut &stream));
         }
-    }));
-    listens.recv().expect("the echo server does not listen");
+    });
 }
 
 /// A TCP server in a namespace that closes one connection as soon as it is open: its kernel remembers the two addresses
 /// for a minute (TIME_WAIT).
 pub(crate) fn tcp_close(namespace: &str, address: &str) {
-    let address = parse(address);
-    let (ready, listens) = mpsc::channel();
-    drop(inside(namespace, move || {
-        let listener = TcpListener::bind(address).expect("cannot bind the server");
-        ready.send(()).expect("the test waits");
+    serve(namespace, address, TcpListener::bind, |listener| {
         listener.accept().map(drop).expect("a client comes");
-    }));
-    listens.recv().expect("the server does not listen");
+    });
 }
 
 /// A UDP server in a namespace that gives back what it gets, datagrams of any size, to the end of the test.
 pub(crate) fn udp_echo(namespace: &str, address: &str) {
-    let address = parse(address);
-    let (ready, listens) = mpsc::channel();
-    drop(inside(namespace, move || {
-        let socket = UdpSocket::bind(address).expect("cannot bind the echo server");
-        ready.send(()).expect("the test waits");
+    serve(namespace, address, UdpSocket::bind, |socket| {
         let mut buffer = vec![0; 65536];
         loop {
             // An error is an ICMP error about an echo: it does not end the server.
@@ -55,8 +41,24 @@ pub(crate) fn udp_echo(namespace: &str, address: &str) {
                 drop(socket.send_to(&buffer[..length], client));
             }
         }
+    });
+}
+
+/// Runs a server in a namespace on a thread of its own, and waits until it has its socket.
+pub(super) fn serve<S>(
+    namespace: &str,
+    address: &str,
+    bind: impl FnOnce(SocketAddr) -> io::Result<S> + Send + 'static,
+    run: impl FnOnce(S) + Send + 'static,
+) {
+    let address = parse(address);
+    let (ready, listens) = mpsc::channel();
+    drop(inside(namespace, move || {
+        let socket = bind(address).expect("cannot bind the server");
+        ready.send(()).expect("the test waits");
+        run(socket);
     }));
-    listens.recv().expect("the echo server does not listen");
+    listens.recv().expect("the server does not listen");
 }
 
 /// A TCP connection to an echo server.
@@ -186,6 +188,6 @@ impl Drop for Watch {
     }
 }
 
-fn parse(address: &str) -> SocketAddr {
+pub(super) fn parse(address: &str) -> SocketAddr {
     address.parse().expect("an address with a port")
 }
