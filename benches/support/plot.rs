@@ -39,18 +39,11 @@ impl Axis {
         let high = steps.iter().position(|&step| step >= most * 0.999);
         let high = high.unwrap_or(steps.len() - 1).max(low + 1);
         let is_short = high - low < 7;
-        let is_line = |(number, step): (usize, f64)| (is_short || number.is_multiple_of(3)).then_some(step);
+        let lines = (low..=high).filter(|number| is_short || number.is_multiple_of(3));
         Self {
             low: steps[low].log10(),
             high: steps[high].log10(),
-            lines: steps
-                .iter()
-                .copied()
-                .enumerate()
-                .take(high + 1)
-                .skip(low)
-                .filter_map(is_line)
-                .collect(),
+            lines: lines.map(|number| steps[number]).collect(),
         }
     }
 
