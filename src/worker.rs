@@ -126,7 +126,7 @@ impl<I: PacketIo> Worker<I> {
         while !self.stop.load(Relaxed) {
             let exchanged = self.turn()?;
             if exchanged.received > 0 || exchanged.waiting {
-                patience.found(self.clock.now());
+                patience.found(|| self.clock.now());
                 continue;
             }
             if patience.looks_on(self.clock.now()) {

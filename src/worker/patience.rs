@@ -59,10 +59,10 @@ impl Patience {
         before.looks < LOOKS || self.soon >= PROOF && now - before.since < SOON
     }
 
-    /// There was something: learns from how long it took to come.
-    pub(super) fn found(&mut self, now: Instant) {
+    /// There was something: learns from how long it took to come. Without a time without packets nobody asks the clock.
+    pub(super) fn found(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(idle) = self.idle.take() {
-            let is_soon = now - idle.since <= SOON;
+            let is_soon = now() - idle.since <= SOON;
             self.soon = if is_soon { self.soon.saturating_add(1) } else { 0 };
         }
     }
@@ -85,7 +85,7 @@ mod tests {
                 now = now + Duration::from_nanos(500);
             }
             looked = now - start;
-            patience.found(end);
+            patience.found(|| end);
             start = end;
         }
         looked
