@@ -85,6 +85,27 @@ fn a_port_that_a_proxy_on_this_host_has_just_answered_is_served_by_lbd_at_once()
     });
 }
 
+#[test]
+fn ports_that_came_to_another_address_of_the_service_before_lbd_was_started_anew_open_one_connection_each() {
+    isolated(|| {
+        const PORTS: std::ops::Range<u16> = 14_000..14_010;
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let service = Service {
+                node_port: Some(30080),
+                ..Service::tcp(family, 80, 8080, &[1])
+            };
+            for address in [family.vip(80), family.balancer(30080), family.vip(80)] {
+                let lbd = rig.lbd(&Config::new(mode, vec![service.clone()]));
+                PORTS.for_each(|port| drop(reuse_port("client", &address, port, 1)));
+                let list: serde_json::Value = serde_json::from_str(&lbd.lbctl("list --json").ok()).expect("JSON");
+                assert_eq!(list["services"][0]["stats"]["connections"], PORTS.len(), "{list:#}");
+                lbd.terminate();
+            }
+        }
+    });
+}
+
 /// An echo service over some servers.
 fn echo(family: Family, servers: &[usize]) -> Service {
     Service {

@@ -14,6 +14,10 @@ for name in client lb s1 s2 s3; do
     ip netns add "$name"
     # Addresses are usable at once, without duplicate address detection.
     in_ns "$name" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+    # Timestamps without an offset for each pair of addresses: a server in TIME_WAIT takes a SYN with a newer one (RFC 6191).
+    # A client that comes to two service addresses from one port is one connection to the server; with the offsets its
+    # SYN may look old, is answered by an ACK that the client resets, and counts as one connection more.
+    in_ns "$name" sysctl -qw net.ipv4.tcp_timestamps=2
     ip -n "$name" link set lo up
 done
 

@@ -158,33 +158,35 @@ impl Rig {
     /// The kernel's rules, routes, links with their XDP programs and features, and sysctls in `lb`: what lbd may change,
     /// and must put back.
     pub(crate) fn kernel_state(&self) -> String {
-        let commands = [
-            "ip -4 rule",
-            "ip -6 rule",
-            "ip -4 route show table all | sort",
-            "ip -6 route show table all | sort",
-            "ip -o addr | sed 's/ *valid_lft.*//'",
-            "ip -o link | sed 's/qlen.*//'",
-            "ip -o link | grep -o '^[0-9]*: [^ ]*\\|prog/xdp.*'",
-            "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
-            "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_early_demux|ip_nonlocal|route\\.flush)' 2>/dev/null",
-        ];
-        commands
-            .map(|command| format!("# {command}\n{}", self.sh("lb", command).out))
-            .concat()
+        self.told_by(&ROUTING) + &self.told_by(&SETTINGS)
+    }
+
+    fn told_by(&self, commands: &[&str]) -> String {
+        let told = |command: &&str| format!("# {command}\n{}", self.sh("lb", command).out);
+        commands.iter().map(told).collect()
     }
 }
+
+const ROUTING: [&str; 7] = [
+    "ip -4 rule",
+    "ip -6 rule",
+    "ip -4 route show table all | sort",
+    "ip -6 route show table all | sort",
+    "ip -o addr | sed 's/ *valid_lft.*//'",
+    "ip -o link | sed 's/qlen.*//'",
+    "ip -o link | grep -o '^[0-9]*: [^ ]*\\|prog/xdp.*'",
+];
+
+const SETTINGS: [&str; 2] = [
+    "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
+    "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_early_demux|ip_nonlocal|route\\.flush)' 2>/dev/null",
+];
 
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(daemon::LOG).unwrap_or_default();
-            let kernel = self.kernel_state();
-            let kernel = kernel
-                .lines()
-                .filter(|line| !line.starts_with("net."))
-                .collect::<Vec<_>>()
-                .join("\n");
+            let kernel = self.told_by(&ROUTING);
             println!("--- what lbd said:\n{log}--- the kernel in lb:\n{kernel}");
         }
     }

@@ -144,11 +144,11 @@ fn run_again(name: &str, flags: &[&str]) {
         .output()
         .expect("cannot run timeout");
     let said = String::from_utf8_lossy(&output.stdout);
+    // What failed comes first: the rest is long, and where it is shortened it loses its end.
     assert!(
         output.status.success() && said.contains("1 passed"),
-        "{}\n{}",
-        said,
-        String::from_utf8_lossy(&output.stderr)
+        "{}\n{said}",
+        String::from_utf8_lossy(&output.stderr),
     );
 }
 
