@@ -97,7 +97,9 @@ fn ports_that_came_to_another_address_of_the_service_before_lbd_was_started_anew
             };
             for address in [family.vip(80), family.balancer(30080), family.vip(80)] {
                 let lbd = rig.lbd(&Config::new(mode, vec![service.clone()]));
-                PORTS.for_each(|port| drop(reuse_port("client", &address, port, 1)));
+                for port in PORTS {
+                    reuse_port("client", &address, port, 1);
+                }
                 let list: serde_json::Value = serde_json::from_str(&lbd.lbctl("list --json").ok()).expect("JSON");
                 assert_eq!(list["services"][0]["stats"]["connections"], PORTS.len(), "{list:#}");
                 lbd.terminate();

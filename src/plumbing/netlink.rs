@@ -1,7 +1,9 @@
 //! A synchronous netlink socket: many requests a send, dumps, and who of them was refused.
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourMessage;
@@ -18,6 +20,9 @@ const BATCH: usize = 128;
 
 /// More than the largest datagram of a dump (`netlink_dump` allocates 32 KB at most).
 const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// So often a dump is asked for that changes interrupt each time: for longer than a burst of them lasts.
+const DUMPS: u32 = 100;
 
 /// A connection to the kernel's routing.
 #[derive(Debug)]
@@ -201,23 +206,34 @@ impl Handle {
         Ok(())
     }
 
+    /// A dump comes in pieces. What changes between two may hide entries that did not change, which the kernel then tells
+    /// (`nl_dump_check_consistent`, include/net/netlink.h).
     fn query(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMPS {
+            if let Some(answers) = self.try_query(&request, flags)? {
+                return Ok(answers);
+            }
+        }
+        Err(io::Error::other("they changed each time while they were listed"))
+    }
+
+    /// None: a change came in between.
+    fn try_query(&mut self, request: &RouteNetlinkMessage, flags: u16) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
         let mut buffer = Vec::new();
         let flags = flags | NLM_F_REQUEST | if flags & NLM_F_DUMP == 0 { NLM_F_ACK } else { 0 };
-        let last = self.append(&mut buffer, &request, flags);
+        let last = self.append(&mut buffer, request, flags);
         self.send(&buffer)?;
         let mut answers = Vec::new();
-        self.receive_until(last, |_, payload| {
+        let mut interrupted = false;
+        self.receive_until(last, |header, payload| {
+            interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
             if let NetlinkPayload::InnerMessage(message) = payload {
                 answers.push(message);
-            } else if let NetlinkPayload::Error(error) = payload
-                && error.code.is_some()
-            {
-                return Err(error.to_io());
+                return Ok(());
             }
-            Ok(())
+            refusal(&payload).map_or(Ok(()), Err)
         })?;
-        Ok(answers)
+        Ok((!interrupted).then_some(answers))
     }
 
     fn run_batch(&mut self, batch: &[Step], context: &Context) -> Result<Vec<(usize, io::Error)>, Error> {
@@ -237,11 +253,9 @@ impl Handle {
         }
         let mut refusals = Vec::new();
         let exchanged = self.send(&buffer).and_then(|()| {
-            self.receive_until(last, |sequence, payload| {
-                if let NetlinkPayload::Error(error) = payload
-                    && error.code.is_some()
-                {
-                    refusals.push((sequence.wrapping_sub(first) as usize, error.to_io()));
+            self.receive_until(last, |header, payload| {
+                if let Some(error) = refusal(&payload) {
+                    refusals.push((header.sequence_number.wrapping_sub(first) as usize, error));
                 }
                 Ok(())
             })
@@ -280,7 +294,7 @@ impl Handle {
     fn receive_until(
         &self,
         last: u32,
-        mut each: impl FnMut(u32, NetlinkPayload<RouteNetlinkMessage>) -> io::Result<()>,
+        mut each: impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         loop {
@@ -291,12 +305,23 @@ impl Handle {
                 rest = after;
                 let (header, payload) = message.into_parts();
                 let ends = matches!(payload, NetlinkPayload::Error(_) | NetlinkPayload::Done(_));
-                each(header.sequence_number, payload)?;
+                each(header, payload)?;
                 if ends && header.sequence_number == last {
                     return Ok(());
                 }
             }
         }
+    }
+}
+
+/// A request is refused by an error, a dump that fails on its way by its end (`netlink_dump_done`, af_netlink.c).
+fn refusal(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<io::Error> {
+    if let NetlinkPayload::Error(error) = payload {
+        error.code.map(|_| error.to_io())
+    } else if let NetlinkPayload::Done(done) = payload {
+        (done.code < 0).then(|| io::Error::from_raw_os_error(-done.code))
+    } else {
+        None
     }
 }
 
