@@ -84,6 +84,8 @@ pub struct Lane {
     limits: Limits,
     /// Room for the packets of a batch.
     arrivals: Vec<Arrival>,
+    /// And for the keys of those of them that may open flows.
+    strangers: Vec<Key>,
 }
 
 /// A packet that was checked, and its parts found.
@@ -126,6 +128,7 @@ impl Engine {
             exhausted: Exhausted::default(),
             limits: Limits::default(),
             arrivals: Vec::new(),
+            strangers: Vec::new(),
         });
         let lanes = lanes.collect();
         let engine = Self {
@@ -261,7 +264,7 @@ impl Processor<'_> {
     ) {
         let mut arrivals = std::mem::take(&mut self.lane.arrivals);
         arrivals.extend(frames.iter().map(|frame| self.read(frame)));
-        self.fetch(&arrivals);
+        self.look_ahead(&arrivals);
         for (frame, arrival) in frames.iter_mut().zip(&arrivals) {
             let verdict = self.decide(frame, arrival, now);
             done(frame, verdict);
@@ -270,13 +273,27 @@ impl Processor<'_> {
         self.lane.arrivals = arrivals;
     }
 
-    /// Has the CPU fetch what the packets of a batch will need: their flows, and the services of those that have none.
-    fn fetch(&self, arrivals: &[Arrival]) {
+    /// Has the CPU fetch what the packets of a batch will need, where that lies far away: their flows, and the services of those
+    /// that have none.
+    fn look_ahead(&mut self, arrivals: &[Arrival]) {
         let segments = arrivals.iter().flatten().filter_map(|arrived| arrived.segment.as_ref());
-        self.conntrack.touch(segments.clone().map(|(_, trace)| *trace));
-        let strangers = segments.filter(|(segment, trace)| segment.opens() && !self.conntrack.may_know(*trace));
-        self.ruleset
-            .touch(strangers.map(|(segment, _)| segment.key), self.lane.index);
+        let are_flows_far = self.conntrack.is_far();
+        if are_flows_far {
+            segments.clone().for_each(|(_, trace)| self.conntrack.prefetch(*trace));
+        } else if !self.ruleset.is_far() {
+            return;
+        }
+        self.lane.strangers.clear();
+        let mut scout = self.conntrack.scout();
+        for (segment, trace) in segments.filter(|(segment, _)| are_flows_far || segment.opens()) {
+            if !scout.prefetch(*trace) && segment.opens() {
+                self.lane.strangers.push(segment.key);
+            }
+        }
+        drop(scout);
+        if self.ruleset.is_far() {
+            self.ruleset.touch(&self.lane.strangers, self.lane.index);
+        }
     }
 
     /// Decides on a packet and rewrites it. After [`Verdict::Reject`] the frame holds the answer to its sender.
@@ -311,8 +328,14 @@ impl Processor<'_> {
     #[inline]
     fn read(&self, frame: &Frame<'_>) -> Arrival {
         let headers = Headers::parse(frame.bytes())?;
-        let segment = segment(&headers).map(|segment| (segment, self.conntrack.trace(&segment.key)));
+        let segment = segment(&headers).map(|segment| (segment, self.trace(&segment.key)));
         Ok(Arrived { headers, segment })
+    }
+
+    /// Where the flow of a packet of `key` may be.
+    #[inline]
+    fn trace(&self, key: &Key) -> Trace {
+        self.conntrack.trace(key, || self.ruleset.likely(key))
     }
 
     /// The way of a packet.

@@ -85,15 +85,18 @@ impl Ruleset {
         found
     }
 
+    /// Whether there are so many services that most lie far from the CPU.
+    #[must_use]
+    pub const fn is_far(&self) -> bool {
+        self.services.len() >= NEAR
+    }
+
     /// Has the CPU fetch what packets of these keys that open flows will need. Each of a dozen reads of a service out of many
     /// waits for the memory, and here those of a batch wait side by side.
-    pub fn touch(&self, keys: impl Iterator<Item = Key>, lane: usize) {
-        if self.services.len() < NEAR {
-            return;
-        }
+    pub fn touch(&self, keys: &[Key], lane: usize) {
         let mut found = [None; AHEAD];
         let places = found.iter_mut().zip(keys);
-        places.for_each(|(place, key)| *place = self.matcher.touch(&Tuple::from(key), lane));
+        places.for_each(|(place, key)| *place = self.matcher.touch(&Tuple::from(*key), lane));
         let services = || found.iter().copied().flatten();
         let backends = || services().flat_map(|service| service.backends.iter().take(CANDIDATES));
         black_box(services().fold(0, |all, service| all ^ service.touch()));

@@ -7,6 +7,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::ages::{Ages, Link, Links};
+use super::ahead::prefetch;
 use super::connection::{Class, Connection, State};
 use super::wheel::{ShortTick, Tick, Timer, Timers};
 use crate::affinity::Template;
@@ -92,6 +93,12 @@ impl Slots {
     /// Bytes that the flows take which were there at once.
     pub(super) fn memory(&self) -> usize {
         self.flows.len() * (size_of::<Option<Flow>>() + size_of::<Rest>()) + self.extras * size_of::<Extra>()
+    }
+
+    /// Has the CPU fetch what every packet of a flow needs.
+    #[inline]
+    pub(super) fn prefetch(&self, slot: u32) {
+        prefetch(self.flows.as_ptr().wrapping_add(slot as usize));
     }
 
     #[inline]

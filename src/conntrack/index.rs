@@ -7,6 +7,7 @@
 use std::fmt;
 use std::mem;
 
+use super::ahead::prefetch;
 use crate::flow::Direction;
 
 /// The fewest cells.
@@ -119,10 +120,15 @@ impl Index {
         }
     }
 
-    /// Reads the cell where a search for `hash` begins.
+    /// Where its cells are, and how far right a hash is shifted to number its cell.
+    pub(super) const fn cells(&self) -> (*const u64, u32) {
+        (self.table.cells.as_ptr(), self.table.shift)
+    }
+
+    /// Has the CPU fetch the cell where a search for `hash` begins.
     #[inline]
-    pub(super) fn touch(&self, hash: u64) -> u64 {
-        self.table.cells[self.table.home(hash)]
+    pub(super) fn prefetch(&self, hash: u64) {
+        prefetch(&raw const self.table.cells[self.table.home(hash)]);
     }
 
     /// Stores an entry, which is not there yet.

@@ -23,6 +23,7 @@
 //! was 128, and nothing on the one with these figures. A flow takes 64 bytes here, 32 for what few packets need, and 32 in a
 //! full index: 128, where it was 152.
 pub mod ages;
+mod ahead;
 mod bypass;
 pub mod connection;
 mod flow;
@@ -43,6 +44,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
 use crate::time::Instant;
+use ahead::{Scout, Signpost};
 use bypass::Bypass;
 use connection::{Class, Connection};
 use shard::Shard;
@@ -60,6 +62,7 @@ const LEAST_SHARE: usize = 32;
 #[derive(Debug)]
 pub struct Conntrack {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
+    signposts: Box<[Signpost]>,
     hasher: RandomState,
     /// What endpoints are spread over the shards with; odd.
     spread: u64,
@@ -75,8 +78,16 @@ const NEAR: usize = 2_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Trace {
     hash: u64,
-    /// The shard of a client's packet, and that of a backend's.
+    /// The shards that it may be in, the likely one first; twice the same where there is one only.
     homes: [u32; 2],
+}
+
+impl Trace {
+    /// The hash of the packet's key.
+    #[must_use]
+    pub const fn hash(self) -> u64 {
+        self.hash
+    }
 }
 
 /// Why a flow was not stored.
@@ -97,8 +108,10 @@ impl Conntrack {
         // Room for flows from the start: growing moves them at once. The index grows bit by bit.
         let room = max_flows.min(MOST_ROOM) / count;
         let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
+        let shards: Box<[_]> = std::iter::repeat_with(shard).take(count).collect();
         Self {
-            shards: std::iter::repeat_with(shard).take(count).collect(),
+            signposts: shards.iter().map(|shard| Signpost::to(&shard.lock())).collect(),
+            shards,
             spread: hasher.hash_one(0_u64) | 1,
             hasher,
             flows: AtomicUsize::new(0),
@@ -137,67 +150,58 @@ impl Conntrack {
         self.len() == 0
     }
 
-    /// Where the flow of a packet of `key` may be.
+    /// The hash of packets of `key`.
     #[must_use]
     #[inline]
-    pub fn trace(&self, key: &Key) -> Trace {
+    pub fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Where the flow of a packet of `key` may be: a client's packet is found by its source, a backend's by its destination.
+    /// Where these are two shards, `likely` says which way the packet goes most likely.
+    #[must_use]
+    #[inline]
+    pub fn trace(&self, key: &Key, likely: impl FnOnce() -> Direction) -> Trace {
+        let original = self.home(key.source, key.source_port());
+        let reply = self.home(key.destination, key.destination_port());
+        let is_reply = original != reply && matches!(likely(), Direction::Reply);
         Trace {
-            hash: self.hasher.hash_one(key),
-            homes: [
-                self.home(key.source, key.source_port()),
-                self.home(key.destination, key.destination_port()),
-            ],
+            hash: self.hash(key),
+            homes: if is_reply { [reply, original] } else { [original, reply] },
         }
     }
 
-    /// Has the CPU fetch what packets will be looked up by. With many flows each of these reads waits for the memory, and here
-    /// they wait side by side.
+    /// Whether there are so many flows that most lie far from the CPU.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.len() >= NEAR
+    }
+
+    /// Has the CPU fetch where in the index the flow of a packet most likely is.
     #[inline]
-    pub fn touch(&self, traces: impl Iterator<Item = Trace> + Clone) {
-        if self.len() < NEAR {
-            return;
-        }
-        let steps: [fn(&Shard, u64) -> u64; 2] = [Shard::touch_cell, Shard::touch_flow];
-        for touch in steps {
-            let read = match &*self.shards {
-                [only] => {
-                    let shard = only.lock();
-                    traces.clone().fold(0, |all, trace| all ^ touch(&shard, trace.hash))
-                }
-                _ => traces.clone().fold(0, |all, trace| {
-                    let [one, other] = trace.homes.map(|home| touch(&self.lock(home), trace.hash));
-                    all ^ one ^ other
-                }),
-            };
-            std::hint::black_box(read);
-        }
+    pub fn prefetch(&self, trace: Trace) {
+        self.signposts[trace.homes[0] as usize].prefetch(trace.hash);
     }
 
-    /// Whether a flow of this trace may be there, to guess by: tags are compared, no keys.
-    #[inline]
-    pub fn may_know(&self, trace: Trace) -> bool {
-        trace.homes.iter().any(|&home| self.lock(home).may_know(trace.hash))
+    /// Looks ahead for the flows of a batch.
+    #[must_use]
+    pub const fn scout(&self) -> Scout<'_> {
+        Scout::new(&self.shards)
     }
 
-    /// Locks the shard of the flow that a packet of `key` belongs to and looks the flow up. Where it may be in either of two
-    /// shards, `likely` says which direction is tried first.
+    /// Locks the shard of the flow that a packet of `key` belongs to and looks the flow up.
     #[inline]
     pub fn with_flow<R>(
         &self,
         key: &Key,
         trace: Trace,
-        likely: impl FnOnce() -> Direction,
         now: Instant,
         mut act: impl FnMut(&mut Shard, u32, Direction) -> R,
     ) -> Option<R> {
-        let Trace { hash, homes } = trace;
-        let [first, second] = match homes {
-            [one, other] if one == other => homes,
-            [original, reply] => match likely() {
-                Direction::Original => [original, reply],
-                Direction::Reply => [reply, original],
-            },
-        };
+        let Trace {
+            hash,
+            homes: [first, second],
+        } = trace;
         let mut shard = self.lock(first);
         if let Some((slot, direction)) = shard.find(key, hash, now) {
             return Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)));
@@ -222,6 +226,7 @@ impl Conntrack {
         let mut shard = self.shards[home].lock();
         let before = shard.len();
         let result = shard.insert(connection, now);
+        self.signposts[home].follow(&shard);
         // One was reserved; flows that were over may have made room as well.
         self.flows.fetch_sub(before + 1 - shard.len(), Relaxed);
         result.map_err(|_other| Refused::InUse)
@@ -247,14 +252,14 @@ impl Conntrack {
     #[must_use]
     pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
         let key = Key::from(*reply);
-        self.is_free_at(&key, self.hasher.hash_one(key), now)
+        self.is_free_at(&key, self.hash(&key), now)
     }
 
     /// [`Self::is_free`], and no connection past the services has packets of this tuple, either.
     #[must_use]
     pub fn is_unused(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
         let key = Key::from(*reply);
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash(&key);
         self.is_free_at(&key, hash, now) && !self.bypass.has(hash, reply.protocol, timeouts, now)
     }
 
@@ -263,15 +268,15 @@ impl Conntrack {
         self.accounted(&mut shard, |shard| shard.is_free(key, hash, now))
     }
 
-    /// Takes note of a packet that passes between a client and a server; `trace` is that of the server's packets.
-    pub fn note_bypass(&self, trace: Trace, signal: Signal, now: Instant) {
-        self.bypass.note(trace.hash, signal, now);
+    /// Takes note of a packet that passes between a client and a server; `hash` is that of the server's packets.
+    pub fn note_bypass(&self, hash: u64, signal: Signal, now: Instant) {
+        self.bypass.note(hash, signal, now);
     }
 
     /// Whether a connection past the services has packets of this tuple, which must be those of its server.
     #[must_use]
     pub fn is_bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
-        let hash = self.hasher.hash_one(Key::from(*reply));
+        let hash = self.hash(&Key::from(*reply));
         self.bypass.has(hash, reply.protocol, timeouts, now)
     }
 
@@ -287,7 +292,7 @@ impl Conntrack {
     #[must_use]
     pub fn get(&self, tuple: &Tuple, now: Instant) -> Option<(Connection, Direction)> {
         let key = Key::from(*tuple);
-        let Trace { hash, homes } = self.trace(&key);
+        let Trace { hash, homes } = self.trace(&key, || Direction::Original);
         homes.into_iter().find_map(|home| {
             let shard = self.lock(home);
             let (slot, direction) = shard.find(&key, hash, now)?;

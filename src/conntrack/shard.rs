@@ -99,24 +99,16 @@ impl Shard {
         self.slots.connection(slot)
     }
 
-    /// Reads the cell of the index where a search for `hash` begins.
-    #[inline]
-    pub(super) fn touch_cell(&self, hash: u64) -> u64 {
-        self.index.touch(hash)
+    /// Where the cells of its index are, and how far right a hash is shifted to number its cell.
+    pub(super) const fn cells(&self) -> (*const u64, u32) {
+        self.index.cells()
     }
 
-    /// Whether there is an entry with the tag of `hash`.
+    /// Has the CPU fetch the flow that a key of `hash` most likely belongs to. False: there is none.
     #[inline]
-    pub(super) fn may_know(&self, hash: u64) -> bool {
-        self.index.find(hash, |_| true).is_some()
-    }
-
-    /// Reads the flow that a key of `hash` most likely belongs to.
-    #[inline]
-    pub(super) fn touch_flow(&self, hash: u64) -> u64 {
+    pub(super) fn prefetch(&self, hash: u64) -> bool {
         let likely = self.index.find(hash, |_| true);
-        let flow = likely.and_then(|entry| self.slots.get(entry.slot()));
-        flow.map_or(0, |flow| flow.expires.as_nanos())
+        likely.inspect(|entry| self.slots.prefetch(entry.slot())).is_some()
     }
 
     /// Stores a flow in both directions, or not at all: the backend's direction may be another flow's.
@@ -221,14 +213,14 @@ impl Shard {
         (end < self.slots.len()).then_some(end)
     }
 
-    /// Reads what forgetting the flows in some slots changes. It was last used when the flows were, so these reads wait for the
-    /// memory, here side by side.
+    /// Has the CPU fetch what forgetting the flows in some slots changes. It was last used when the flows were, so each would wait for the
+    /// memory, and here they do side by side.
     fn touch(&self, slots: &[u32]) {
         let flows = slots.iter().filter_map(|&slot| self.slots.get(slot));
         black_box(flows.fold(0, |all, flow| all ^ flow.backend.touch()));
         let both = |&slot: &u32| [Direction::Original, Direction::Reply].map(|way| self.slots.arriving(slot, way));
         let keys = slots.iter().flat_map(both).flatten();
-        black_box(keys.fold(0, |all, key| all ^ self.index.touch(self.hasher.hash_one(key))));
+        keys.for_each(|key| self.index.prefetch(self.hasher.hash_one(key)));
     }
 
     fn visit(&mut self, slot: u32, tick: Tick) {

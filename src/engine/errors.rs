@@ -46,10 +46,9 @@ impl Processor<'_> {
         // The error goes the way of an answer to the quoted packet.
         let key = quoted.key.reply();
         let lane = self.lane.index;
-        let trace = self.conntrack.trace(&key);
-        let likely = || self.ruleset.likely(&key);
+        let trace = self.trace(&key);
         self.conntrack
-            .with_flow(&key, trace, likely, now, |shard, slot, direction| {
+            .with_flow(&key, trace, now, |shard, slot, direction| {
                 count(&shard.get_mut(slot)?.backend, direction, lane, headers.length);
                 let (arriving, leaving) = (shard.arriving(slot, direction)?, shard.leaving(slot, direction)?);
                 // As `nf_nat_icmp_reply_translation` does: behind a translated address, also a router's is hidden.

@@ -91,10 +91,9 @@ impl Processor<'_> {
     pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
         let policy = &self.ruleset.policy.conntrack;
         let lane = self.lane.index;
-        let likely = || self.ruleset.likely(&segment.key);
         let found = self
             .conntrack
-            .with_flow(&segment.key, trace, likely, now, |shard, slot, direction| {
+            .with_flow(&segment.key, trace, now, |shard, slot, direction| {
                 let (Some(key), Some(flow)) = (shard.leaving(slot, direction), shard.get_mut(slot)) else {
                     return Known::No;
                 };

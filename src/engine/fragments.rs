@@ -118,7 +118,7 @@ impl Processor<'_> {
         segment: &Segment,
         now: Instant,
     ) -> Result<Way, Stop> {
-        let trace = self.conntrack.trace(&segment.key);
+        let trace = self.trace(&segment.key);
         let mut leaving = segment.key;
         self.forward_segment(frame, headers, segment, trace, now, &mut leaving)?;
         Ok(Way {
@@ -185,14 +185,12 @@ impl Processor<'_> {
     }
 
     fn count_fragment(&self, key: &Key, length: usize, now: Instant) {
-        let (trace, lane) = (self.conntrack.trace(key), self.lane.index);
-        let likely = || self.ruleset.likely(key);
-        self.conntrack
-            .with_flow(key, trace, likely, now, |shard, slot, direction| {
-                if let Some(flow) = shard.get_mut(slot) {
-                    super::count(&flow.backend, direction, lane, length);
-                }
-            });
+        let (trace, lane) = (self.trace(key), self.lane.index);
+        self.conntrack.with_flow(key, trace, now, |shard, slot, direction| {
+            if let Some(flow) = shard.get_mut(slot) {
+                super::count(&flow.backend, direction, lane, length);
+            }
+        });
     }
 
     fn release(&mut self, held: Vec<Held>, course: Course, now: Instant) {

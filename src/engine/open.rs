@@ -61,10 +61,10 @@ impl Processor<'_> {
     /// A packet that passes may be of a connection between a client and a backend that goes past the services.
     fn bypass(&self, segment: &Segment, trace: Trace, reason: Pass, now: Instant) -> Stop {
         if self.ruleset.is_known(&segment.key.source.into()) {
-            self.conntrack.note_bypass(trace, segment.signal, now);
+            self.conntrack.note_bypass(trace.hash(), segment.signal, now);
         }
         if self.ruleset.is_known(&segment.key.destination.into()) {
-            let answer = self.conntrack.trace(&segment.key.reply());
+            let answer = self.conntrack.hash(&segment.key.reply());
             self.conntrack.note_bypass(answer, segment.signal, now);
         }
         Stop::Pass(reason)
