@@ -292,7 +292,7 @@ impl Processor<'_> {
         }
         drop(scout);
         if self.ruleset.is_far() {
-            self.ruleset.touch(&self.lane.strangers, self.lane.index);
+            self.ruleset.prefetch(&self.lane.strangers, self.lane.index);
         }
     }
 

@@ -75,6 +75,7 @@ pub mod nat;
 pub mod packet;
 pub mod plumbing;
 pub mod policy;
+mod prefetch;
 pub mod replay;
 pub mod rewrite;
 pub mod router;

@@ -5,7 +5,6 @@ mod addresses;
 mod former;
 
 use std::collections::{HashMap, HashSet};
-use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
@@ -93,15 +92,17 @@ impl Ruleset {
 
     /// Has the CPU fetch what packets of these keys that open flows will need. Each of a dozen reads of a service out of many
     /// waits for the memory, and here those of a batch wait side by side.
-    pub fn touch(&self, keys: &[Key], lane: usize) {
+    pub fn prefetch(&self, keys: &[Key], lane: usize) {
         let mut found = [None; AHEAD];
-        let places = found.iter_mut().zip(keys);
-        places.for_each(|(place, key)| *place = self.matcher.touch(&Tuple::from(*key), lane));
+        for (place, key) in found.iter_mut().zip(keys) {
+            *place = self.matcher.prefetch(&Tuple::from(*key), lane);
+            place.inspect(|service| service.prefetch());
+        }
         let services = || found.iter().copied().flatten();
         let backends = || services().flat_map(|service| service.backends.iter().take(CANDIDATES));
-        black_box(services().fold(0, |all, service| all ^ service.touch()));
-        black_box(backends().fold(0, |all, backend| all ^ backend.touch()));
-        black_box(backends().fold(0, |all, backend| all ^ backend.touch_stats(lane)));
+        services().for_each(|service| service.prefetch_list());
+        backends().for_each(|backend| backend.prefetch());
+        backends().for_each(|backend| backend.prefetch_stats(lane));
     }
 
     /// The matcher of a mode, if it is there.

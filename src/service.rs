@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::flow::{Address, Endpoint, Protocol, Tuple};
 use crate::policy::{BackendSpec, OnBackendRemoved, Persistence};
+use crate::prefetch;
 use crate::scheduler::{Flags, Kind, Scheduler};
 
 /// Counters of one worker; no other thread writes them, so adding needs no locked instruction.
@@ -59,10 +60,10 @@ impl Stats {
         }
     }
 
-    /// Reads what a worker's counting will write to.
+    /// Has the CPU fetch what a worker's counting will write to.
     #[inline]
-    fn touch(&self, lane: usize) -> u64 {
-        self.lanes[lane].connections.load(Relaxed)
+    fn prefetch(&self, lane: usize) {
+        prefetch::line(&raw const self.lanes[lane]);
     }
 
     /// Counts from zero again (`ip_vs_zero_stats`).
@@ -198,16 +199,17 @@ impl Backend {
         }
     }
 
-    /// Reads what a flow begins and ends with: its load.
+    /// Has the CPU fetch what a flow begins and ends with.
     #[inline]
-    pub(crate) fn touch(&self) -> u64 {
-        self.inactive.load(Relaxed).into()
+    pub(crate) fn prefetch(&self) {
+        prefetch::whole(self);
     }
 
-    /// Reads what a new flow of `lane` is counted in.
+    /// Has the CPU fetch what a new flow of `lane` is counted in.
     #[inline]
-    pub(crate) fn touch_stats(&self, lane: usize) -> u64 {
-        self.stats.touch(lane) ^ self.service.stats.touch(lane)
+    pub(crate) fn prefetch_stats(&self, lane: usize) {
+        self.stats.prefetch(lane);
+        self.service.stats.prefetch(lane);
     }
 
     /// Where it gets the packets of a client that asked for `port`: at its own port, or at that one where it has port 0
@@ -403,10 +405,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// Reads what a new flow needs of the service itself.
+    /// Has the CPU fetch what a new flow needs of the service itself.
     #[inline]
-    pub(crate) fn touch(&self) -> u64 {
-        u64::from(self.scheduler.is_locked()) ^ u64::from(self.persistence.is_some()) ^ self.backends.len() as u64
+    pub(crate) fn prefetch(&self) {
+        prefetch::whole(self);
+    }
+
+    /// Has the CPU fetch which backends it has, and what they have in common.
+    #[inline]
+    pub(crate) fn prefetch_list(&self) {
+        prefetch::line(self.backends.as_ptr());
+        prefetch::whole(&*self.identity);
     }
 
     /// Whether a packet of `tuple` can be sent to this service's backends: same protocol, same IP version.

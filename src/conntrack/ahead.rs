@@ -1,10 +1,10 @@
 //! Has the CPU fetch the flows of a batch of packets before they are looked up, so that they wait for the memory side by side.
 //!
 //! With many flows a lookup waits for a cell of the index, and then for the flow. Reads of several packets overlap only where no
-//! locked instruction comes between them: it waits for all reads before it (AMD64 Architecture Programmer's Manual, volume 2,
-//! 7.4.2). Where workers share the table each shard has a lock, so the cells are prefetched without it, by [`Signpost`]s, and
-//! the flows under it; nobody waits for a prefetch. Plain reads under the locks of both shards that a packet's flow may be in,
-//! as it was before, had two workers with a million flows handle fewer packets together than one alone.
+//! locked instruction comes between them, which waits for those before it (Intel SDM volume 3, "Memory Ordering"). Where workers
+//! share the table each shard has a lock, so the cells are prefetched without it, by [`Signpost`]s, and the flows under it. Plain
+//! reads under the locks of both shards that a flow may be in had two workers with a million flows handle fewer packets together
+//! than one alone.
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::Trace;
 use super::shard::Shard;
+use crate::prefetch;
 
 /// Where the index of a shard is, for those who do not hold its lock. It may be out of date; then nothing is gained by it.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl Signpost {
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
         let cell = hash >> self.shift.load(Relaxed);
-        prefetch(self.cells.load(Relaxed).wrapping_add(cell as usize));
+        prefetch::line(self.cells.load(Relaxed).wrapping_add(cell as usize));
     }
 }
 
@@ -80,19 +81,4 @@ impl<'a> Scout<'a> {
         };
         &self.held.insert((home, held)).1
     }
-}
-
-/// Has the CPU fetch the cache line at this address, which may be any.
-#[inline]
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "there is no safe one"))]
-pub(super) fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is a part of x86-64, and a prefetch has no effect but on caches; one of a bad address does nothing.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    // Elsewhere the compiler has none that is stable.
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

@@ -7,11 +7,11 @@ use std::mem;
 use std::sync::Arc;
 
 use super::ages::{Ages, Link, Links};
-use super::ahead::prefetch;
 use super::connection::{Class, Connection, State};
 use super::wheel::{ShortTick, Tick, Timer, Timers};
 use crate::affinity::Template;
 use crate::flow::{Address, Direction, Endpoint, Key, Protocol};
+use crate::prefetch;
 use crate::service::Backend;
 use crate::time::Instant;
 
@@ -98,7 +98,13 @@ impl Slots {
     /// Has the CPU fetch what every packet of a flow needs.
     #[inline]
     pub(super) fn prefetch(&self, slot: u32) {
-        prefetch(self.flows.as_ptr().wrapping_add(slot as usize));
+        prefetch::line(self.flows.as_ptr().wrapping_add(slot as usize));
+    }
+
+    /// And what few packets need.
+    pub(super) fn prefetch_whole(&self, slot: u32) {
+        self.prefetch(slot);
+        prefetch::line(self.rest.as_ptr().wrapping_add(slot as usize));
     }
 
     #[inline]

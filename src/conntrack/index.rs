@@ -7,8 +7,8 @@
 use std::fmt;
 use std::mem;
 
-use super::ahead::prefetch;
 use crate::flow::Direction;
+use crate::prefetch;
 
 /// The fewest cells.
 const LEAST: usize = 16;
@@ -128,7 +128,7 @@ impl Index {
     /// Has the CPU fetch the cell where a search for `hash` begins.
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
-        prefetch(&raw const self.table.cells[self.table.home(hash)]);
+        prefetch::line(&raw const self.table.cells[self.table.home(hash)]);
     }
 
     /// Stores an entry, which is not there yet.

@@ -13,15 +13,15 @@
 //! What a TCP packet of a known flow takes in the whole engine, in nanoseconds (`benches/engine`, one core of an AMD EPYC, flows at
 //! random, batches of 64, writing the packet included, which takes 4; the first column with other builds beside it):
 //!
-//! | flows | packet by packet, `IpAddr`s, a flow in one record | as it is |
-//! | ---: | ---: | ---: |
-//! | 1 | 114 | 52 |
-//! | 1,000 | 116 | 57 |
-//! | 1,000,000 | 520 | 102 to 107 |
+//! | flows | packet by packet, `IpAddr`s, a flow in one record | a batch's flows read ahead | prefetched (`ahead.rs`) |
+//! | ---: | ---: | ---: | ---: |
+//! | 1 | 114 | 52 | 53 |
+//! | 1,000 | 116 | 57 | 58 |
+//! | 1,000,000 | 520 | 99 to 107 | 71 to 74 |
+//! | 1,000,000, two workers: the time between two packets | | 126 | 51 to 56 |
 //!
-//! Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) made the last figure 13 to 23 % smaller on one such machine, where it
-//! was 128, and nothing on the one with these figures. A flow takes 64 bytes here, 32 for what few packets need, and 32 in a
-//! full index: 128, where it was 152.
+//! Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) made nothing of it smaller on this machine, and 13 to 23 % on another
+//! one. A flow takes 64 bytes here, 32 for what few packets need, and 32 in a full index: 128, where it was 152.
 pub mod ages;
 mod ahead;
 mod bypass;

@@ -1,7 +1,5 @@
 //! A part of the connection table: flows in slots, found by the tuple of either direction.
 
-use std::hint::black_box;
-
 use ahash::RandomState;
 
 use super::ages::Ages;
@@ -195,7 +193,7 @@ impl Shard {
         let before = self.live;
         while let Some((tick, slots)) = self.wheel.advance(&mut self.slots, now) {
             for slots in slots.chunks(AHEAD) {
-                self.touch(slots);
+                self.prefetch_all(slots);
                 slots.iter().for_each(|&slot| self.visit(slot, tick));
             }
         }
@@ -215,9 +213,10 @@ impl Shard {
 
     /// Has the CPU fetch what forgetting the flows in some slots changes. It was last used when the flows were, so each would wait for the
     /// memory, and here they do side by side.
-    fn touch(&self, slots: &[u32]) {
+    fn prefetch_all(&self, slots: &[u32]) {
+        slots.iter().for_each(|&slot| self.slots.prefetch_whole(slot));
         let flows = slots.iter().filter_map(|&slot| self.slots.get(slot));
-        black_box(flows.fold(0, |all, flow| all ^ flow.backend.touch()));
+        flows.for_each(|flow| flow.backend.prefetch());
         let both = |&slot: &u32| [Direction::Original, Direction::Reply].map(|way| self.slots.arriving(slot, way));
         let keys = slots.iter().flat_map(both).flatten();
         keys.for_each(|key| self.index.prefetch(self.hasher.hash_one(key)));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::prefetch;
 use crate::service::Totals;
 
 /// Tallies of a block, at most.
@@ -39,10 +40,10 @@ impl Tally {
         &self.block.cells[lane * self.block.stride + self.index as usize]
     }
 
-    /// Reads what [`Self::count`] will write to.
+    /// Has the CPU fetch what [`Self::count`] will write to.
     #[inline]
-    pub(super) fn touch(&self, lane: usize) -> u64 {
-        self.cell(lane).packets.load(Relaxed)
+    pub(super) fn prefetch(&self, lane: usize) {
+        prefetch::line(&raw const *self.cell(lane));
     }
 
     /// Counts a packet; only the worker of `lane` may.
