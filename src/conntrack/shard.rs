@@ -211,8 +211,8 @@ impl Shard {
         (end < self.slots.len()).then_some(end)
     }
 
-    /// Has the CPU fetch what forgetting the flows in some slots changes. It was last used when the flows were, so each would wait for the
-    /// memory, and here they do side by side.
+    /// Has the CPU fetch what forgetting the flows in some slots changes. It was last used when the flows were, so each would wait
+    /// for the memory, and here they do side by side.
     fn prefetch_all(&self, slots: &[u32]) {
         slots.iter().for_each(|&slot| self.slots.prefetch_whole(slot));
         let flows = slots.iter().filter_map(|&slot| self.slots.get(slot));

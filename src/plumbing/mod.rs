@@ -26,7 +26,7 @@
 //! 32766: lookup main
 //! ```
 //!
-//! Facts about the kernel that this rests on (measured on 6.18, each has a test in `integration/plumbing.rs`):
+//! Facts about the kernel that this rests on (measured on 6.18, each has a test in `integration/plumbing`):
 //! - A device without any IPv4 address has strict reverse path filtering even when it is set to loose
 //!   (`__fib_validate_source`, `no_addr`), so the device gets `device::DUMMY_ADDRESS` at host scope. That scope
 //!   keeps the address from being chosen as a source: a local client's packet to a service carries the address of
