@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::rig::{
     Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_close, tcp_echo, udp_echo,
+    wait_until,
 };
 use std::io::ErrorKind;
 
@@ -100,6 +101,11 @@ fn ports_that_came_to_another_address_of_the_service_before_lbd_was_started_anew
                 for port in PORTS {
                     reuse_port("client", &address, port, 1);
                 }
+                // A connection whose last packets lbd took along with it would be in the way of the next one.
+                wait_until("the server's connections to end", Duration::from_secs(5), || {
+                    let sockets = rig.sh("s1", "ss -Htn state connected exclude time-wait");
+                    sockets.ok().is_empty()
+                });
                 let list: serde_json::Value = serde_json::from_str(&lbd.lbctl("list --json").ok()).expect("JSON");
                 assert_eq!(list["services"][0]["stats"]["connections"], PORTS.len(), "{list:#}");
                 lbd.terminate();
