@@ -7,6 +7,9 @@
     reason = "a test fails by panicking and says on stdout why it was skipped"
 )]
 
+#[path = "support/unshared.rs"]
+mod unshared;
+
 use std::fs;
 use std::net::IpAddr;
 use std::process::{Child, Command};
@@ -16,43 +19,11 @@ use std::time::Duration;
 use lbd::io::xdp::next_hop::{Cache, Family, Follower, Hop, NextHops, VlanTag, Way};
 use lbd::plumbing::{Device, Plan, Plumbing};
 use lbd::worker::Clock;
-
-const INSIDE: &str = "LBD_NEXT_HOPS_TEST_INSIDE";
+use unshared::{inside, ip, run};
 
 /// How soon a change must be seen.
 const SOON: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(10);
-
-/// Runs `body` in a fresh network namespace.
-fn isolated(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let id = Command::new("id").arg("-u").output().unwrap();
-    let options = if id.stdout == b"0\n" { "-n" } else { "-Urn" };
-    let permitted = Command::new("unshare").args([options, "true"]).output();
-    if !permitted.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: `unshare {options}` is not permitted here: {permitted:?}");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
-        .args([options, this.to_str().unwrap(), "--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status();
-    assert!(status.unwrap().success(), "{name} failed in its namespace");
-}
-
-fn run(program: &str, command: &str) -> String {
-    let output = Command::new(program).args(command.split(' ')).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {command}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ip(command: &str) -> String {
-    run("ip", command)
-}
 
 fn pause(duration: Duration) {
     let nothing = crossbeam_channel::never::<()>().recv_timeout(duration);
@@ -174,7 +145,7 @@ impl World {
 
 #[test]
 fn an_unresolved_neighbour_is_resolved_by_the_kernel_after_the_first_packet() {
-    isolated(
+    inside(
         "an_unresolved_neighbour_is_resolved_by_the_kernel_after_the_first_packet",
         || {
             let world = world();
@@ -197,7 +168,7 @@ fn an_unresolved_neighbour_is_resolved_by_the_kernel_after_the_first_packet() {
 
 #[test]
 fn a_route_change_is_seen_within_100_ms() {
-    isolated("a_route_change_is_seen_within_100_ms", || {
+    inside("a_route_change_is_seen_within_100_ms", || {
         let world = world();
         assert_eq!(world.find("203.0.113.1"), Way::Kernel);
         world.find("10.0.0.2");
@@ -223,7 +194,7 @@ fn a_route_change_is_seen_within_100_ms() {
 
 #[test]
 fn a_neighbour_that_comes_back_with_another_mac_is_followed() {
-    isolated("a_neighbour_that_comes_back_with_another_mac_is_followed", || {
+    inside("a_neighbour_that_comes_back_with_another_mac_is_followed", || {
         let world = world();
         let mut cache = Cache::new(1);
         let mut cached = || cache.find(&world.hops, address("10.0.0.2"), 0, world.clock.now());
@@ -256,7 +227,7 @@ fn lacks_vlans() -> Option<String> {
 
 #[test]
 fn a_route_over_a_vlan_device_gives_its_tag_and_addresses() {
-    isolated("a_route_over_a_vlan_device_gives_its_tag_and_addresses", || {
+    inside("a_route_over_a_vlan_device_gives_its_tag_and_addresses", || {
         if let Some(why) = lacks_vlans() {
             return println!("skipped: this kernel has no VLAN devices (CONFIG_VLAN_8021Q): {why}");
         }
@@ -291,7 +262,7 @@ fn a_route_over_a_vlan_device_gives_its_tag_and_addresses() {
 
 #[test]
 fn own_addresses_and_broadcasts_are_the_kernels() {
-    isolated("own_addresses_and_broadcasts_are_the_kernels", || {
+    inside("own_addresses_and_broadcasts_are_the_kernels", || {
         let world = world();
         world.reaches(LONG, "10.0.0.3", PEERS);
         for destination in ["10.0.0.1", "10.0.0.255", "fd00::1", "127.0.0.1", "224.0.0.1"] {
@@ -307,7 +278,7 @@ fn own_addresses_and_broadcasts_are_the_kernels() {
 #[test]
 fn a_stale_neighbour_in_use_becomes_reachable_again_without_a_packet_through_the_kernel() {
     let name = "a_stale_neighbour_in_use_becomes_reachable_again_without_a_packet_through_the_kernel";
-    isolated(name, || {
+    inside(name, || {
         let world = world();
         fs::write("/proc/sys/net/ipv4/neigh/eth0/delay_first_probe_time", "1").unwrap();
         world.reaches(LONG, "10.0.0.2", PEERS);
@@ -333,7 +304,7 @@ fn a_stale_neighbour_in_use_becomes_reachable_again_without_a_packet_through_the
 
 #[test]
 fn a_foreign_policy_rule_hands_its_family_to_the_kernel_until_it_goes() {
-    isolated(
+    inside(
         "a_foreign_policy_rule_hands_its_family_to_the_kernel_until_it_goes",
         || {
             let world = world();
@@ -373,7 +344,7 @@ fn a_foreign_policy_rule_hands_its_family_to_the_kernel_until_it_goes() {
 
 #[test]
 fn lbds_own_rules_change_no_way_but_those_to_its_services() {
-    isolated("lbds_own_rules_change_no_way_but_those_to_its_services", || {
+    inside("lbds_own_rules_change_no_way_but_those_to_its_services", || {
         let world = world();
         ip("route add default via 10.0.0.2");
         world.reaches(LONG, "203.0.113.10", PEERS);
@@ -406,7 +377,7 @@ fn lbds_own_rules_change_no_way_but_those_to_its_services() {
 
 #[test]
 fn several_paths_and_nexthop_objects_are_followed() {
-    isolated("several_paths_and_nexthop_objects_are_followed", || {
+    inside("several_paths_and_nexthop_objects_are_followed", || {
         let world = world();
         ip("neighbour replace 10.0.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
         world.reaches(LONG, "10.0.0.2", PEERS);
@@ -434,7 +405,7 @@ fn several_paths_and_nexthop_objects_are_followed() {
 
 #[test]
 fn the_source_is_the_one_that_the_kernel_chooses() {
-    isolated("the_source_is_the_one_that_the_kernel_chooses", || {
+    inside("the_source_is_the_one_that_the_kernel_chooses", || {
         let world = world();
         for command in [
             "address add 10.0.0.5/24 dev eth0",
@@ -467,7 +438,7 @@ fn the_source_is_the_one_that_the_kernel_chooses() {
 
 #[test]
 fn an_interface_that_goes_down_sends_nothing_and_comes_back() {
-    isolated("an_interface_that_goes_down_sends_nothing_and_comes_back", || {
+    inside("an_interface_that_goes_down_sends_nothing_and_comes_back", || {
         let world = world();
         world.reaches(LONG, "10.0.0.2", PEERS);
         ip("link set eth0 down");
@@ -485,7 +456,7 @@ fn an_interface_that_goes_down_sends_nothing_and_comes_back() {
 
 #[test]
 fn after_a_burst_of_changes_the_ways_are_the_kernels_again() {
-    isolated("after_a_burst_of_changes_the_ways_are_the_kernels_again", || {
+    inside("after_a_burst_of_changes_the_ways_are_the_kernels_again", || {
         let world = world();
         world.reaches(LONG, "10.0.0.2", PEERS);
         let nets = || (0..20_000).map(|number| format!("10.{}.{}.0/24", 1 + number / 256, number % 256));

@@ -17,6 +17,8 @@ mod interface;
 mod l2;
 #[path = "../benches/tools/redirect.rs"]
 mod redirect;
+#[path = "support/unshared.rs"]
+mod unshared;
 
 use std::fs::File;
 use std::io;
@@ -32,8 +34,8 @@ use lbd::io::xdp::{Arrival, OpenError};
 use mio::unix::SourceFd;
 use redirect::Redirect;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use unshared::inside_with;
 
-const INSIDE: &str = "LBD_XDP_TEST_INSIDE";
 const B0: Mac = Mac([2, 0, 0, 0, 0x0b, 0]);
 const B1: Mac = Mac([2, 0, 0, 0, 0x0b, 1]);
 /// How long a packet may take.
@@ -41,23 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `body` in fresh namespaces.
 fn isolated(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return match probe() {
-            Ok(()) => body(),
-            Err(why) => println!("skipped: AF_XDP is not permitted here: {why}"),
-        };
-    }
-    let permitted = Command::new("unshare").args(["-nm", "true"]).output();
-    if !permitted.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: `unshare -nm` is not permitted here, nor is XDP: {permitted:?}");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
-        .args(["-nm", this.to_str().unwrap(), "--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status();
-    assert!(status.unwrap().success(), "{name} failed in its namespaces");
+    inside_with("-nm", name, || match probe() {
+        Ok(()) => body(),
+        Err(why) => println!("skipped: AF_XDP is not permitted here: {why}"),
+    });
 }
 
 /// Whether sockets and programs can be had, on the loopback interface that every namespace has.

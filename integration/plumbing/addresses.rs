@@ -6,7 +6,8 @@ use std::process::Command;
 
 use lbd::plumbing::{Monitor, local_addresses, owned_addresses};
 
-use crate::{full_plan, host, inside, install, ip};
+use crate::unshared::{inside, ip};
+use crate::{full_plan, host, install};
 
 #[test]
 fn this_hosts_addresses_are_known_and_their_changes_are_told() {

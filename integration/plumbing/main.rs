@@ -8,6 +8,8 @@
 )]
 
 mod addresses;
+#[path = "../support/unshared.rs"]
+mod unshared;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,40 +20,9 @@ use std::process::{Command, Stdio};
 
 use lbd::flow::{Endpoint, Protocol};
 use lbd::plumbing::{Device, Error, Plan, Plumbing, clear_leftovers};
+use unshared::{inside, inside_with, ip};
 
-const INSIDE: &str = "LBD_PLUMBING_TEST_INSIDE";
 const VICTIM: &str = "LBD_PLUMBING_TEST_VICTIM";
-
-/// Runs `body` in a fresh network namespace with `options` for unshare.
-fn inside_with(options: &str, name: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let permitted = Command::new("unshare").args([options, "true"]).output();
-    if !permitted.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: `unshare {options}` is not permitted here: {permitted:?}");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
-        .args([options, this.to_str().unwrap(), "--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status();
-    assert!(status.unwrap().success(), "{name} failed in its namespace");
-}
-
-fn inside(name: &str, body: impl FnOnce()) {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    let is_root = id.stdout == b"0\n";
-    inside_with(if is_root { "-n" } else { "-Urn" }, name, body);
-}
-
-fn ip(command: &str) -> String {
-    let output = Command::new("ip").args(command.split(' ')).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {command}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// What `ip` says, be it an error.
 fn try_ip(command: &str) -> String {

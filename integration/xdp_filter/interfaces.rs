@@ -1,7 +1,6 @@
 //! Attaching, and giving frames back to the kernel.
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::process::Command;
 use std::time::Duration;
 
 use lbd::flow::Protocol::Udp;
@@ -10,13 +9,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use crate::lab::{LO, Wish, lab, loopback, refused, with_filter, xdp_socket};
 use crate::packets::{self, DESTINATION_MAC, ethernet, syn};
-
-fn ip(command: &str) -> String {
-    let output = Command::new("ip").args(command.split(' ')).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {command}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::unshared::ip;
 
 /// A veth device with DESTINATION_MAC, 10.1.0.1 and 10.1.0.2 for a neighbour.
 fn veth(mtu: u32) -> Interface {

@@ -1,7 +1,6 @@
 //! A filter on the loopback device of a fresh network namespace, with a socket that could receive.
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::process::Command;
 
 use ipnet::IpNet;
 use lbd::flow::{Endpoint, Protocol};
@@ -12,43 +11,18 @@ use lbd::policy::OwnSources;
 use socket2::{Domain, Socket, Type};
 
 use crate::packets::{self, DESTINATION_MAC};
-
-const INSIDE: &str = "LBD_FILTER_TEST_INSIDE";
+use crate::unshared::inside_with;
 
 /// The index of `lo` in every network namespace.
 pub(crate) const LO: u32 = 1;
 
 /// Runs `body` with a filter in a fresh network namespace.
 pub(crate) fn with_filter(name: &str, body: impl FnOnce(Filter)) {
-    inside(name, || match Filter::load() {
+    inside_with("-n", name, || match Filter::load() {
         Ok(filter) => body(filter),
         Err(error) if error.to_string().contains("CAP_BPF") => println!("skipped: {error}"),
         Err(error) => panic!("{error}"),
     });
-}
-
-fn inside(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let permitted = Command::new("unshare").args(["-n", "true"]).output();
-    if !permitted.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: `unshare -n` is not permitted here: {permitted:?}");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
-    let output = Command::new("unshare")
-        .arg("-n")
-        .arg(this)
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    if let Some(why) = said.lines().find(|line| line.starts_with("skipped: ")) {
-        println!("{why}");
-    }
 }
 
 /// A filter that was told its interest, and is asked.

@@ -13,3 +13,5 @@ mod judgement;
 mod lab;
 #[path = "../support/packets.rs"]
 mod packets;
+#[path = "../support/unshared.rs"]
+mod unshared;

@@ -7,11 +7,10 @@
 //! than one alone.
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 
-use crossbeam_utils::CachePadded;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
-use super::Trace;
 use super::shard::Shard;
+use super::{Conntrack, Trace};
 use crate::prefetch;
 
 /// Where the index of a shard is, for those who do not hold its lock. It may be out of date; then nothing is gained by it.
@@ -52,13 +51,13 @@ impl Signpost {
 /// Looks ahead for one batch; it holds the lock of the shard that it looked into last.
 #[derive(Debug)]
 pub struct Scout<'a> {
-    shards: &'a [CachePadded<Mutex<Shard>>],
+    conntrack: &'a Conntrack,
     held: Option<(u32, MutexGuard<'a, Shard>)>,
 }
 
 impl<'a> Scout<'a> {
-    pub(super) const fn new(shards: &'a [CachePadded<Mutex<Shard>>]) -> Self {
-        Self { shards, held: None }
+    pub(super) const fn new(conntrack: &'a Conntrack) -> Self {
+        Self { conntrack, held: None }
     }
 
     /// Has the CPU fetch the flow that a packet most likely belongs to. False: there is none. Tags are compared, no keys, so
@@ -76,7 +75,7 @@ impl<'a> Scout<'a> {
             Some((at, shard)) if at == home => shard,
             other => {
                 drop(other);
-                self.shards[home as usize].lock()
+                self.conntrack.lock(home)
             }
         };
         &self.held.insert((home, held)).1

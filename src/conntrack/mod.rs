@@ -186,7 +186,7 @@ impl Conntrack {
     /// Looks ahead for the flows of a batch.
     #[must_use]
     pub const fn scout(&self) -> Scout<'_> {
-        Scout::new(&self.shards)
+        Scout::new(self)
     }
 
     /// Locks the shard of the flow that a packet of `key` belongs to and looks the flow up.
