@@ -57,19 +57,14 @@ fn twenty_megabytes_of_datagrams_arrive_unchanged_in_both_directions() {
 fn paced_datagrams_are_not_reordered_and_none_is_lost_in_lbd() {
     isolated(|| {
         let rig = Rig::new();
-        rig.sh("s1", "iperf3 -s -D -p 5201").ok();
-        for (offload, family) in cases() {
-            let udp = Service {
-                protocol: "udp",
-                name: "udp".to_owned(),
-                ..Service::tcp(family, 5201, 5201, &[1])
-            };
-            let mut config = Config::new(Mode::Ipvs, vec![Service::tcp(family, 5201, 5201, &[1]), udp]);
+        for ((offload, family), first) in cases().zip((5201..).step_by(2)) {
+            let runs = [(first, ""), (first + 1, "--reverse")];
+            let services = runs.iter().flat_map(|(port, _)| both_protocols(family, *port));
+            let mut config = Config::new(Mode::Ipvs, services.collect());
             config.offload = offload;
             let lbd = rig.lbd(&config);
-            for direction in ["", "--reverse"] {
-                let host = family.vip(5201).replace(":5201", "").replace(['[', ']'], "");
-                let report = iperf3(&rig, &format!("-c {host} -u -b 40M -l 1200 -t 2 {direction}"));
+            for (port, direction) in runs {
+                let report = iperf3(&rig, family, port, direction);
                 assert!(
                     !report.contains("out-of-order") && !report.contains("OUT OF ORDER"),
                     "{report}"
@@ -90,18 +85,30 @@ fn paced_datagrams_are_not_reordered_and_none_is_lost_in_lbd() {
     });
 }
 
-/// Its server takes one client at a time, and may be at the end of a test still when the client of that test is gone.
+fn both_protocols(family: Family, port: u16) -> [Service; 2] {
+    let tcp = Service::tcp(family, port, port, &[1]);
+    let udp = Service {
+        protocol: "udp",
+        name: format!("udp-{port}"),
+        ..tcp.clone()
+    };
+    [tcp, udp]
+}
+
+/// Each run with a server of its own: one that has served before may be at the end of that still, and takes a datagram of
+/// the old client, where one comes late, for the new client's first.
 #[track_caller]
-fn iperf3(rig: &Rig, arguments: &str) -> String {
-    let mut ran = rig.sh("client", &format!("iperf3 {arguments}"));
+fn iperf3(rig: &Rig, family: Family, port: u16, direction: &str) -> String {
+    rig.sh("s1", &format!("iperf3 -s -1 -D -p {port}")).ok();
     wait_until("iperf3's server", Duration::from_secs(10), || {
-        let busy = ran.err.contains("the server is busy");
-        if busy {
-            ran = rig.sh("client", &format!("iperf3 {arguments}"));
-        }
-        !busy
+        !rig.sh("s1", &format!("ss -Hltn sport = :{port}")).ok().is_empty()
     });
-    ran.ok()
+    let vip = family.vip(port);
+    let client = format!(
+        "iperf3 -c {} -p {port} -u -b 40M -l 1200 -t 2 {direction}",
+        Family::host(&vip)
+    );
+    rig.sh("client", &client).ok()
 }
 
 /// Percent lost, from the line `… 0/8333 (0%)  receiver`.

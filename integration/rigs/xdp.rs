@@ -62,18 +62,16 @@ fn a_client_that_goes_straight_to_a_backend_is_left_to_the_kernel() {
             let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 80, 8080, &[1])]));
             assert_eq!(rig.spread("client", &family.web(), 1), [1, 0, 0]);
             let url = format!("http://{}/slow", family.server(1, 8080));
-            let download = rig.spawn("client", &format!("curl -sS --max-time 20 {url} | sha256sum"));
-            // At 4 MB/s some four thousand packets follow. Once a second lbd looks again whose the connection is, and how many
-            // packets come until the filter knows depends on how busy the machine is.
-            sleep(Duration::from_millis(1500));
-            let early = passed(&lbd);
-            sleep(Duration::from_millis(1500));
-            let late = passed(&lbd);
-            assert!(
-                late - early < 1500,
-                "lbd had {} packets of it in hand, after {early}",
-                late - early
-            );
+            let before = passed(&lbd);
+            let mut download = rig.spawn("client", &format!("curl -sS --max-time 20 {url} | sha256sum"));
+            wait_until("the download", Duration::from_secs(10), || passed(&lbd) > before);
+            // It takes 4 s, and once a second lbd looks again whose the connection is.
+            wait_until("the kernel to have it", Duration::from_secs(10), || {
+                assert!(download.runs(), "lbd had all of it in hand: {} packets", passed(&lbd));
+                let before = passed(&lbd);
+                sleep(Duration::from_millis(300));
+                passed(&lbd) == before
+            });
             assert_eq!(download.wait().ok(), expected);
             lbd.terminate();
         }

@@ -42,7 +42,7 @@ impl<'a> Lbd<'a> {
             child: command.spawn().expect("cannot start lbd"),
             notify,
         };
-        wait_until("`lbd ready:`", Duration::from_secs(10), || {
+        wait_until("`lbd ready:`", Duration::from_secs(30), || {
             let gone = lbd.child.try_wait().expect("cannot ask for a child");
             assert!(gone.is_none(), "lbd ended ({gone:?}) and said: {}", lbd.log());
             lbd.log().contains("lbd ready:")
