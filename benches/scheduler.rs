@@ -7,19 +7,14 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use lbd::flow::{Endpoint, Protocol, Tuple};
 use lbd::policy::BackendSpec;
 use lbd::scheduler::{Flags, Kind, Rng, Scheduler};
-use lbd::service::{Backend, ServiceIdentity, Stats};
+use lbd::service::{Backend, ServiceIdentity};
 use lbd::time::Instant;
 
 const SIZES: [u32; 3] = [3, 100, 10_000];
 
 /// Weights 1 to 3 and a few flows each, so that no comparison ends early.
 fn backends(count: u32) -> Vec<Arc<Backend>> {
-    let identity = Arc::new(ServiceIdentity {
-        id: 1,
-        name: "bench".into(),
-        stats: Stats::new(1),
-        on_backend_removed: Default::default(),
-    });
+    let identity = Arc::new(ServiceIdentity::new(1, "bench"));
     (0..count)
         .map(|number| {
             let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 2, 0, 0).to_bits() + number);

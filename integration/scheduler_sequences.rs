@@ -15,7 +15,7 @@ use std::sync::Arc;
 use lbd::flow::{Endpoint, Protocol, Tuple};
 use lbd::policy::BackendSpec;
 use lbd::scheduler::{Flags, Kind, Rng, Scheduler};
-use lbd::service::{Backend, ServiceIdentity, Stats};
+use lbd::service::{Backend, ServiceIdentity};
 use lbd::time::Instant;
 use serde_json::Value;
 
@@ -160,12 +160,7 @@ fn flags(words: &str) -> Flags {
 }
 
 fn backend(id: u8, weight: u32) -> Arc<Backend> {
-    let identity = Arc::new(ServiceIdentity {
-        id: 1,
-        name: "recorded".into(),
-        stats: Stats::new(1),
-        on_backend_removed: Default::default(),
-    });
+    let identity = Arc::new(ServiceIdentity::new(1, "recorded"));
     let spec = BackendSpec {
         address: Endpoint::new([10, 2, id, 2].into(), 80),
         weight,

@@ -19,7 +19,7 @@ use crate::nat::Pool;
 use crate::packet::Headers;
 use crate::policy::{BackendSpec, Mode, OnBackendRemoved, Policy, ServiceSpec};
 use crate::scheduler::{Rng, Scheduler};
-use crate::service::{Backend, Service, ServiceIdentity, Stats};
+use crate::service::{Backend, Service, ServiceIdentity};
 use crate::shadow::Shadow;
 use crate::time::Instant;
 
@@ -249,12 +249,7 @@ impl Registry {
         if let Some(known) = self.identities.get(name).and_then(Weak::upgrade) {
             return known;
         }
-        let identity = Arc::new(ServiceIdentity {
-            id: self.next_id(),
-            name: name.to_owned(),
-            stats: Stats::new(self.lanes),
-            on_backend_removed: Mutex::default(),
-        });
+        let identity = Arc::new(ServiceIdentity::new(self.next_id(), name));
         self.identities.insert(name.to_owned(), Arc::downgrade(&identity));
         identity
     }

@@ -2,115 +2,19 @@
 //!
 //! A [`Backend`] outlives the configuration that named it: flows hold it, and a backend that is configured again
 //! finds its flows and counts where it left them, as the kernel's trash of real servers does (`ip_vs_ctl.c`).
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+mod stats;
 
-use crossbeam_utils::CachePadded;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
 use parking_lot::Mutex;
+
+pub use self::stats::{ServiceStats, Stats, Totals};
 
 use crate::flow::{Address, Endpoint, Protocol, Tuple};
 use crate::policy::{BackendSpec, OnBackendRemoved, Persistence};
 use crate::prefetch;
 use crate::scheduler::{Flags, Kind, Scheduler};
-
-/// Counters of one worker; no other thread writes them, so adding needs no locked instruction.
-#[derive(Debug, Default)]
-struct Lane {
-    connections: AtomicU64,
-    in_packets: AtomicU64,
-    in_bytes: AtomicU64,
-    out_packets: AtomicU64,
-    out_bytes: AtomicU64,
-}
-
-fn add(counter: &AtomicU64, amount: u64) {
-    counter.store(counter.load(Relaxed).wrapping_add(amount), Relaxed);
-}
-
-/// Traffic counters of a service or a backend, one lane a worker.
-#[derive(Debug)]
-pub struct Stats {
-    lanes: Box<[CachePadded<Lane>]>,
-    /// What the lanes held when they were last set to zero: only their workers may write to them.
-    zero: Mutex<Totals>,
-}
-
-/// The sum of all lanes, in the columns of `ipvsadm --stats`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Flows opened.
-    pub connections: u64,
-    /// Packets from clients.
-    pub in_packets: u64,
-    /// Packets to clients.
-    pub out_packets: u64,
-    /// IP bytes from clients.
-    pub in_bytes: u64,
-    /// IP bytes to clients.
-    pub out_bytes: u64,
-}
-
-impl Stats {
-    /// Counters for `lanes` workers.
-    #[must_use]
-    pub fn new(lanes: usize) -> Self {
-        Self {
-            lanes: (0..lanes).map(|_| CachePadded::default()).collect(),
-            zero: Mutex::default(),
-        }
-    }
-
-    /// Has the CPU fetch what a worker's counting will write to.
-    #[inline]
-    fn prefetch(&self, lane: usize) {
-        prefetch::line(&raw const self.lanes[lane]);
-    }
-
-    /// Counts from zero again (`ip_vs_zero_stats`).
-    pub fn reset(&self) {
-        *self.zero.lock() = self.sum();
-    }
-
-    /// Counts a new flow.
-    pub fn count_connection(&self, lane: usize) {
-        add(&self.lanes[lane].connections, 1);
-    }
-
-    /// Counts a packet from a client.
-    pub fn count_in(&self, lane: usize, bytes: usize) {
-        add(&self.lanes[lane].in_packets, 1);
-        add(&self.lanes[lane].in_bytes, bytes as u64);
-    }
-
-    /// Counts a packet to a client.
-    pub fn count_out(&self, lane: usize, bytes: usize) {
-        add(&self.lanes[lane].out_packets, 1);
-        add(&self.lanes[lane].out_bytes, bytes as u64);
-    }
-
-    /// The sum over all workers, since the last [`Self::reset`].
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        let (all, zero) = (self.sum(), *self.zero.lock());
-        Totals {
-            connections: all.connections.wrapping_sub(zero.connections),
-            in_packets: all.in_packets.wrapping_sub(zero.in_packets),
-            in_bytes: all.in_bytes.wrapping_sub(zero.in_bytes),
-            out_packets: all.out_packets.wrapping_sub(zero.out_packets),
-            out_bytes: all.out_bytes.wrapping_sub(zero.out_bytes),
-        }
-    }
-
-    fn sum(&self) -> Totals {
-        self.lanes.iter().fold(Totals::default(), |sum, lane| Totals {
-            connections: sum.connections + lane.connections.load(Relaxed),
-            in_packets: sum.in_packets + lane.in_packets.load(Relaxed),
-            out_packets: sum.out_packets + lane.out_packets.load(Relaxed),
-            in_bytes: sum.in_bytes + lane.in_bytes.load(Relaxed),
-            out_bytes: sum.out_bytes + lane.out_bytes.load(Relaxed),
-        })
-    }
-}
 
 /// What stays the same of a service while its configuration changes.
 #[derive(Debug)]
@@ -120,9 +24,22 @@ pub struct ServiceIdentity {
     /// Unique name.
     pub name: String,
     /// Traffic of all its backends, past ones included.
-    pub stats: Stats,
+    pub stats: ServiceStats,
     /// What becomes of flows of its removed backends; asked only for these.
     pub on_backend_removed: Mutex<Option<OnBackendRemoved>>,
+}
+
+impl ServiceIdentity {
+    /// A service that has had no backend yet.
+    #[must_use]
+    pub fn new(id: u64, name: &str) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            stats: ServiceStats::default(),
+            on_backend_removed: Mutex::default(),
+        }
+    }
 }
 
 /// A real server, with its load.
@@ -171,6 +88,7 @@ impl Backend {
             cut: AtomicBool::new(false),
             one_packet: AtomicBool::new(false),
         };
+        backend.service.stats.include(&backend.stats);
         backend.configure(spec);
         backend
     }
@@ -209,7 +127,6 @@ impl Backend {
     #[inline]
     pub(crate) fn prefetch_stats(&self, lane: usize) {
         self.stats.prefetch(lane);
-        self.service.stats.prefetch(lane);
     }
 
     /// Where it gets the packets of a client that asked for `port`: at its own port, or at that one where it has port 0
@@ -411,11 +328,10 @@ impl Service {
         prefetch::whole(self);
     }
 
-    /// Has the CPU fetch which backends it has, and what they have in common.
+    /// Has the CPU fetch which backends it has.
     #[inline]
     pub(crate) fn prefetch_list(&self) {
         prefetch::line(self.backends.as_ptr());
-        prefetch::whole(&*self.identity);
     }
 
     /// Whether a packet of `tuple` can be sent to this service's backends: same protocol, same IP version.
@@ -431,12 +347,7 @@ mod tests {
     use super::*;
 
     fn backend(upper_threshold: u32, lower_threshold: u32) -> Backend {
-        let service = Arc::new(ServiceIdentity {
-            id: 1,
-            name: "web".into(),
-            stats: Stats::new(1),
-            on_backend_removed: Default::default(),
-        });
+        let service = Arc::new(ServiceIdentity::new(1, "web"));
         let spec = BackendSpec {
             address: "10.2.0.11:80".parse().unwrap(),
             weight: 1,

@@ -282,15 +282,10 @@ mod tests {
     use crate::conntrack::connection::State;
     use crate::flow::{Endpoint, Protocol};
     use crate::policy::BackendSpec;
-    use crate::service::{Backend, ServiceIdentity, Stats};
+    use crate::service::{Backend, ServiceIdentity};
 
     fn backend() -> Arc<Backend> {
-        let service = Arc::new(ServiceIdentity {
-            id: 1,
-            name: "web".into(),
-            stats: Stats::new(1),
-            on_backend_removed: Default::default(),
-        });
+        let service = Arc::new(ServiceIdentity::new(1, "web"));
         let spec = BackendSpec {
             address: "10.2.0.11:80".parse().unwrap(),
             weight: 1,

@@ -317,15 +317,10 @@ mod tests {
     use crate::flow::Protocol;
     use crate::policy::BackendSpec;
     use crate::scheduler::Scheduler;
-    use crate::service::{ServiceIdentity, Stats};
+    use crate::service::ServiceIdentity;
 
     fn service() -> Service {
-        let identity = Arc::new(ServiceIdentity {
-            id: 1,
-            name: "web".into(),
-            stats: Stats::new(1),
-            on_backend_removed: Default::default(),
-        });
+        let identity = Arc::new(ServiceIdentity::new(1, "web"));
         let spec = BackendSpec {
             address: "10.2.0.11:8080".parse().unwrap(),
             weight: 2,
@@ -357,7 +352,7 @@ mod tests {
     #[test]
     fn a_service_is_shown_with_its_load_and_counts() {
         let service = service();
-        service.identity.stats.count_in(0, 60);
+        service.backends[0].stats.count_in(0, 60);
         service.backends[0].bind();
         let view = ServiceView::new(&service, &Rates::default());
         assert_eq!(view.name, "web");
@@ -391,7 +386,7 @@ mod tests {
         let view = ServiceView::new(&service, &rates);
         // 4 a second, a quarter of which is taken over.
         assert_eq!(view.backends[0].rates.connections_per_second, 1);
-        assert_eq!(view.rates.connections_per_second, 0);
+        assert_eq!(view.rates.connections_per_second, 1);
         rates.follow([]);
         assert!(rates.services.is_empty() && rates.backends.is_empty());
     }

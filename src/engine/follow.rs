@@ -194,13 +194,7 @@ fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, n
 
 pub(super) fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {
     match direction {
-        Direction::Original => {
-            backend.stats.count_in(lane, bytes);
-            backend.service.stats.count_in(lane, bytes);
-        }
-        Direction::Reply => {
-            backend.stats.count_out(lane, bytes);
-            backend.service.stats.count_out(lane, bytes);
-        }
+        Direction::Original => backend.stats.count_in(lane, bytes),
+        Direction::Reply => backend.stats.count_out(lane, bytes),
     }
 }

@@ -113,7 +113,6 @@ impl Processor<'_> {
             template.renew(now + persistence.timeout);
         }
         backend.stats.count_connection(*lane);
-        backend.service.stats.count_connection(*lane);
         count(&backend, Direction::Original, *lane, segment.length);
         Ok(leaving.into())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Flags, Kind, Rng, Scheduler};
 use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::policy::BackendSpec;
-use crate::service::{Backend, ServiceIdentity, Stats};
+use crate::service::{Backend, ServiceIdentity};
 use crate::time::Instant;
 
 /// What becomes of a flow before the next one begins.
@@ -62,12 +62,7 @@ fn spec(id: u64, weight: u32, upper_threshold: u32) -> BackendSpec {
 }
 
 pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
-    let service = Arc::new(ServiceIdentity {
-        id: 1,
-        name: "web".into(),
-        stats: Stats::new(1),
-        on_backend_removed: Default::default(),
-    });
+    let service = Arc::new(ServiceIdentity::new(1, "web"));
     Arc::new(Backend::new(id, &spec(id, weight, 0), service, 1))
 }
 
