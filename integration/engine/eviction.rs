@@ -204,3 +204,32 @@ fn a_flow_whose_backend_never_answered_is_embryonic_whatever_the_client_sends() 
         assert_eq!(alive(&world, &[real, late]), [true, true], "{case:?}");
     }
 }
+
+#[test]
+fn a_question_and_its_answer_make_room_for_others_until_the_client_says_more() {
+    // A forged question is answered as well as a real one.
+    let case = Case::UDP;
+    let mut world = limited(case, 3);
+    let real = world.open(case.protocol, case.client(2, 1), case.service());
+    world.down(&real, 0);
+    world.up(&real, 0);
+    for port in 2..100 {
+        let forged = world.open(case.protocol, case.client(3, port), case.service());
+        world.down(&forged, 0);
+    }
+    let late = world.open(case.protocol, case.client(2, 3), case.service());
+    assert_eq!(alive(&world, &[real, late]), [true, true]);
+}
+
+#[test]
+fn a_client_that_only_listens_makes_room_after_those_that_heard_one_answer() {
+    let case = Case::UDP;
+    let mut world = limited(case, 2);
+    let listener = world.open(case.protocol, case.client(2, 1), case.service());
+    world.down(&listener, 0);
+    let other = world.open(case.protocol, case.client(2, 2), case.service());
+    world.down(&other, 0);
+    world.down(&listener, 0);
+    world.open(case.protocol, case.client(2, 3), case.service());
+    assert_eq!(alive(&world, &[listener, other]), [true, false]);
+}

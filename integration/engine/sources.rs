@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use lbd::conntrack::connection::{Connection, State};
+use lbd::conntrack::connection::{Connection, Dialogue, State};
 use lbd::flow::{Direction, Endpoint, Protocol, Tuple};
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Verdict};
@@ -226,7 +226,7 @@ fn take(world: &World, client: SocketAddr, place: Endpoint) {
         backend: world.backend(Case::UDP.backend(1)),
         template: None,
         state: State::Udp,
-        answered: true,
+        dialogue: Dialogue::Continued,
         opened: world.now,
         expires: world.now + Duration::from_secs(300),
     };

@@ -81,8 +81,10 @@ pub struct ModelFlow {
     /// "UDP", a word of STATES, or that of `ipvsadm -Lc` for SCTP.
     pub state: &'static str,
     answered: bool,
+    /// The client has sent something after an answer.
+    continued: bool,
     expires: u64,
-    /// When it came into its class, or, while the backend has not answered, was last used.
+    /// When it was last used, where it is in use; when it became established.
     since: u64,
     template: Option<u64>,
 }
@@ -134,6 +136,7 @@ impl ModelFlow {
     fn class(&self) -> u8 {
         match self.state {
             _ if !self.answered => 0,
+            "UDP" if !self.continued => 1,
             "UDP" | "ES" | "ESTABLISHED" => 2,
             "SR" | "SS" | "NO" => 0,
             "NONE" | "INIT1" | "INIT" | "C-SENT" | "C-REPLIED" | "C-WAIT" | "COOKIE" | "C-ECHOED" => 0,
@@ -350,13 +353,14 @@ impl Model {
         self.sequence += 1;
         let flow = &mut self.flows[at];
         let class = flow.class();
+        flow.continued |= flow.answered && original;
         flow.answered |= !original;
         flow.state = match flow.arrives.protocol {
             Protocol::Tcp => next_state(flow.state, original, told),
             Protocol::Udp => "UDP",
             Protocol::Sctp => next_sctp(flow.state, original, told),
         };
-        if flow.class() != class || class == 0 {
+        if flow.class() != class || class != 2 {
             flow.since = self.sequence;
         }
         flow.expires = self.now + flow.timeout();
@@ -430,6 +434,7 @@ impl Model {
                 Protocol::Sctp => "INIT1",
             },
             answered: false,
+            continued: false,
             expires: 0,
             since: self.sequence,
             template,

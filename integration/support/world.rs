@@ -235,14 +235,13 @@ impl World {
         }
     }
 
-    /// A flow whose backend has answered: a whole TCP or SCTP handshake, or a datagram each way.
+    /// An established flow: a whole TCP or SCTP handshake, or a question, an answer and another question.
     #[track_caller]
     pub fn connect(&mut self, protocol: Protocol, client: impl ToString, service: impl ToString) -> Flow {
         let flow = self.open(protocol, client, service);
         self.down(&flow, SYN | ACK);
         match protocol {
-            Protocol::Tcp => self.up(&flow, ACK),
-            Protocol::Udp => {}
+            Protocol::Tcp | Protocol::Udp => self.up(&flow, ACK),
             Protocol::Sctp => {
                 self.chunk_up(&flow, COOKIE_ECHO);
                 self.chunk_down(&flow, COOKIE_ACK);

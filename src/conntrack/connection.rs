@@ -27,10 +27,36 @@ pub enum State {
 pub enum Class {
     /// The backend has not answered or the handshake is not over: the client's address may be forged.
     Embryonic,
-    /// Over, but remembered for late packets.
+    /// Over, but remembered for late packets; or a question over UDP and its answer, which a forged address gets as well.
     Closing,
     /// In use; never evicted.
     Established,
+}
+
+/// Who has spoken so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialogue {
+    /// The client only.
+    Asked,
+    /// The backend as well.
+    Answered,
+    /// The client has gone on after that, so it is where it says that it is.
+    Continued,
+}
+
+impl Dialogue {
+    /// After a packet.
+    #[must_use]
+    #[inline]
+    pub const fn next(self, direction: Direction) -> Self {
+        match (self, direction) {
+            (Self::Asked, Direction::Reply) => Self::Answered,
+            (Self::Answered, Direction::Original) => Self::Continued,
+            (Self::Asked, Direction::Original)
+            | (Self::Answered, Direction::Reply)
+            | (Self::Continued, Direction::Original | Direction::Reply) => self,
+        }
+    }
 }
 
 impl State {
@@ -121,8 +147,8 @@ pub struct Connection {
     pub template: Option<Arc<Template>>,
     /// How far it is.
     pub state: State,
-    /// Whether the backend has sent anything.
-    pub answered: bool,
+    /// Who has spoken.
+    pub dialogue: Dialogue,
     /// When its first packet came; a stored one remembers the tick ([`super::wheel`]).
     pub opened: Instant,
     /// When it is forgotten unless a packet comes.
@@ -130,18 +156,20 @@ pub struct Connection {
 }
 
 impl Class {
-    /// A client alone makes no established flow: SYN and ACK can be forged blindly.
+    /// A client alone makes no established flow: SYN and ACK can be forged blindly. Nor does one datagram and its answer;
+    /// netfilter, too, wants to see more of a UDP flow before it counts as assured (`nf_conntrack_udp_packet`,
+    /// nf_conntrack_proto_udp.c).
     #[must_use]
     #[inline]
-    pub const fn of(state: State, answered: bool) -> Self {
-        match (answered, state) {
-            (false, _) => Self::Embryonic,
-            (true, State::Tcp(state)) if state.is_embryonic() => Self::Embryonic,
-            (true, State::Sctp(state)) if state.is_embryonic() => Self::Embryonic,
-            (true, State::Tcp(tcp::State::Established) | State::Udp | State::Sctp(sctp::State::Established)) => {
-                Self::Established
-            }
-            (true, State::Tcp(_) | State::Sctp(_)) => Self::Closing,
+    pub const fn of(state: State, dialogue: Dialogue) -> Self {
+        match (dialogue, state) {
+            (Dialogue::Asked, _) => Self::Embryonic,
+            (_, State::Tcp(state)) if state.is_embryonic() => Self::Embryonic,
+            (_, State::Sctp(state)) if state.is_embryonic() => Self::Embryonic,
+            (Dialogue::Answered, State::Udp) => Self::Closing,
+            (Dialogue::Continued, State::Udp)
+            | (_, State::Tcp(tcp::State::Established) | State::Sctp(sctp::State::Established)) => Self::Established,
+            (_, State::Tcp(_) | State::Sctp(_)) => Self::Closing,
         }
     }
 }
@@ -150,7 +178,7 @@ impl Connection {
     /// What eviction makes of it.
     #[must_use]
     pub const fn class(&self) -> Class {
-        Class::of(self.state, self.answered)
+        Class::of(self.state, self.dialogue)
     }
 
     /// Where the backend gets this flow's packets.

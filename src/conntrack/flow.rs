@@ -7,7 +7,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::ages::{Ages, Link, Links};
-use super::connection::{Class, Connection, State};
+use super::connection::{Class, Connection, Dialogue, State};
 use super::wheel::{ShortTick, Tick, Timer, Timers};
 use crate::affinity::Template;
 use crate::flow::{Address, Direction, Endpoint, Key, Protocol};
@@ -28,8 +28,8 @@ pub(crate) struct Flow {
     protocol: Protocol,
     is_masqueraded: bool,
     has_template: bool,
-    /// Whether the backend has sent anything.
-    pub(crate) answered: bool,
+    /// Who has spoken.
+    pub(crate) dialogue: Dialogue,
     /// How far it is.
     pub(crate) state: State,
     /// When the wheel will look at it at the latest.
@@ -46,7 +46,7 @@ impl Flow {
     /// What eviction makes of it.
     #[inline]
     pub(crate) const fn class(&self) -> Class {
-        Class::of(self.state, self.answered)
+        Class::of(self.state, self.dialogue)
     }
 }
 
@@ -239,7 +239,7 @@ fn split(connection: Connection) -> (Flow, Rest) {
         protocol: connection.protocol,
         is_masqueraded,
         has_template,
-        answered: connection.answered,
+        dialogue: connection.dialogue,
         state: connection.state,
         due: ShortTick::default(),
         expires: connection.expires,
@@ -264,7 +264,7 @@ fn join(flow: &Flow, opened: ShortTick, extra: Option<Extra>) -> Connection {
         backend: Arc::clone(&flow.backend),
         template,
         state: flow.state,
-        answered: flow.answered,
+        dialogue: flow.dialogue,
         opened: opened.before(flow.expires),
         expires: flow.expires,
     }

@@ -160,8 +160,8 @@ impl Shard {
         if flow.due.is_after(due) {
             self.arm(slot, due);
         }
-        // One that is in use without an answer, as syslog over UDP, is not the oldest any more.
-        if class != before || class == Class::Embryonic {
+        // One that is in use, as syslog over UDP without an answer, is not the oldest any more.
+        if class != before || class != Class::Established {
             self.delist(slot, before);
             self.enlist(slot, class);
         }
@@ -279,7 +279,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::conntrack::connection::State;
+    use crate::conntrack::connection::{Dialogue, State};
     use crate::flow::{Endpoint, Protocol};
     use crate::policy::BackendSpec;
     use crate::service::{Backend, ServiceIdentity};
@@ -305,7 +305,7 @@ mod tests {
             backend: Arc::clone(backend),
             template: None,
             state: State::Udp,
-            answered: false,
+            dialogue: Dialogue::Asked,
             opened: Instant::ZERO,
             expires,
         }

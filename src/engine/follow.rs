@@ -178,7 +178,7 @@ fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, n
     let Some(flow) = shard.get_mut(slot) else { return };
     let (before, was_active) = (flow.class(), flow.state.is_active());
     flow.state = flow.state.next(direction, signal);
-    flow.answered |= direction == Direction::Reply;
+    flow.dialogue = flow.dialogue.next(direction);
     flow.expires = now + flow.state.timeout(timeouts);
     let is_active = flow.state.is_active();
     if was_active != is_active {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::follow::{Known, Segment, count};
 use super::{Lane, Processor, Stop};
-use crate::conntrack::connection::{Connection, State};
+use crate::conntrack::connection::{Connection, Dialogue, State};
 use crate::conntrack::signal::Signal;
 use crate::conntrack::{Refused, Trace};
 use crate::flow::{Direction, Key, Tuple};
@@ -103,7 +103,7 @@ impl Processor<'_> {
             backend: Arc::clone(&backend),
             template: template.clone(),
             state,
-            answered: false,
+            dialogue: Dialogue::Asked,
             opened: now,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };
