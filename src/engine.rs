@@ -36,7 +36,7 @@ use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
 
 use self::follow::count;
-pub(crate) use self::follow::{Known, Orphan, Segment, is_reopened, orphaned, segment, told_by};
+pub(crate) use self::follow::{Known, Orphan, Segment, is_direct, is_reopened, orphaned, segment, told_by};
 pub use self::fragments::Released;
 pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
 

@@ -16,7 +16,7 @@ use self::former::Former;
 use crate::flow::{Direction, Endpoint, Key, Tuple};
 use crate::matcher::{Difference, Match, Matcher};
 use crate::nat::Pool;
-use crate::packet::Headers;
+use crate::packet::{Headers, refusal};
 use crate::policy::{BackendSpec, Mode, OnBackendRemoved, Policy, ServiceSpec};
 use crate::scheduler::{Rng, Scheduler};
 use crate::service::{Backend, Service, ServiceIdentity};
@@ -130,6 +130,16 @@ impl Ruleset {
     #[must_use]
     pub fn is_virtual(&self, address: &IpAddr) -> bool {
         self.known_addresses.is_service(address) && !self.is_local(address)
+    }
+
+    /// Whether the sender of a packet may be a client: a single host, and no service of lbd's. Otherwise a datagram with a forged
+    /// sender would go from one service's backend to the other's for ever. Linux drops both before IPVS sees them
+    /// (`ip_route_input_slow`, net/ipv4/route.c), where service addresses are its own.
+    #[must_use]
+    pub fn may_ask(&self, tuple: &Tuple) -> bool {
+        let sender = tuple.source.address;
+        let is_service = || self.is_virtual(&sender) && self.matcher.is_address(&tuple.reply());
+        refusal::is_one_host(sender.into()) && !is_service()
     }
 
     /// Whether a packet of `key` is more likely a client's or a backend's.

@@ -7,7 +7,7 @@ use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use crate::packets::{self, ACK, FIN, PSH, RST, SYN};
-use crate::world::{Case, Flow, World};
+use crate::world::{Case, Flow, World, packet};
 
 /// A step of an exchange: who sends what, and what `ipvsadm -Lc` says then.
 #[derive(Clone, Copy)]
@@ -238,6 +238,34 @@ fn nobody_opens_a_flow_from_an_address_that_is_no_single_hosts() {
             let verdict = world.try_open(case.protocol, from, stranger);
             assert_eq!(verdict, Verdict::Pass(Pass::NoMatch), "none of lbd's business");
         }
+    }
+}
+
+#[test]
+fn a_service_is_no_client_of_another_or_its_own() {
+    for case in Case::all() {
+        for asked in [case.service(), case.external()] {
+            let external = format!("external_addresses = [\"{}\"]", case.external().ip());
+            let mut world = case.setup().keys(&external).world();
+            let verdict = world.try_open(case.protocol, case.service(), asked);
+            assert_eq!(verdict, Verdict::Drop(Drop::Unanswerable), "{case:?}");
+            // A host whose address is an external one of a service has other ports to ask from.
+            let host = SocketAddr::new(case.external().ip(), 40_000);
+            assert_eq!(world.open(case.protocol, host, asked).client, host);
+        }
+    }
+}
+
+#[test]
+fn a_client_that_goes_to_the_backend_itself_from_the_port_of_a_closed_flow_gets_its_answer_untranslated() {
+    for case in Case::tcp() {
+        let mut world = case.setup().weights(&[1]).world();
+        let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
+        world.client_closes(&flow);
+        assert_eq!(world.state(&flow), "TIME_WAIT");
+        let answer = world.send(&packet(Protocol::Tcp, flow.backend, flow.client, SYN | ACK));
+        assert_eq!(answer.verdict, Verdict::Pass(Pass::NoMatch));
+        assert!(world.engine.conntrack().is_empty());
     }
 }
 

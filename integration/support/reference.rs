@@ -307,6 +307,11 @@ impl Model {
             self.flows.remove(at);
             return self.open(ends, told);
         }
+        let answers_another = !original && told & (SYN | ACK | RST) == SYN | ACK;
+        if ends.protocol == Protocol::Tcp && flow.state == "TW" && answers_another {
+            self.flows.remove(at);
+            return self.open(ends, told);
+        }
         let orphan = !self.is_configured(flow.backend);
         if orphan && reopens && (ends.protocol != Protocol::Udp || self.rules.removed == Removed::Reschedule) {
             self.flows.remove(at);

@@ -98,7 +98,9 @@ impl Processor<'_> {
                     return Known::No;
                 };
                 *leaving = key;
-                if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction) {
+                if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction)
+                    || is_direct(flow.state, segment, direction)
+                {
                     shard.remove(slot);
                     return Known::No;
                 }
@@ -138,6 +140,21 @@ pub(crate) fn is_reopened(
         State::Udp => backend.is_one_packet(),
     };
     over && direction == Direction::Original && segment.opens()
+}
+
+/// Whether a server answers a SYN that did not come to lbd: its client has connected to it directly, from the port of a flow that
+/// is over. A SYN of the flow's own would have put an end to that state.
+#[inline]
+pub(crate) fn is_direct(state: State, segment: &Segment, direction: Direction) -> bool {
+    const SYN_ACK: u8 = TcpFlags::SYN | TcpFlags::ACK;
+    match segment.signal {
+        Signal::Tcp(flags) => {
+            state == State::Tcp(tcp::State::TimeWait)
+                && direction == Direction::Reply
+                && flags.0 & (SYN_ACK | TcpFlags::RST) == SYN_ACK
+        }
+        Signal::Udp | Signal::Sctp(_) => false,
+    }
 }
 
 /// Ends a flow whose backend was removed. A client that only listens, as in a download, sends nothing that could be

@@ -9,7 +9,7 @@ use crate::conntrack::{Refused, Trace};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, NoSource};
-use crate::packet::{Headers, refusal};
+use crate::packet::Headers;
 use crate::policy::UnknownTcp;
 use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
@@ -37,8 +37,7 @@ impl Processor<'_> {
         if !segment.opens() {
             return Err(self.stray(segment));
         }
-        // Linux drops such packets before IPVS sees them (`ip_route_input_slow`, net/ipv4/route.c).
-        if !refusal::is_one_host(headers.source) {
+        if !self.ruleset.may_ask(&tuple) {
             return Err(Stop::Drop(Drop::Unanswerable));
         }
         let service = Arc::clone(service);

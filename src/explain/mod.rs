@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use crate::conntrack::connection::{Connection, State};
 use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
-use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_reopened, orphaned, segment, told_by};
+use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, orphaned, segment, told_by};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
@@ -125,6 +125,7 @@ impl<'a> Way<'a> {
             _ if is_reopened(connection.state, &connection.backend, reuse, segment, direction) => {
                 (Known::No, "reopened")
             }
+            _ if is_direct(connection.state, segment, direction) => (Known::No, "over"),
             Orphan::GoesOn => (Known::Flow, "follows"),
             Orphan::Waits => (Known::Waits, "waits"),
             Orphan::Ends => (told_by(connection.state, direction), "ends"),
@@ -211,7 +212,7 @@ impl<'a> Way<'a> {
         if !segment.opens() {
             return self.stray(headers, segment);
         }
-        if !refusal::is_one_host(headers.source) {
+        if !self.ruleset.may_ask(&segment.key.into()) {
             return Verdict::Drop(Drop::Unanswerable);
         }
         self.establish(headers, &segment.key.into(), service, forgotten)
