@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ahash::HashMap;
 use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
+use crate::conntrack::connection::Tenant;
 use crate::conntrack::wheel::Tick;
-use crate::flow::{Endpoint, Tuple};
+use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::policy::{Masquerade, Nat};
 use crate::ruleset::Ruleset;
 use crate::scheduler::Rng;
@@ -19,6 +21,9 @@ pub(crate) const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// How many places of the pool are tried before it counts as exhausted: as many as an address has ports.
 const MAX_TRIES: usize = 1 << 16;
+
+/// After so many the place of a flow that yields will do (`attempts_left` in `nf_nat_l4proto_unique_tuple`, nf_nat_core.c).
+const ENOUGH_TRIES: usize = 128;
 
 /// Why there is no sender for a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +75,16 @@ fn wanted(ruleset: &Ruleset, client: &IpAddr, backend: &Backend) -> Why {
     }
 }
 
-/// What [`source`] would come to, without a trace: whether it would find a sender, and why that one. `is_free` says whether no
-/// flow has packets of a reply's tuple.
+/// Whether a connection past the services is minded when a client's own address and port are to be its sender. A single datagram
+/// of a backend is no proof of one: it may be the late answer of a flow that is forgotten, and where masquerading is forbidden the
+/// client would be stuck until its backend is silent.
+#[must_use]
+pub fn minds_bypass(nat: &Nat, protocol: Protocol) -> bool {
+    nat.masquerade != Masquerade::Never || protocol != Protocol::Udp
+}
+
+/// What [`source`] would come to, without a trace: whether it would find a sender, and why that one. `tenant` says who has a
+/// reply's tuple, and `is_bypass` whether that is a connection past the services.
 ///
 /// # Errors
 /// As [`source`].
@@ -80,7 +93,8 @@ pub fn outlook(
     conntrack: &Conntrack,
     tuple: &Tuple,
     backend: &Backend,
-    is_free: impl Fn(&Tuple) -> bool,
+    tenant: impl Fn(&Tuple) -> Tenant,
+    is_bypass: impl Fn(&Tuple) -> bool,
 ) -> (Why, Result<(), NoSource>) {
     let reply = |source| Tuple {
         protocol: tuple.protocol,
@@ -88,8 +102,9 @@ pub fn outlook(
         destination: source,
     };
     let client = tuple.source;
+    let is_unused = |reply: &Tuple| tenant(reply) == Tenant::Nobody && !is_bypass(reply);
     let why = match wanted(ruleset, &client.address, backend) {
-        Why::Client if is_free(&reply(client)) => return (Why::Client, Ok(())),
+        Why::Client if is_unused(&reply(client)) => return (Why::Client, Ok(())),
         Why::Client if ruleset.policy.nat.masquerade == Masquerade::Never => return (Why::InUse, Err(NoSource::InUse)),
         Why::Client => Why::InUse,
         why @ (Why::Always | Why::LocalClient | Why::BackendItself | Why::InUse) => why,
@@ -102,35 +117,58 @@ pub fn outlook(
     // Any place will do, so it does not matter where the search begins.
     let mut rng = Rng::with_seed(0);
     let mut places = places(ranges, ports, client, conntrack, &mut rng);
-    match places.any(|place| is_free(&reply(place))) {
+    match places.any(|place| tenant(&reply(place)) != Tenant::Busy) {
         true => (why, Ok(())),
         false => (why, Err(NoSource::PoolExhausted)),
     }
 }
 
-/// Where no place was found, towards which backend, and when: to look again at every packet of the same tick would cost the
-/// other flows dearly.
+/// Towards which backends no place was found in this tick: to look again at every packet would cost the other flows dearly.
 #[derive(Clone, Debug, Default)]
 pub struct Exhausted {
-    last: Option<(u64, Tick)>,
+    tick: Option<Tick>,
+    backends: HashMap<u64, Vain>,
+    /// Places tried in vain in this tick, towards all backends.
+    tries: usize,
+}
+
+/// Searches in vain for a backend.
+#[derive(Clone, Debug, Default)]
+struct Vain {
     /// The shares of the connection table whose places are all taken.
     shares: Vec<usize>,
-    /// Places tried in vain so far. After [`MAX_TRIES`] nobody tries any more.
+    /// Places tried. After [`MAX_TRIES`] nobody tries any more.
     tries: usize,
 }
 
 impl Exhausted {
-    fn holds(&self, here_and_now: (u64, Tick), share: usize) -> bool {
-        self.last == Some(here_and_now) && (self.tries >= MAX_TRIES || self.shares.contains(&share))
+    fn begin(&mut self, tick: Tick) {
+        if self.tick != Some(tick) {
+            *self = Self {
+                tick: Some(tick),
+                ..Self::default()
+            };
+        }
     }
 
-    fn note(&mut self, here_and_now: (u64, Tick), share: usize, tries: usize) {
-        if self.last != Some(here_and_now) {
-            self.last = Some(here_and_now);
-            self.shares.clear();
-            self.tries = 0;
+    fn holds(&self, backend: u64, share: usize) -> bool {
+        let vain = self.backends.get(&backend);
+        vain.is_some_and(|vain| vain.tries >= MAX_TRIES || vain.shares.contains(&share))
+    }
+
+    /// How many places may be tried.
+    const fn patience(&self) -> usize {
+        if self.tries < MAX_TRIES {
+            MAX_TRIES
+        } else {
+            ENOUGH_TRIES
         }
-        self.shares.push(share);
+    }
+
+    fn note(&mut self, backend: u64, share: usize, tries: usize) {
+        let vain = self.backends.entry(backend).or_default();
+        vain.shares.push(share);
+        vain.tries += tries;
         self.tries += tries;
     }
 }
@@ -156,7 +194,9 @@ pub fn source(
     let client = tuple.source;
     if wanted(ruleset, &client.address, backend) == Why::Client {
         let timeouts = &ruleset.policy.conntrack.timeouts;
-        if conntrack.is_unused(&reply(client), timeouts, now) {
+        let reply = reply(client);
+        let is_bypass = minds_bypass(&ruleset.policy.nat, tuple.protocol) && conntrack.is_bypass(&reply, timeouts, now);
+        if conntrack.tenant(&reply, now) == Tenant::Nobody && !is_bypass {
             return Ok(client);
         }
         if ruleset.policy.nat.masquerade == Masquerade::Never {
@@ -165,8 +205,9 @@ pub fn source(
         // The same client port to the same backend, directly or through another service address: the replies could not
         // be told apart (kubernetes#90042), so this flow comes from the pool.
     }
-    let (here_and_now, share) = ((backend.id, Tick::at(now)), conntrack.share(&client));
-    if exhausted.holds(here_and_now, share) {
+    let share = conntrack.share(&client);
+    exhausted.begin(Tick::at(now));
+    if exhausted.holds(backend.id, share) {
         return Err(NoSource::PoolExhausted);
     }
     let own = own_address(&ruleset.policy.nat, backend);
@@ -174,14 +215,32 @@ pub fn source(
         Some((range, ports)) => (std::slice::from_ref(range), *ports),
         None => (ruleset.pool.of(client.address), &POOL_PORTS),
     };
-    let mut tries = 0;
-    let mut places = places(ranges, ports, client, conntrack, rng).inspect(|_| tries += 1);
-    let free = places.find(|&place| conntrack.is_free(&reply(place), now));
-    drop(places);
-    free.ok_or_else(|| {
-        exhausted.note(here_and_now, share, tries);
-        NoSource::PoolExhausted
-    })
+    let places = places(ranges, ports, client, conntrack, rng).take(exhausted.patience());
+    let (found, tries) = search(places, |place| conntrack.tenant(&reply(place), now));
+    match found {
+        Some(place) if conntrack.reclaim(&reply(place), now) => Ok(place),
+        Some(_) | None => {
+            exhausted.note(backend.id, share, tries);
+            Err(NoSource::PoolExhausted)
+        }
+    }
+}
+
+/// The first place that nobody has, or else one whose flow yields; and how many were tried.
+fn search(places: impl Iterator<Item = Endpoint>, tenant: impl Fn(Endpoint) -> Tenant) -> (Option<Endpoint>, usize) {
+    let (mut idle, mut tries) = (None, 0);
+    for place in places {
+        tries += 1;
+        match tenant(place) {
+            Tenant::Nobody => return (Some(place), tries),
+            Tenant::Idle => idle = idle.or(Some(place)),
+            Tenant::Busy => {}
+        }
+        if idle.is_some() && tries >= ENOUGH_TRIES {
+            break;
+        }
+    }
+    (idle, tries)
 }
 
 /// Ports that an address which stands for clients has.
@@ -283,4 +342,30 @@ fn address(ranges: &[Range], mut number: u128, v4: bool) -> Option<IpAddr> {
         number -= range.size;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Instant;
+
+    #[test]
+    fn pools_that_are_exhausted_towards_several_backends_are_searched_once_a_tick_each() {
+        let tick = Tick::at(Instant::from_nanos(1_000_000_000));
+        let mut exhausted = Exhausted::default();
+        for backend in [1, 2, 3] {
+            exhausted.begin(tick);
+            assert!(!exhausted.holds(backend, 0));
+            exhausted.note(backend, 0, exhausted.patience());
+        }
+        exhausted.begin(tick);
+        assert_eq!([1, 2, 3].map(|backend| exhausted.holds(backend, 0)), [true; 3]);
+        assert_eq!(
+            exhausted.tries,
+            MAX_TRIES + 2 * ENOUGH_TRIES,
+            "one long search, then short ones"
+        );
+        exhausted.begin(Tick::at(Instant::from_nanos(2_000_000_000)));
+        assert_eq!([1, 2, 3].map(|backend| exhausted.holds(backend, 0)), [false; 3]);
+    }
 }

@@ -167,6 +167,30 @@ fn a_direct_connection_that_is_over_or_was_not_seen_for_long_is_in_nobodys_way()
 }
 
 #[test]
+fn the_beginning_of_a_direct_connection_that_never_went_on_is_soon_in_nobodys_way() {
+    for case in Case::tcp() {
+        let mut world = case.setup().weights(&[1]).tables(&nat("never")).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        drop(world.send(&packet(case.protocol, backend, client, SYN | ACK)));
+        world.seconds(61);
+        assert_eq!(world.open(case.protocol, client, case.service()).source, client);
+    }
+}
+
+#[test]
+fn without_masquerading_no_sender_is_stuck_on_a_datagram_that_its_backend_still_sends() {
+    for case in Case::all().filter(|case| case.protocol == Protocol::Udp) {
+        let mut world = case.setup().weights(&[1]).tables(&nat("never")).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        let late = world.send(&packet(case.protocol, backend, client, 0));
+        assert_eq!(late.verdict, Verdict::Pass(Pass::NoMatch));
+        let flow = world.open(case.protocol, client, case.service());
+        assert_eq!(flow.source, client);
+        world.down(&flow, 0);
+    }
+}
+
+#[test]
 fn the_last_packets_of_a_forgotten_connection_make_no_direct_one() {
     for case in Case::all().filter(|case| case.protocol != Protocol::Udp) {
         let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();
@@ -215,6 +239,10 @@ fn the_source_of_a_flow_that_is_over_is_free_at_once() {
 
 /// Has a client's flow to backend 1 come from this place.
 fn take(world: &World, client: SocketAddr, place: Endpoint) {
+    take_as(world, client, place, Dialogue::Continued);
+}
+
+fn take_as(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogue) {
     let connection = Connection {
         protocol: Protocol::Udp,
         client: client.into(),
@@ -226,7 +254,7 @@ fn take(world: &World, client: SocketAddr, place: Endpoint) {
         backend: world.backend(Case::UDP.backend(1)),
         template: None,
         state: State::Udp,
-        dialogue: Dialogue::Continued,
+        dialogue,
         opened: world.now,
         expires: world.now + Duration::from_secs(300),
     };
@@ -251,7 +279,7 @@ fn the_last_places_of_a_pool_are_found_and_then_it_is_exhausted_towards_that_bac
     let case = Case::UDP;
     let mut world = case.setup().weights(&[1]).tables(pool).world();
     fill_pool(&world, &[1_024, 30_000, 65_535]);
-    let flows = [1, 2, 3].map(|port| world.open(Protocol::Udp, case.client(2, port), case.service()));
+    let flows = [1, 2, 3].map(|port| world.connect(Protocol::Udp, case.client(2, port), case.service()));
     let ports: HashSet<u16> = flows.iter().map(|flow| flow.source.port()).collect();
     assert_eq!(ports, HashSet::from([1_024, 30_000, 65_535]));
     let late = case.client(2, 4);
@@ -263,6 +291,39 @@ fn the_last_places_of_a_pool_are_found_and_then_it_is_exhausted_towards_that_bac
     world.reload(&case.setup().weights(&[1]).tables(pool).toml());
     world.seconds(301);
     world.open(Protocol::Udp, late, case.service());
+}
+
+#[test]
+fn in_a_full_pool_a_flow_that_may_be_forged_makes_room_and_one_in_use_does_not() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    for dialogue in [Dialogue::Asked, Dialogue::Answered] {
+        let mut world = case.setup().weights(&[1]).tables(pool).world();
+        let forged = 40_000;
+        fill_pool(&world, &[forged]);
+        take_as(&world, case.client(3, forged), place(forged), dialogue);
+        let flow = world.open(Protocol::Udp, case.client(2, 1), case.service());
+        assert_eq!(Endpoint::from(flow.source), place(forged));
+        assert_eq!(world.engine.conntrack().len(), 65_536 - 1_024);
+        world.down(&flow, 0);
+        world.up(&flow, 0);
+        let verdict = world.try_open(Protocol::Udp, case.client(2, 2), case.service());
+        assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "all are in use now");
+    }
+}
+
+#[test]
+fn in_a_full_pool_a_closed_connection_makes_room() {
+    let table = "[node]\naddresses = [\"10.9.9.9\"]\n[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::TCP;
+    let mut world = case.setup().weights(&[1]).tables(table).world();
+    for port in 1_024..=65_535 {
+        let flow = world.connect(Protocol::Tcp, case.client(3, port), case.service());
+        world.client_closes(&flow);
+    }
+    let flow = world.connect(Protocol::Tcp, case.client(2, 1), case.service());
+    world.up(&flow, ACK);
+    world.down(&flow, ACK);
 }
 
 #[test]
@@ -354,11 +415,14 @@ fn where_a_pool_is_exhausted_no_flow_gets_a_source_that_another_one_has() {
     let mut world = case.setup().weights(&[1]).tables(pool).world();
     fill_pool(&world, &[2_000, 3_000]);
     let before = world.engine.conntrack().len();
-    let verdicts: Vec<Verdict> = (1..=100)
+    for port in 1..=2 {
+        world.connect(Protocol::Udp, case.client(2, port), case.service());
+    }
+    let verdicts: Vec<Verdict> = (3..=100)
         .map(|port| world.try_open(Protocol::Udp, case.client(2, port), case.service()))
         .collect();
     let exhausted = Verdict::Drop(Drop::PoolExhausted);
-    assert_eq!(verdicts.iter().filter(|&&verdict| verdict == exhausted).count(), 98);
+    assert_eq!(verdicts, [exhausted; 98]);
     assert_eq!(world.count(exhausted), 98);
     assert_eq!(world.engine.conntrack().len(), before + 2);
     assert_no_tuple_is_shared(&world);

@@ -409,7 +409,8 @@ impl Model {
             .flows
             .iter()
             .any(|flow| flow.leaves == direct && flow.expires > self.now);
-        let in_use = taken || self.is_bypass(direct);
+        let minds_bypass = self.rules.masquerade || ends.protocol != Protocol::Udp;
+        let in_use = taken || minds_bypass && self.is_bypass(direct);
         if in_use && !self.rules.masquerade {
             return Expected::Verdict(Verdict::Drop(Drop::TupleInUse));
         }

@@ -19,11 +19,12 @@ use crate::time::Instant;
 /// Places, 8 bytes each.
 const PLACES: usize = 1 << 15;
 const CLOSING: u64 = 1 << 31;
-/// 31 bits of the wheel's ticks: nine years.
-const TICKS: u64 = CLOSING - 1;
+const OPENING: u64 = 1 << 30;
+/// 30 bits of the wheel's ticks: four years.
+const TICKS: u64 = OPENING - 1;
 
 /// See the module. A place holds the upper half of the hash of the server's packets, whether the connection is being closed,
-/// and when it was last seen.
+/// whether only its beginning was seen, and when it was last seen.
 #[derive(Debug)]
 pub(super) struct Bypass(Box<[AtomicU64]>);
 
@@ -67,22 +68,21 @@ impl Bypass {
         let place = &self.0[hash as usize % PLACES];
         let before = place.load(Relaxed);
         let is_known = before >> 32 == hash >> 32;
-        let closing = match Word::of(signal) {
-            Word::Opens => 0,
+        let how_far = match Word::of(signal) {
+            Word::Opens => OPENING,
             Word::GoesOn if is_known => before & CLOSING,
             Word::Closes if is_known => CLOSING,
             Word::Ends if is_known => return place.store(0, Relaxed),
             Word::GoesOn | Word::Closes | Word::Ends => return,
         };
-        place.store(hash >> 32 << 32 | closing | ticks(now), Relaxed);
+        place.store(hash >> 32 << 32 | how_far | ticks(now), Relaxed);
     }
 
     /// Whether the connection is there, by the time for which a flow like it would be remembered.
     pub(super) fn has(&self, hash: u64, protocol: Protocol, timeouts: &Timeouts, now: Instant) -> bool {
         let place = self.0[hash as usize % PLACES].load(Relaxed);
         let age = ticks(now).wrapping_sub(place) & TICKS;
-        let is_closing = place & CLOSING != 0;
-        place >> 32 == hash >> 32 && Duration::from_nanos(age << TICK_BITS) < life(protocol, is_closing, timeouts)
+        place >> 32 == hash >> 32 && Duration::from_nanos(age << TICK_BITS) < life(protocol, place, timeouts)
     }
 }
 
@@ -90,12 +90,15 @@ const fn ticks(now: Instant) -> u64 {
     now.as_nanos() >> TICK_BITS & TICKS
 }
 
-const fn life(protocol: Protocol, is_closing: bool, timeouts: &Timeouts) -> Duration {
-    match (protocol, is_closing) {
-        (Protocol::Tcp, false) => timeouts.tcp(tcp::State::Established),
-        (Protocol::Tcp, true) => timeouts.tcp(tcp::State::FinWait),
-        (Protocol::Udp, _) => timeouts.udp,
-        (Protocol::Sctp, false) => timeouts.sctp(sctp::State::Established),
-        (Protocol::Sctp, true) => timeouts.sctp(sctp::State::ShutdownSent),
+const fn life(protocol: Protocol, place: u64, timeouts: &Timeouts) -> Duration {
+    let (is_closing, is_opening) = (place & CLOSING != 0, place & OPENING != 0);
+    match (protocol, is_closing, is_opening) {
+        (Protocol::Tcp, true, _) => timeouts.tcp(tcp::State::FinWait),
+        (Protocol::Tcp, false, true) => timeouts.tcp(tcp::State::SynRecv),
+        (Protocol::Tcp, false, false) => timeouts.tcp(tcp::State::Established),
+        (Protocol::Udp, _, _) => timeouts.udp,
+        (Protocol::Sctp, true, _) => timeouts.sctp(sctp::State::ShutdownSent),
+        (Protocol::Sctp, false, true) => timeouts.sctp(sctp::State::CookieWait),
+        (Protocol::Sctp, false, false) => timeouts.sctp(sctp::State::Established),
     }
 }

@@ -174,6 +174,32 @@ impl Class {
     }
 }
 
+/// Who has a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenant {
+    /// Nobody.
+    Nobody,
+    /// A flow that may have to yield.
+    Idle,
+    /// A flow that is in use.
+    Busy,
+}
+
+impl Tenant {
+    /// The tenant of a living flow's tuple. One whose connection is over yields (as `nf_nat_may_kill`, nf_nat_core.c), and so does
+    /// one whose client may be forged.
+    #[must_use]
+    pub const fn of(state: State, dialogue: Dialogue) -> Self {
+        let yields = match (Class::of(state, dialogue), state) {
+            (Class::Embryonic, _) | (Class::Closing, State::Udp) => true,
+            (Class::Closing, State::Tcp(state)) => state.is_reusable(),
+            (Class::Closing, State::Sctp(state)) => state.is_reusable(),
+            (Class::Established, _) => false,
+        };
+        if yields { Self::Idle } else { Self::Busy }
+    }
+}
+
 impl Connection {
     /// What eviction makes of it.
     #[must_use]

@@ -46,7 +46,7 @@ use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
 use crate::time::Instant;
 use ahead::{Scout, Signpost};
 use bypass::Bypass;
-use connection::{Class, Connection};
+use connection::{Class, Connection, Tenant};
 use shard::Shard;
 use signal::Signal;
 use timeout::Timeouts;
@@ -248,24 +248,22 @@ impl Conntrack {
         self.shard_index(client)
     }
 
-    /// Whether no flow has packets of this tuple, which must be a reply's.
+    /// Whose packets have this tuple, which must be a reply's.
     #[must_use]
-    pub fn is_free(&self, reply: &Tuple, now: Instant) -> bool {
-        let key = Key::from(*reply);
-        self.is_free_at(&key, self.hash(&key), now)
+    pub fn tenant(&self, reply: &Tuple, now: Instant) -> Tenant {
+        self.at(reply, |shard, key, hash| shard.tenant(key, hash, now))
     }
 
-    /// [`Self::is_free`], and no connection past the services has packets of this tuple, either.
+    /// Forgets the flow whose packets have this tuple, which must be a reply's, if it yields; says whether the tuple is free then.
     #[must_use]
-    pub fn is_unused(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
-        let key = Key::from(*reply);
-        let hash = self.hash(&key);
-        self.is_free_at(&key, hash, now) && !self.bypass.has(hash, reply.protocol, timeouts, now)
+    pub fn reclaim(&self, reply: &Tuple, now: Instant) -> bool {
+        self.at(reply, |shard, key, hash| shard.reclaim(key, hash, now))
     }
 
-    fn is_free_at(&self, key: &Key, hash: u64, now: Instant) -> bool {
+    fn at<R>(&self, reply: &Tuple, act: impl FnOnce(&mut Shard, &Key, u64) -> R) -> R {
+        let key = Key::from(*reply);
         let mut shard = self.lock(self.home(key.destination, key.destination_port()));
-        self.accounted(&mut shard, |shard| shard.is_free(key, hash, now))
+        self.accounted(&mut shard, |shard| act(shard, &key, self.hash(&key)))
     }
 
     /// Takes note of a packet that passes between a client and a server; `hash` is that of the server's packets.

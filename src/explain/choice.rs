@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Way;
 use crate::affinity::Outlook;
-use crate::conntrack::connection::{Class, Connection};
+use crate::conntrack::connection::{Class, Connection, Tenant};
 use crate::control::protocol::explanation::{AffinityStep, Candidate, RewriteStep, SchedulerStep, SourceStep, Step};
 use crate::flow::{Direction, Endpoint, Tuple};
 use crate::nat::{self, NoSource, Why};
@@ -104,12 +104,18 @@ impl Way<'_> {
     ) -> Result<Option<Endpoint>, NoSource> {
         let table = self.engine.conntrack();
         let forgotten = forgotten.map(|flow| flow.arriving(Direction::Original));
-        let is_free = |reply: &Tuple| {
-            let known = table.get(reply, self.now);
-            known.is_none_or(|(flow, _)| Some(flow.arriving(Direction::Original)) == forgotten)
-                && !table.is_bypass(reply, &self.ruleset.policy.conntrack.timeouts, self.now)
+        let tenant = |reply: &Tuple| match table.get(reply, self.now) {
+            Some((flow, _)) if Some(flow.arriving(Direction::Original)) != forgotten => {
+                Tenant::of(flow.state, flow.dialogue)
+            }
+            Some(_) | None => Tenant::Nobody,
         };
-        let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, is_free);
+        let policy = &self.ruleset.policy;
+        let is_bypass = |reply: &Tuple| {
+            nat::minds_bypass(&policy.nat, tuple.protocol)
+                && table.is_bypass(reply, &policy.conntrack.timeouts, self.now)
+        };
+        let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, tenant, is_bypass);
         let masqueraded = why != Why::Client && found != Err(NoSource::InUse);
         let source = (!masqueraded && found.is_ok()).then_some(tuple.source);
         let (addresses, ports) = match masqueraded {

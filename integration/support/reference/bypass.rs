@@ -8,6 +8,7 @@ pub struct Connection {
     /// Of the server's packets.
     ends: Ends,
     is_closing: bool,
+    is_opening: bool,
     seen: u64,
 }
 
@@ -39,11 +40,12 @@ fn ends(protocol: Protocol, told: u8) -> bool {
 impl Connection {
     fn life(&self) -> u64 {
         SECOND
-            * match (self.ends.protocol, self.is_closing) {
-                (Protocol::Tcp | Protocol::Sctp, false) => 900,
-                (Protocol::Tcp, true) => 120,
-                (Protocol::Udp, _) => 300,
-                (Protocol::Sctp, true) => 61,
+            * match (self.ends.protocol, self.is_closing, self.is_opening) {
+                (Protocol::Tcp, true, _) => 120,
+                (Protocol::Tcp, false, true) => 60,
+                (Protocol::Udp, _, _) => 300,
+                (Protocol::Sctp, true, _) | (Protocol::Sctp, false, true) => 61,
+                (Protocol::Tcp | Protocol::Sctp, false, false) => 900,
             }
     }
 }
@@ -67,6 +69,7 @@ impl Model {
             self.bypass.push(Connection {
                 ends: server,
                 is_closing: false,
+                is_opening: true,
                 seen,
             });
         } else if let Some(at) = at {
@@ -75,6 +78,7 @@ impl Model {
                 return;
             }
             self.bypass[at].seen = seen;
+            self.bypass[at].is_opening = false;
             self.bypass[at].is_closing |= closes(protocol, told);
         }
     }

@@ -116,6 +116,7 @@ fn flow_lines(flow: &FlowStep) -> Vec<String> {
     let removed = if *backend_removed { " (removed)" } else { "" };
     let what = match outcome.as_ref() {
         "reopened" => "is over: forgotten, and this packet opens another one",
+        "over" => "is over, and this answer is to a connection past the services: forgotten",
         "rescheduled" => "has lost its backend: forgotten, and this packet opens another one",
         "ends" => "has lost its backend: it ends",
         "waits" => "has lost its backend: until that is back, its client's packets are dropped",
