@@ -4,11 +4,12 @@
 //! as long as any of its flows lives. A backend that was removed gets no new flow by its template either, nor does one of
 //! weight 0 with the kernel's `expire_quiescent_template=1`, which kube-proxy sets too and is the default here.
 //!
-//! A dashmap: templates are only looked at for new flows. A client's first choice is made under its lock, which is
-//! always taken before the scheduler's.
+//! Dashmaps: templates are only looked at for new flows. A client's first choice is made under their lock, which is always taken
+//! before the scheduler's. There are many, so that packets wait for the sweeping of one only: of a million templates all at once
+//! took 12 ms.
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -74,6 +75,11 @@ impl Template {
         !self.backend.is_removed() && !is_quiescent
     }
 
+    /// No flow holds it, and none that ever did was established.
+    fn may_be_forged(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && !self.assured.load(Relaxed)
+    }
+
     /// A flow holds it, or its time is not over.
     fn is_alive(template: &Arc<Self>, now: Instant) -> bool {
         Arc::strong_count(template) > 1 || template.expires.load(Relaxed) > now.as_nanos()
@@ -97,16 +103,42 @@ pub enum Outlook {
     Used(Arc<Backend>, Duration),
 }
 
+/// One of them is swept in a tick of the wheel, so each every nine seconds.
+const PARTS: usize = 64;
+
 /// Every template.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Affinity {
-    templates: DashMap<Key, Arc<Template>, RandomState>,
+    parts: Box<[Part]>,
+    hasher: RandomState,
+    count: AtomicUsize,
+    /// Which part is swept next.
+    next: AtomicUsize,
 }
 
+type Part = DashMap<Key, Arc<Template>, RandomState>;
+
 impl Affinity {
+    /// No template; `hasher` is seeded once a process against hash flooding.
+    #[must_use]
+    pub fn new(hasher: &RandomState) -> Self {
+        let part = || DashMap::with_hasher_and_shard_amount(hasher.clone(), 2);
+        Self {
+            parts: std::iter::repeat_with(part).take(PARTS).collect(),
+            hasher: hasher.clone(),
+            count: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn part(&self, key: &Key) -> &Part {
+        &self.parts[self.hasher.hash_one(key) as usize % PARTS]
+    }
+
     /// The backend for a new flow: the one that the client's flows go to, or else what `pick` chooses.
     ///
-    /// Beyond `max_flows` templates a new client is not remembered: strangers who invent clients must not fill the memory.
+    /// Beyond `max_flows` templates a new client is not remembered: strangers who invent clients must not fill the memory. What
+    /// they have left there is cleared away by [`Self::expire`].
     ///
     /// Two workers with flows of one client at once get one answer. A template that is made here lives as long as it is
     /// held: [`Template::renew`] it once the flow is stored, or else it is forgotten with the flow.
@@ -122,15 +154,16 @@ impl Affinity {
             return Some((pick()?, None));
         };
         let key = key(service, persistence, client);
-        if let Some(known) = self.templates.get(&key)
+        let part = self.part(&key);
+        if let Some(known) = part.get(&key)
             && Template::is_usable(&known, policy, now)
         {
             return Some(choice(&known));
         }
-        if self.templates.len() >= policy.max_flows && !self.templates.contains_key(&key) {
+        if self.len() >= policy.max_flows && !part.contains_key(&key) {
             return Some((pick()?, None));
         }
-        let place = match self.templates.entry(key) {
+        let place = match part.entry(key) {
             Entry::Occupied(known) if Template::is_usable(known.get(), policy, now) => {
                 return Some(choice(known.get()));
             }
@@ -141,6 +174,8 @@ impl Affinity {
             expires: AtomicU64::new(0),
             assured: AtomicBool::new(false),
         });
+        self.count
+            .fetch_add(usize::from(matches!(place, Entry::Vacant(_))), Relaxed);
         place.insert(Arc::clone(&template));
         Some(choice(&template))
     }
@@ -157,7 +192,7 @@ impl Affinity {
         forgotten: Option<&Arc<Template>>,
     ) -> Option<(IpAddr, Outlook)> {
         let key = key(service, service.persistence.as_ref()?, client);
-        let Some(known) = self.templates.get(&key) else {
+        let Some(known) = self.part(&key).get(&key) else {
             return Some((key.1, Outlook::New));
         };
         let forgotten = forgotten.filter(|forgotten| Arc::ptr_eq(forgotten, &known));
@@ -174,23 +209,32 @@ impl Affinity {
     /// How many templates there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.templates.len()
+        self.count.load(Relaxed)
     }
 
     /// Whether no client is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.templates.is_empty()
+        self.len() == 0
     }
 
-    /// Forgets templates whose time is over and that no flow holds.
-    pub fn expire(&self, now: Instant) {
-        self.templates.retain(|_, template| Template::is_alive(template, now));
+    /// Forgets, in one part of the table, templates whose time is over and that no flow holds; at `max_flows` templates also those
+    /// of clients that may be forged, as `ip_vs_random_dropentry` (ip_vs_conn.c) does first.
+    pub fn expire(&self, max_flows: usize, now: Instant) {
+        let is_full = self.len() >= max_flows;
+        let part = &self.parts[self.next.fetch_add(1, Relaxed) % PARTS];
+        let mut gone = 0;
+        part.retain(|_, template| {
+            let stays = Template::is_alive(template, now) && !(is_full && template.may_be_forged());
+            gone += usize::from(!stays);
+            stays
+        });
+        self.count.fetch_sub(gone, Relaxed);
     }
 
     /// Shows each template to `see`, with the service's id and the client or its network.
     pub fn each(&self, now: Instant, mut see: impl FnMut(u64, IpAddr, &Template)) {
-        for entry in &self.templates {
+        for entry in self.parts.iter().flatten() {
             let &(service, client) = entry.key();
             if Template::is_alive(entry.value(), now) {
                 see(service, client, entry.value());

@@ -118,6 +118,7 @@ impl Engine {
         let mut registry = Registry::new(workers);
         let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
         let ports = nat::ports(&policy.nat).len();
+        let affinity = Affinity::new(&seeds.hashing);
         let fragments = Table::new(seeds.hashing.clone(), crate::fragments::Limits::default());
         let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
@@ -135,7 +136,7 @@ impl Engine {
             ruleset: RwLock::new(registry.prepare(policy, None).commit()),
             registry: Mutex::new(registry),
             conntrack,
-            affinity: Affinity::default(),
+            affinity,
             fragments: Mutex::new(fragments),
             counters,
         };
@@ -167,7 +168,7 @@ impl Engine {
         if lane.index != 0 {
             return Vec::new();
         }
-        self.affinity.expire(now);
+        self.affinity.expire(self.conntrack.max_flows(), now);
         fragments::expire(&self.fragments, &lane.counters, now)
     }
 

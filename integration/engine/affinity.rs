@@ -1,4 +1,7 @@
 //! Persistence: a client's flows go to one backend for a while.
+use std::collections::HashSet;
+use std::time::Duration;
+
 use lbd::flow::Protocol;
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Verdict};
@@ -149,6 +152,31 @@ fn forged_clients_without_number_leave_no_more_templates_than_flows_may_be() {
         world.open(Protocol::Udp, client, case.service());
     }
     assert!(world.engine.affinity().len() <= 50, "{}", world.engine.affinity().len());
-    world.seconds(3 * 3_600 + 301);
+    world.seconds(3 * 3_600);
+    // They are looked through bit by bit.
+    (0..10).for_each(|_| steps_of_a_second(&mut world));
     assert!(world.engine.affinity().is_empty());
+}
+
+fn steps_of_a_second(world: &mut World) {
+    (0..8).for_each(|_| world.advance(Duration::from_millis(135)));
+}
+
+#[test]
+fn soon_after_a_flood_of_forged_clients_real_ones_are_remembered_again() {
+    let case = Case::TCP;
+    let most = "[conntrack]\nmax_flows = 50";
+    let mut world = case
+        .setup()
+        .keys("persistence = { timeout = \"3h\" }")
+        .tables(most)
+        .world();
+    for n in 10..100 {
+        world.open(Protocol::Tcp, case.client(n, 1), case.service());
+    }
+    world.seconds(61);
+    assert!(world.engine.conntrack().is_empty(), "the flood is over");
+    (0..10).for_each(|_| steps_of_a_second(&mut world));
+    let backends: HashSet<u16> = (1..5).map(|port| pick(&mut world, case, 1, port)).collect();
+    assert_eq!(backends.len(), 1, "{backends:?}");
 }

@@ -48,6 +48,14 @@ impl Flow {
     pub(crate) const fn class(&self) -> Class {
         Class::of(self.state, self.dialogue)
     }
+
+    /// Whether its template is assured: where it is established, or over UDP answered (`udp_state_transition`,
+    /// ip_vs_proto_udp.c).
+    #[inline]
+    pub(crate) fn is_assured(&self) -> bool {
+        let is_answered = || self.state == State::Udp && self.dialogue != Dialogue::Asked;
+        self.class() == Class::Established || is_answered()
+    }
 }
 
 /// What few packets need.

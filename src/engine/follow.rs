@@ -1,7 +1,7 @@
 //! A packet of a known flow: what the connection table says about it, and what the flow takes note of.
 use super::Processor;
 use crate::conntrack::Trace;
-use crate::conntrack::connection::{Class, State};
+use crate::conntrack::connection::State;
 use crate::conntrack::shard::Shard;
 use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
@@ -201,7 +201,7 @@ fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, n
     if was_active != is_active {
         flow.backend.set_active(is_active);
     }
-    if flow.class() == Class::Established
+    if flow.is_assured()
         && let Some(template) = shard.template(slot)
     {
         template.assure();
