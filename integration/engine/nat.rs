@@ -262,6 +262,29 @@ fn what_is_not_ip_passes_and_what_contradicts_itself_is_dropped() {
 }
 
 #[test]
+fn a_packet_whose_source_route_goes_on_behind_the_service_address_is_left_as_it_is() {
+    let with_route = |kind: u8, pointer: u8| {
+        let mut packet = packet(Protocol::Tcp, Case::TCP.client(2, 40_000), Case::TCP.service(), SYN);
+        packet[0] = 0x47;
+        packet[3] += 8;
+        packet.splice(20..20, [1, kind, 7, pointer, 10, 77, 0, 1]);
+        packet
+    };
+    for (kind, pointer, expected) in [
+        (131, 4, Verdict::Pass(Pass::UntrackedProtocol)),
+        (137, 4, Verdict::Pass(Pass::UntrackedProtocol)),
+        (131, 8, Verdict::Forward),
+        (7, 4, Verdict::Forward),
+    ] {
+        let mut world = Case::TCP.setup().world();
+        let sent = with_route(kind, pointer);
+        let outcome = world.send_as(&sent, Checksum::Complete);
+        assert_eq!(outcome.verdict, expected, "option {kind}, pointer {pointer}");
+        assert_eq!(outcome.packet == sent, expected != Verdict::Forward);
+    }
+}
+
+#[test]
 fn a_do_not_fragment_bit_makes_no_fragment() {
     let case = Case::UDP;
     let mut world: World = case.setup().world();

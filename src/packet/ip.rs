@@ -62,15 +62,37 @@ fn parse_v4(bytes: &[u8]) -> Result<Ip, ParseError> {
     }
     // More fragments to come, or this one does not begin the datagram.
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    let protocol = match has_way_to_go(&bytes[IPV4_HEADER..transport]) {
+        false => header[9],
+        true => ROUTING,
+    };
     Ok(Ip {
         version: Version::V4,
         source: Address::v4(u32::from_be_bytes([header[12], header[13], header[14], header[15]])),
         destination: Address::v4(u32::from_be_bytes([header[16], header[17], header[18], header[19]])),
-        protocol: header[9],
+        protocol,
         transport,
         length,
         fragment,
     })
+}
+
+/// Whether options have a source route that does not end here (RFC 791 section 3.1): the checksum covers another destination than
+/// the header shows, as with segments left of IPv6's routing header, and the packet is treated like one with that.
+fn has_way_to_go(mut options: &[u8]) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+    loop {
+        let length = match *options {
+            [] | [END, ..] | [_] => return false,
+            [NO_OPERATION, ..] => 1,
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, length, pointer, ..] if pointer <= length => return true,
+            [_, length, ..] => usize::from(length.max(2)),
+        };
+        options = options.get(length..).unwrap_or_default();
+    }
 }
 
 #[inline]
