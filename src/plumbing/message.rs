@@ -122,12 +122,8 @@ fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
-        Selector::OwnTooBig => {
-            let number = rule.family.too_big();
-            let range = RuleAttribute::DestinationPortRange(RulePortRange {
-                start: number,
-                end: number,
-            });
+        Selector::OwnErrors(numbers) => {
+            let range = RuleAttribute::DestinationPortRange(port_range(*numbers));
             message.attributes.extend([own(), icmp(), range]);
         }
         Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),

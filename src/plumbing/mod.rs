@@ -16,7 +16,7 @@
 //!  30: iif eth0 goto 37                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: iif lo ipproto icmp dport 772 -> 7763      the kernel's word that a packet which lbd wrote is too big ...
+//!  32: iif lo ipproto icmp dport 768-783 -> 7763  the kernel's word that a packet which lbd wrote does not arrive ...
 //!  33: iif lo ipproto icmp goto 37               (what else this host says in ICMP is none of lbd's)
 //!  34: ipproto icmp -> 7763                      ... and a router's, about a packet that lbd led to a backend
 //!  35: sport 1-65534 goto 37                     whole packets, and the same with dport
@@ -35,8 +35,8 @@
 //! - Rules cannot tell an ICMP error from an echo, nor whom an error is about. So all ICMP that this host forwards takes
 //!   the way over lbd, which passes on what is about none of its flows, at the price of one more hop in its TTL.
 //!   Where every flow is masqueraded, the errors come to lbd's own addresses, and there are no such rules.
-//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. "Too big" is led to
-//!   lbd; about a packet that lbd did not write it comes back, from an address of this host that may be another
+//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. Errors are led to
+//!   lbd; one about a packet that lbd did not write comes back, from an address of this host that may be another
 //!   interface's than without lbd. The rest is left alone: a ping would choose a wrong source address.
 //! - A rule with a port never matches a fragment, not even the first one (its ports are not dissected). So the fragments of
 //!   all that a backend says go to lbd, which passes on what is of no flow of its.

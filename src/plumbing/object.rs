@@ -34,7 +34,7 @@ const LOCAL_FRAGMENTS: u32 = 13;
 pub(super) const LOCAL: u32 = 20;
 const SKIP_ROUTES: u32 = 30;
 const REPLIES: u32 = 31;
-const OWN_TOO_BIG: u32 = 32;
+const OWN_ERRORS: u32 = 32;
 const SKIP_ICMP: u32 = 33;
 const ICMP: u32 = 34;
 const SKIP_FRAGMENTS: u32 = 35;
@@ -75,13 +75,15 @@ impl Family {
         }
     }
 
-    /// Fragmentation needed, or packet too big (RFC 792, RFC 4443 section 3.2), as the kernel has it in place of a destination
-    /// port when it looks for the way of its own ICMP: the type in the upper byte, the code in the lower one (`union
-    /// flowi_uli`, include/net/flow.h; `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
-    pub(super) const fn too_big(self) -> u16 {
+    /// Errors about packets on their way, first and last, as the kernel has them in place of a destination port when it looks for
+    /// the way of its own ICMP: the type in the upper byte, the code in the lower one (`union flowi_uli`, include/net/flow.h;
+    /// `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
+    pub(super) const fn errors(self) -> &'static [(u16, u16)] {
         match self {
-            Self::V4 => 3 << 8 | 4,
-            Self::V6 => 2 << 8,
+            // Destination unreachable, "fragmentation needed" among it, and time exceeded (RFC 792).
+            Self::V4 => &[(3 << 8, 3 << 8 | 15), (11 << 8, 11 << 8 | 1)],
+            // Destination unreachable, packet too big, time exceeded (RFC 4443 sections 3.1 to 3.3).
+            Self::V6 => &[(1 << 8, 3 << 8 | 1)],
         }
     }
 
@@ -128,8 +130,8 @@ pub(super) enum Selector {
     AllFrom(Protocol, IpNet),
     /// Whatever the port.
     AllTo(Protocol, IpNet),
-    /// What this host itself says in ICMP, or ICMPv6, about packets that are too long to be sent on.
-    OwnTooBig,
+    /// What this host itself says in ICMP, or ICMPv6, about packets on their way: these of [`Family::errors`].
+    OwnErrors((u16, u16)),
     /// All that it says in ICMP.
     OwnIcmp,
     /// ICMP, or ICMPv6.
@@ -242,7 +244,8 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
             if plan.has_replies(family) {
-                objects.push(at(OWN_TOO_BIG, Selector::OwnTooBig, Action::Lookup(DIVERT_TABLE)));
+                let errors = family.errors().iter().copied().map(Selector::OwnErrors);
+                objects.extend(errors.map(|selector| at(OWN_ERRORS, selector, Action::Lookup(DIVERT_TABLE))));
                 objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
                 objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
             }
@@ -417,9 +420,8 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
-            Selector::OwnTooBig => {
-                let (icmp, number) = (self.family.icmp(), self.family.too_big());
-                write!(f, " iif lo ipproto {icmp} dport {number}")?;
+            Selector::OwnErrors((first, last)) => {
+                write!(f, " iif lo ipproto {} dport {first}-{last}", self.family.icmp())?;
             }
             Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
             Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
@@ -479,7 +481,8 @@ mod tests {
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
                 "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 768-783 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 2816-2817 lookup 7763",
                 "ip -4 rule add pref 33 iif lo ipproto icmp goto 37",
                 "ip -4 rule add pref 34 ipproto icmp lookup 7763",
                 "ip -4 rule add pref 37 lookup 7762",

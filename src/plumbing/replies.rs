@@ -111,7 +111,7 @@ fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, I
                 | Selector::WithSourcePort
                 | Selector::WithDestinationPort
                 | Selector::AllTo(..)
-                | Selector::OwnTooBig
+                | Selector::OwnErrors(_)
                 | Selector::OwnIcmp
                 | Selector::Icmp => {}
             }
