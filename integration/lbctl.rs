@@ -3,6 +3,9 @@
     clippy::unwrap_used,
     reason = "a test ends at the first surprise, in its helpers too"
 )]
+#[path = "lbctl/saving.rs"]
+mod saving;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
