@@ -6,6 +6,7 @@ mod crew;
 mod drains;
 mod kept;
 mod leads;
+mod notify;
 mod ports;
 mod views;
 
@@ -37,6 +38,7 @@ use crate::policy::{OwnSources, Policy, differing};
 use crate::worker::Clock;
 use control::{Control, Datapath};
 use crew::Crew;
+use notify::notify;
 
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -315,12 +317,6 @@ fn follow_own_sources(own: &mut OwnSources, former: &Config, config: &Config, ho
         {
             Arc::make_mut(&mut own.towards).insert(address, source);
         }
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot notify systemd over $NOTIFY_SOCKET: {error}");
     }
 }
 
