@@ -373,3 +373,22 @@ fn a_drained_backend_shows_what_is_left_and_its_flows_end_at_the_deadline() {
         lbd.terminate();
     });
 }
+
+#[test]
+fn a_reload_by_lbctl_is_in_the_log_as_one_by_a_signal_is_whether_it_was_refused_or_not() {
+    isolated(|| {
+        let rig = Rig::new();
+        let mut config = Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]);
+        let lbd = rig.lbd(&config);
+        config.services.push(Service::dns(Family::V4));
+        lbd.reload(&config.to_string()).ok();
+        let log = lbd.log();
+        assert!(log.contains(&format!("INFO reloaded {DIR}/lbd.toml: ")), "{log}");
+        let refused = lbd.reload("mode = 3\n");
+        assert_eq!(refused.code, 1, "{refused:?}");
+        let log = lbd.log();
+        let (_, told) = log.split_once("not reloaded, nothing was changed:\n").expect(&log);
+        assert_eq!(told, refused.err, "the log says what lbctl says");
+        lbd.terminate();
+    });
+}

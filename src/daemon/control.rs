@@ -199,23 +199,20 @@ impl Control {
         save::to_toml(&self.state.lock().config)
     }
 
-    /// Reads the file again. One line says what changed; in an error, one line a mistake.
+    /// Reads the file again. One line says what changed; in an error, one line a mistake. The log is told as well, whoever asked:
+    /// it is what is looked at later.
     pub(super) fn reload(&self) -> Result<String, String> {
         let mut state = self.state.lock();
         let result = self.reload_file(&mut state);
+        match &result {
+            Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
+            Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
+        }
         state.last_reload = Some(Reload {
             at: self.datapath.clock.now(),
             result: result.clone(),
         });
         result
-    }
-
-    /// On SIGHUP there is nobody to answer but the log.
-    pub(super) fn reload_and_log(&self) {
-        match self.reload() {
-            Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
-            Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
-        }
     }
 
     /// Changes the running configuration by all `edits`, or by none. One line says what changed.

