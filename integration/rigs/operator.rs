@@ -392,3 +392,19 @@ fn a_reload_by_lbctl_is_in_the_log_as_one_by_a_signal_is_whether_it_was_refused_
         lbd.terminate();
     });
 }
+
+#[test]
+fn signals_that_other_programs_end_by_end_lbd_with_its_traces_removed() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.kernel_state();
+        for signal in ["USR1", "QUIT"] {
+            let lbd = rig.lbd(&Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]));
+            let pid = &lbd.status()["pid"];
+            rig.sh("lb", &format!("kill -{signal} {pid}")).ok();
+            let (code, log) = lbd.ended();
+            assert_eq!(code, Some(0), "SIG{signal}: {log}");
+            assert_eq!(rig.kernel_state(), before, "SIG{signal}");
+        }
+    });
+}

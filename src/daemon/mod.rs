@@ -21,7 +21,7 @@ use mio::unix::SourceFd;
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::{AfXdp, Backend, Config, Loaded};
@@ -102,6 +102,10 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::System { what, error }
 }
 
+/// SIGHUP reloads, the others end lbd: also what HAProxy calls a soft stop (SIGUSR1, management guide, section 4) and what a
+/// terminal sends on Ctrl-\ (termios(3), `VQUIT`), which would else leave routes and rules behind.
+const SIGNALS_TAKEN: [i32; 5] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1];
+
 const SIGNALS: Token = Token(0);
 const ADDRESSES: Token = Token(1);
 const WORKERS: Token = Token(2);
@@ -131,14 +135,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// From now on SIGHUP, SIGTERM and SIGINT wait until [`run`] looks at them: to be called before anything else, so that
-    /// none of them ends lbd with its work half done.
+    /// From now on SIGHUP and the signals that end lbd wait until [`run`] looks at them: to be called before anything else, so
+    /// that none of them ends it with its work half done.
     ///
     /// # Errors
     /// When the system refuses signal handlers.
     pub fn start() -> Result<Self, Error> {
         let poll = Poll::new().map_err(system("epoll"))?;
-        let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
+        let mut signals = Signals::new(SIGNALS_TAKEN).map_err(system("signal handlers"))?;
         let watched = poll.registry().register(&mut signals, SIGNALS, Interest::READABLE);
         watched.map_err(system("to wait for signals"))?;
         let waker = Waker::new(poll.registry(), WORKERS).map_err(system("a waker"))?;
@@ -150,7 +154,7 @@ impl Watch {
     }
 }
 
-/// Serves what `file` said when it was `loaded`, until SIGTERM or SIGINT. `on_ready` is told once traffic is served.
+/// Serves what `file` said when it was `loaded`, until a signal ends it. `on_ready` is told once traffic is served.
 ///
 /// # Errors
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
