@@ -408,3 +408,34 @@ fn signals_that_other_programs_end_by_end_lbd_with_its_traces_removed() {
         }
     });
 }
+
+#[test]
+fn a_node_port_at_another_services_address_is_told_of_and_is_the_firsts_in_both_modes() {
+    isolated(|| {
+        let rig = Rig::new();
+        let first = Service {
+            node_port: Some(30080),
+            ..Service::web(Family::V4)
+        };
+        let second = Service {
+            address: Family::V4.balancer(30080),
+            ..Service::tcp(Family::V4, 81, 8080, &[2])
+        };
+        let told = "tcp 10.1.0.1:30080 is an address of service \"test/web:V4-81\" and";
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = rig.lbd(&Config::new(mode, vec![first.clone(), second.clone()]));
+            assert_eq!(lbd.log().matches(told).count(), 1, "{}", lbd.log());
+            assert_eq!(
+                rig.spread("client", &Family::V4.balancer(30080), 3),
+                [1, 1, 1],
+                "{mode:?}"
+            );
+            let apart = vec![Service::web(Family::V4), second.clone()];
+            lbd.reload(&Config::new(mode, apart).to_string()).ok();
+            assert_eq!(lbd.log().matches(told).count(), 1, "{}", lbd.log());
+            lbd.lbctl("service edit test/web:V4-80 --node-port 30080").ok();
+            assert_eq!(lbd.log().matches(told).count(), 2, "{}", lbd.log());
+            lbd.terminate();
+        }
+    });
+}

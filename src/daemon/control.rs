@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::backends::{self, Turnover};
+use super::collisions;
 use super::drains::{self, Drains};
 use super::leads::Leads;
 use super::{Error, effective_policy, follow_own_sources, kept, own_sources};
@@ -49,6 +50,8 @@ struct State {
     sources: u64,
     last_reload: Option<Reload>,
     rates: Rates,
+    /// Those that the log has been told of, as long as they last.
+    collisions: Vec<String>,
     /// What the configuration needs of the kernel; more stays in as long as flows need it.
     plan: Plan,
     /// What is in the kernel beyond the plan.
@@ -84,6 +87,11 @@ impl Datapath {
     fn follow(&self, state: &mut State) {
         let ruleset = self.engine.ruleset();
         state.rates.follow(ruleset.services.iter().map(|service| &**service));
+        let collisions = collisions::of(&ruleset.policy);
+        for new in collisions.iter().filter(|each| !state.collisions.contains(each)) {
+            tracing::warn!("{new}");
+        }
+        state.collisions = collisions;
         let Some(steering) = &self.steering else { return };
         let endpoints = ruleset
             .services
@@ -134,6 +142,7 @@ impl Control {
             sources: datapath.generation,
             last_reload: None,
             rates: Rates::default(),
+            collisions: Vec::new(),
         };
         datapath.follow(&mut state);
         Self {

@@ -1,6 +1,7 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod af_xdp;
 mod backends;
+mod collisions;
 mod control;
 mod crew;
 mod drains;
