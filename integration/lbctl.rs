@@ -5,6 +5,8 @@
 )]
 #[path = "lbctl/saving.rs"]
 mod saving;
+#[path = "lbctl/usage.rs"]
+mod usage;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
