@@ -1,4 +1,6 @@
 //! What lbctl says of values that cannot be, before it asks lbd.
+use serde_json::{Value, json};
+
 use super::{World, stderr};
 
 /// Bad usage: what is said of it.
@@ -53,4 +55,23 @@ fn a_timeout_out_of_range_is_named_as_it_was_typed() {
     assert_says(&["timeouts", "100d", "0", "0"], &["'100d'", "1s to 31days", "0 leaves"]);
     assert_says(&["timeouts", "0", "10ms", "0"], &["'10ms'", "1s to 31days"]);
     assert_says(&["timeouts", "0", "0", "soon"], &["'soon'", "e.g. 90s, 10m"]);
+}
+
+#[test]
+fn an_empty_external_address_takes_all_of_them_away() {
+    let world = World::new();
+    let sent = |addresses: &[&str]| {
+        let given = addresses.iter().flat_map(|address| ["--external-address", address]);
+        let arguments: Vec<&str> = ["service", "edit", "web"].into_iter().chain(given).collect();
+        let edits: Value = serde_json::from_str(&world.prints(&arguments)).unwrap();
+        edits[0]["fields"]["external_addresses"].clone()
+    };
+    assert_eq!(sent(&[""]), json!([]));
+    assert_eq!(
+        sent(&["203.0.113.1", "203.0.113.2"]),
+        json!(["203.0.113.1", "203.0.113.2"])
+    );
+    assert_eq!(sent(&[]), Value::Null);
+    let wrong = refused(&["service", "edit", "web", "--external-address", "10.0.0.1:80"]);
+    assert!(wrong.contains("an address without a port"), "{wrong}");
 }

@@ -46,9 +46,9 @@ pub(super) enum Service {
 
 #[derive(Args)]
 pub(super) struct ServiceKeys {
-    /// Other addresses that it answers on, at the same port
-    #[arg(long = "external-address", value_name = "ADDRESS")]
-    external_addresses: Option<Vec<IpAddr>>,
+    /// Another address that it answers on, at the same port; may be given several times; an empty text takes all away
+    #[arg(long = "external-address", value_name = "ADDRESS", value_parser = external_address)]
+    external_addresses: Option<Vec<External>>,
     /// A port of this node's own addresses that it answers on; 0 takes it away
     #[arg(long, value_parser = node_port)]
     node_port: Option<u16>,
@@ -65,6 +65,10 @@ pub(super) struct ServiceKeys {
     #[arg(long, value_name = "LENGTH", requires = "persistence")]
     prefix_length: Option<u8>,
 }
+
+/// None is an empty text.
+#[derive(Clone, Copy)]
+struct External(Option<IpAddr>);
 
 #[derive(Clone, Copy)]
 enum Affinity {
@@ -175,6 +179,14 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     }
 }
 
+fn external_address(text: &str) -> Result<External, String> {
+    match (text, text.parse()) {
+        ("", _) => Ok(External(None)),
+        (_, Ok(address)) => Ok(External(Some(address))),
+        (_, Err(_)) => Err("not an address without a port: write e.g. 203.0.113.10 or fd00::10".to_owned()),
+    }
+}
+
 fn node_port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok();
     port.ok_or_else(|| "not a port, 0 to 65535; 0 takes it away".to_owned())
@@ -205,12 +217,13 @@ impl ServiceKeys {
                 prefix_length: self.prefix_length,
             },
         };
+        let given = |addresses: &Vec<External>| addresses.iter().filter_map(|External(address)| *address).collect();
         let words = |flags: &Vec<String>| flags.iter().filter(|flag| !flag.is_empty()).cloned().collect();
         ServiceFields {
             name: None,
             protocol: None,
             address: None,
-            external_addresses: self.external_addresses.clone(),
+            external_addresses: self.external_addresses.as_ref().map(given),
             node_port: self.node_port,
             scheduler: self.scheduler,
             flags: self.flags.as_ref().map(words),
