@@ -3,6 +3,11 @@
     clippy::unwrap_used,
     reason = "a test ends at the first surprise, in its helpers too"
 )]
+#[path = "lbctl/saving.rs"]
+mod saving;
+#[path = "lbctl/usage.rs"]
+mod usage;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -37,6 +37,7 @@
 //! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
 //! | [`config`] | the TOML file: as written, validated, compared, saved |
 //! | [`control`] | the socket, its protocol, ipvsadm's tables |
+//! | [`whole_file`] | files that appear whole or not at all |
 //! | [`import`], [`export`] | kube-proxy's chains in `iptables-save`, read and written |
 //! | [`daemon`] | all of it put together and kept running; [`replay`]: the same engine over a capture |
 //!
@@ -85,4 +86,5 @@ pub mod service;
 pub mod shadow;
 pub mod time;
 pub mod verdict;
+pub mod whole_file;
 pub mod worker;

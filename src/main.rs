@@ -20,7 +20,7 @@ struct Arguments {
     command: Option<Command>,
 }
 
-/// Serves traffic in the foreground until SIGTERM or SIGINT; SIGHUP reloads the file.
+/// Serves traffic in the foreground until SIGTERM, SIGINT, SIGQUIT or SIGUSR1; SIGHUP reloads the file.
 #[derive(Debug, Args)]
 struct Run {
     /// The configuration file

@@ -8,6 +8,7 @@
 )]
 
 mod addresses;
+mod local_rule;
 #[path = "../support/unshared.rs"]
 mod unshared;
 

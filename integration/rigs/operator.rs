@@ -373,3 +373,69 @@ fn a_drained_backend_shows_what_is_left_and_its_flows_end_at_the_deadline() {
         lbd.terminate();
     });
 }
+
+#[test]
+fn a_reload_by_lbctl_is_in_the_log_as_one_by_a_signal_is_whether_it_was_refused_or_not() {
+    isolated(|| {
+        let rig = Rig::new();
+        let mut config = Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]);
+        let lbd = rig.lbd(&config);
+        config.services.push(Service::dns(Family::V4));
+        lbd.reload(&config.to_string()).ok();
+        let log = lbd.log();
+        assert!(log.contains(&format!("INFO reloaded {DIR}/lbd.toml: ")), "{log}");
+        let refused = lbd.reload("mode = 3\n");
+        assert_eq!(refused.code, 1, "{refused:?}");
+        let log = lbd.log();
+        let (_, told) = log.split_once("not reloaded, nothing was changed:\n").expect(&log);
+        assert_eq!(told, refused.err, "the log says what lbctl says");
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn signals_that_other_programs_end_by_end_lbd_with_its_traces_removed() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.kernel_state();
+        for signal in ["USR1", "QUIT"] {
+            let lbd = rig.lbd(&Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]));
+            let pid = &lbd.status()["pid"];
+            rig.sh("lb", &format!("kill -{signal} {pid}")).ok();
+            let (code, log) = lbd.ended();
+            assert_eq!(code, Some(0), "SIG{signal}: {log}");
+            assert_eq!(rig.kernel_state(), before, "SIG{signal}");
+        }
+    });
+}
+
+#[test]
+fn a_node_port_at_another_services_address_is_told_of_and_is_the_firsts_in_both_modes() {
+    isolated(|| {
+        let rig = Rig::new();
+        let first = Service {
+            node_port: Some(30080),
+            ..Service::web(Family::V4)
+        };
+        let second = Service {
+            address: Family::V4.balancer(30080),
+            ..Service::tcp(Family::V4, 81, 8080, &[2])
+        };
+        let told = "tcp 10.1.0.1:30080 is an address of service \"test/web:V4-81\" and";
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let lbd = rig.lbd(&Config::new(mode, vec![first.clone(), second.clone()]));
+            assert_eq!(lbd.log().matches(told).count(), 1, "{}", lbd.log());
+            assert_eq!(
+                rig.spread("client", &Family::V4.balancer(30080), 3),
+                [1, 1, 1],
+                "{mode:?}"
+            );
+            let apart = vec![Service::web(Family::V4), second.clone()];
+            lbd.reload(&Config::new(mode, apart).to_string()).ok();
+            assert_eq!(lbd.log().matches(told).count(), 1, "{}", lbd.log());
+            lbd.lbctl("service edit test/web:V4-80 --node-port 30080").ok();
+            assert_eq!(lbd.log().matches(told).count(), 2, "{}", lbd.log());
+            lbd.terminate();
+        }
+    });
+}

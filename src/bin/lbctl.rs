@@ -10,7 +10,6 @@ mod ipvsadm;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,6 +26,7 @@ use lbd::control::selector::Selector;
 use lbd::control::{DEFAULT_SOCKET, client};
 use lbd::export;
 use lbd::policy::Mode;
+use lbd::whole_file::WholeFile;
 
 /// Shows and changes what a running lbd does.
 #[derive(Parser)]
@@ -160,7 +160,7 @@ enum ModeWord {
 
 #[derive(Args)]
 struct Save {
-    /// Write to this file, all or nothing, instead of standard output
+    /// Write to this file, all or nothing, instead of standard output; a pipe or device is written to
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -327,29 +327,9 @@ fn save(args: &Save, toml: String) -> Outcome<String> {
     Ok(String::new())
 }
 
-/// Whoever reads `file` meanwhile, or after a crash, finds the old text or the new one. Its mode stays; a symbolic link
-/// stays one.
+/// Whoever reads `file` meanwhile, or after a crash, finds the old text or the new one.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let target = match fs::canonicalize(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => file.to_owned(),
-        found => found?,
-    };
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let draft = target.with_file_name(name);
-    let written = write_synced(&draft, &target, text).and_then(|()| fs::rename(&draft, &target));
-    if written.is_err() {
-        // The error above is the one to tell.
-        fs::remove_file(&draft).ok();
-    }
-    written
-}
-
-fn write_synced(draft: &Path, target: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::File::create_new(draft)?;
-    if let Ok(metadata) = fs::metadata(target) {
-        file.set_permissions(metadata.permissions())?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    let mut whole = WholeFile::create(file)?;
+    whole.write_all(text.as_bytes())?;
+    whole.publish_synced()
 }

@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Report;
 use super::suggest::did_you_mean;
+use super::words;
 
 /// A key of a table.
 #[derive(Debug, Default)]
@@ -304,6 +305,11 @@ fn read_key<'t, T: Read<'t>>(key: &str, value: &'t Spanned<DeValue<'t>>, report:
 }
 
 fn unknown_key(typed: &str, offset: usize, place: &str, known: &[&'static str], report: &mut Report) {
+    // In TOML a key belongs to the table before it, however far up that began.
+    if File::KEYS.contains(&typed) {
+        let remedy = "it belongs at the top of the file, before the first line in [ ]";
+        return report.error(offset, format!("unknown key {typed:?} in {place}: {remedy}"));
+    }
     let hint = did_you_mean(typed, known.iter().copied());
     let known = known.join(", ");
     report.error(
@@ -331,11 +337,18 @@ fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
+fn text_expected(key: &str) -> String {
+    match &words::of_key(key)[..] {
+        [] => "a string, in quotes".to_owned(),
+        words => format!("a word, in quotes: known: {}", words.join(", ")),
+    }
+}
+
 impl<'t> Read<'t> for &'t str {
     fn read(key: &str, value: &'t Spanned<DeValue<'t>>, report: &mut Report) -> Option<Self> {
         match value.get_ref().as_str() {
             Some(text) => Some(text),
-            None => wrong_kind(key, value, "a string, in quotes", report),
+            None => wrong_kind(key, value, &text_expected(key), report),
         }
     }
 }

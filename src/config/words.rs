@@ -1,12 +1,17 @@
 //! The words of closed sets, one list for reading, writing and comparing.
+use super::validate::ONE_PACKET;
 use super::{Attach, Backend};
+use crate::flow::Protocol;
 use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved, UnknownTcp};
-use crate::scheduler::IdleFlags;
+use crate::scheduler::{IdleFlags, Kind};
 
 /// Words and what they mean.
 pub(super) type Words<T> = [(&'static str, T)];
 
 pub(super) const MODE: &Words<Mode> = &[("ipvs", Mode::Ipvs), ("iptables", Mode::Iptables)];
+
+pub(super) const PROTOCOLS: &Words<Protocol> =
+    &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 
 pub(super) const EVALUATION: &Words<Evaluation> = &[("compiled", Evaluation::Compiled), ("linear", Evaluation::Linear)];
 
@@ -77,6 +82,27 @@ pub(super) const SCTP_TIMEOUTS: [&str; 14] = [
     "sctp_rejected",
     "sctp_closed",
 ];
+
+/// The words that a key takes; none where it takes any text.
+pub(super) fn of_key(key: &str) -> Vec<&'static str> {
+    match key {
+        "mode" => names(MODE),
+        "protocol" => names(PROTOCOLS),
+        "scheduler" => Kind::ALL.map(Kind::name).to_vec(),
+        "scheduler_flags" => names(IDLE_FLAGS).into_iter().chain([ONE_PACKET]).collect(),
+        "evaluation" => names(EVALUATION),
+        "backend" => names(BACKEND),
+        "attach" => names(ATTACH),
+        "masquerade" => names(MASQUERADE),
+        "on_backend_removed" => names(ON_BACKEND_REMOVED),
+        "unknown_tcp" => names(UNKNOWN_TCP),
+        _ => Vec::new(),
+    }
+}
+
+fn names<T>(words: &Words<T>) -> Vec<&'static str> {
+    words.iter().map(|&(word, _)| word).collect()
+}
 
 /// The word for `value`.
 pub(super) fn word_of<T: Copy + PartialEq>(value: T, words: &Words<T>) -> &'static str {

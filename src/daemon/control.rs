@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::backends::{self, Turnover};
+use super::collisions;
 use super::drains::{self, Drains};
 use super::leads::Leads;
 use super::{Error, effective_policy, follow_own_sources, kept, own_sources};
@@ -49,6 +50,8 @@ struct State {
     sources: u64,
     last_reload: Option<Reload>,
     rates: Rates,
+    /// Those that the log has been told of, as long as they last.
+    collisions: Vec<String>,
     /// What the configuration needs of the kernel; more stays in as long as flows need it.
     plan: Plan,
     /// What is in the kernel beyond the plan.
@@ -84,6 +87,11 @@ impl Datapath {
     fn follow(&self, state: &mut State) {
         let ruleset = self.engine.ruleset();
         state.rates.follow(ruleset.services.iter().map(|service| &**service));
+        let collisions = collisions::of(&ruleset.policy);
+        for new in collisions.iter().filter(|each| !state.collisions.contains(each)) {
+            tracing::warn!("{new}");
+        }
+        state.collisions = collisions;
         let Some(steering) = &self.steering else { return };
         let endpoints = ruleset
             .services
@@ -134,6 +142,7 @@ impl Control {
             sources: datapath.generation,
             last_reload: None,
             rates: Rates::default(),
+            collisions: Vec::new(),
         };
         datapath.follow(&mut state);
         Self {
@@ -199,23 +208,20 @@ impl Control {
         save::to_toml(&self.state.lock().config)
     }
 
-    /// Reads the file again. One line says what changed; in an error, one line a mistake.
+    /// Reads the file again. One line says what changed; in an error, one line a mistake. The log is told as well, whoever asked:
+    /// it is what is looked at later.
     pub(super) fn reload(&self) -> Result<String, String> {
         let mut state = self.state.lock();
         let result = self.reload_file(&mut state);
+        match &result {
+            Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
+            Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
+        }
         state.last_reload = Some(Reload {
             at: self.datapath.clock.now(),
             result: result.clone(),
         });
         result
-    }
-
-    /// On SIGHUP there is nobody to answer but the log.
-    pub(super) fn reload_and_log(&self) {
-        match self.reload() {
-            Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
-            Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
-        }
     }
 
     /// Changes the running configuration by all `edits`, or by none. One line says what changed.

@@ -1,11 +1,13 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod af_xdp;
 mod backends;
+mod collisions;
 mod control;
 mod crew;
 mod drains;
 mod kept;
 mod leads;
+mod notify;
 mod ports;
 mod views;
 
@@ -20,7 +22,7 @@ use mio::unix::SourceFd;
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::{AfXdp, Backend, Config, Loaded};
@@ -37,6 +39,7 @@ use crate::policy::{OwnSources, Policy, differing};
 use crate::worker::Clock;
 use control::{Control, Datapath};
 use crew::Crew;
+use notify::notify;
 
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,10 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::System { what, error }
 }
 
+/// SIGHUP reloads, the others end lbd: also what HAProxy calls a soft stop (SIGUSR1, management guide, section 4) and what a
+/// terminal sends on Ctrl-\ (termios(3), `VQUIT`), which would else leave routes and rules behind.
+const SIGNALS_TAKEN: [i32; 5] = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1];
+
 const SIGNALS: Token = Token(0);
 const ADDRESSES: Token = Token(1);
 const WORKERS: Token = Token(2);
@@ -129,14 +136,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// From now on SIGHUP, SIGTERM and SIGINT wait until [`run`] looks at them: to be called before anything else, so that
-    /// none of them ends lbd with its work half done.
+    /// From now on SIGHUP and the signals that end lbd wait until [`run`] looks at them: to be called before anything else, so
+    /// that none of them ends it with its work half done.
     ///
     /// # Errors
     /// When the system refuses signal handlers.
     pub fn start() -> Result<Self, Error> {
         let poll = Poll::new().map_err(system("epoll"))?;
-        let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT]).map_err(system("signal handlers"))?;
+        let mut signals = Signals::new(SIGNALS_TAKEN).map_err(system("signal handlers"))?;
         let watched = poll.registry().register(&mut signals, SIGNALS, Interest::READABLE);
         watched.map_err(system("to wait for signals"))?;
         let waker = Waker::new(poll.registry(), WORKERS).map_err(system("a waker"))?;
@@ -148,7 +155,7 @@ impl Watch {
     }
 }
 
-/// Serves what `file` said when it was `loaded`, until SIGTERM or SIGINT. `on_ready` is told once traffic is served.
+/// Serves what `file` said when it was `loaded`, until a signal ends it. `on_ready` is told once traffic is served.
 ///
 /// # Errors
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
@@ -318,12 +325,6 @@ fn follow_own_sources(own: &mut OwnSources, former: &Config, config: &Config, ho
     }
 }
 
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot notify systemd over $NOTIFY_SOCKET: {error}");
-    }
-}
-
 /// Addresses and links of a node change in bursts; lbd looks once they have been quiet for as long as this, or soon after.
 const SETTLING: Duration = Duration::from_millis(100);
 
@@ -382,6 +383,7 @@ fn reload(control: &Control) {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!("cannot tell systemd of a reload: {error}"),
     }
-    control.reload_and_log();
+    // The log has been told either way.
+    control.reload().ok();
     notify(&[NotifyState::Ready]);
 }

@@ -64,6 +64,14 @@ pub enum OpenError {
     /// There is no TUN here, or lbd may not use it.
     #[error("/dev/net/tun: {0}; load the module `tun` and run lbd as root or with CAP_NET_ADMIN")]
     Device(io::Error),
+    /// lbd may not make the device.
+    #[error("TUN device {name}: {error}; run lbd as root or with CAP_NET_ADMIN")]
+    NotPermitted {
+        /// Of the device.
+        name: String,
+        /// What the kernel says.
+        error: io::Error,
+    },
     /// The kernel does not give the device.
     #[error(
         "TUN device {name}: {error}; is it another program's, or a device of another kind? see `ip -d link show {name}`, or choose another [tun] name"
@@ -154,8 +162,24 @@ fn attach(name: &str, many: bool) -> Result<File, OpenError> {
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     match result {
         0 => Ok(file),
-        _ => Err(failed(io::Error::last_os_error())),
+        _ => Err(refused(name, io::Error::last_os_error())),
     }
+}
+
+/// What the kernel says to TUNSETIFF, with its cause.
+fn refused(name: &str, error: io::Error) -> OpenError {
+    let name = name.to_owned();
+    // Whoever may open /dev/net/tun may still not make a device (`tun_set_iff`, drivers/net/tun.c).
+    match error.raw_os_error() {
+        Some(libc::EPERM) if !exists(&name) => OpenError::NotPermitted { name, error },
+        _ => OpenError::Attach { name, error },
+    }
+}
+
+fn exists(name: &str) -> bool {
+    let name = CString::new(name).ok();
+    // SAFETY: the pointer is to a text that ends with a zero byte, and lives as long as the call.
+    name.is_some_and(|name| unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
 /// Asks for as much as the kernel has. The setting is the device's, so one queue's call serves all.
@@ -277,4 +301,24 @@ fn receive(file: &mut File, buffer: &mut [u8]) -> io::Result<Option<usize>> {
 
 fn send(file: &mut File, frame: &mut Frame<'_>) -> io::Result<usize> {
     file.write(frame.with_header(HEADER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_missing_capability_unless_there_is_a_device_that_may_be_anothers() {
+        let said = |name| refused(name, io::Error::from_raw_os_error(libc::EPERM)).to_string();
+        let unprivileged = said("lbd-no-such-0");
+        assert!(
+            unprivileged.starts_with("TUN device lbd-no-such-0: Operation not permitted")
+                && unprivileged.ends_with("; run lbd as root or with CAP_NET_ADMIN"),
+            "{unprivileged}"
+        );
+        let taken = said("lo");
+        assert!(taken.contains("is it another program's"), "{taken}");
+        let busy = refused("lbd-no-such-0", io::Error::from_raw_os_error(libc::EBUSY)).to_string();
+        assert!(busy.contains("is it another program's"), "{busy}");
+    }
 }

@@ -410,6 +410,41 @@ fn answers(ruleset: &Ruleset, headers: &Headers) -> (Option<String>, bool, bool,
     )
 }
 
+#[test]
+fn where_two_services_have_one_address_both_modes_serve_the_first_of_them() {
+    let mut rng = Rng::with_seed(1);
+    let mut packet = packet(&mut rng);
+    let ports = Ports {
+        source: 1,
+        destination: 80,
+    };
+    (packet.version, packet.protocol) = (Version::V4, 6);
+    packet.payload = Payload::Tcp(ports, TcpFlags(TcpFlags::SYN));
+    packet.source = IpAddr::from([10, 0, 8, 1]).into();
+    packet.destination = IpAddr::from([10, 0, 9, 1]).into();
+    let spec = |rng: &mut Rng, name| ServiceSpec {
+        protocol: Protocol::Tcp,
+        address: Endpoint::new([10, 0, 9, 1].into(), 80),
+        node_port: None,
+        external_addresses: Vec::new(),
+        ..service(rng, name)
+    };
+    let mut policy = Policy {
+        rules: Vec::new(),
+        services: vec![Arc::new(spec(&mut rng, 0)), Arc::new(spec(&mut rng, 1))],
+        ..policy(&mut rng)
+    };
+    for mode in [Mode::Ipvs, Mode::Iptables] {
+        policy.mode = mode;
+        let ruleset = Registry::new(1).prepare(Arc::new(policy.clone()), None).commit();
+        let (found, ..) = answers(&ruleset, &packet);
+        assert!(
+            found.as_ref().is_some_and(|name| name.starts_with("s0 ")),
+            "{mode:?}: {found:?}"
+        );
+    }
+}
+
 fn describe(service: &Service) -> String {
     let backends: Vec<Endpoint> = service.backends.iter().map(|backend| backend.address).collect();
     format!("{} {:?} {backends:?}", service.identity.name, service.endpoints)

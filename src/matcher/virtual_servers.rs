@@ -14,7 +14,8 @@ pub struct VirtualServers {
     table: SharedMap<Address, Arc<Service>>,
     /// How many services have port 0: where none has, a packet that is none of ours costs one lookup, not two.
     all_ports: usize,
-    /// Whether an address is given twice. A node's address that only the kernel knows may be a service's, too.
+    /// Whether an address is given twice: then it is the first service's, as in iptables mode. A node's address that only the
+    /// kernel knows may be a service's, too.
     ambiguous: bool,
 }
 
@@ -52,7 +53,11 @@ impl VirtualServers {
     fn add(&mut self, service: &Arc<Service>) {
         for address in Address::all_of(service) {
             self.all_ports += usize::from(address.is_for_all_ports());
-            self.ambiguous |= self.table.insert(address, Arc::clone(service)).is_some();
+            if self.at(&address).is_some() {
+                self.ambiguous = true;
+            } else {
+                self.table.insert(address, Arc::clone(service));
+            }
         }
     }
 

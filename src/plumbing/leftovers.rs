@@ -11,7 +11,9 @@ use super::error::Error;
 use super::journal::Journal;
 use super::message;
 use super::netlink::Handle;
-use super::object::{DIVERT_TABLE, Families, Family, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step};
+use super::object::{
+    DIVERT_TABLE, Family, FirstLocalRules, KERNEL, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step,
+};
 use super::sysctl;
 
 /// What was cleared.
@@ -57,16 +59,16 @@ pub fn clear_leftovers(journal: &Path) -> Result<Option<Summary>, Error> {
     Ok((summary != Summary::default()).then_some(summary))
 }
 
-/// Families whose rule for the local table stands at priority 0, where the kernel puts it.
-pub(super) fn first_local_rules(handle: &mut Handle) -> Result<Families, Error> {
-    let mut at_first = |family| -> Result<bool, Error> {
+/// The rules for the local table at priority 0, where the kernel puts one.
+pub(super) fn first_local_rules(handle: &mut Handle) -> Result<FirstLocalRules, Error> {
+    let mut marks = |family| -> Result<Vec<u8>, Error> {
         let rules = rules(handle, family)?;
-        let mut local = rules.iter().filter(|rule| message::is_local_rule(rule));
-        Ok(local.any(|rule| message::priority(rule) == 0))
+        let first = (rules.iter()).filter(|rule| message::is_local_rule(rule) && message::priority(rule) == 0);
+        Ok(first.map(message::mark).collect())
     };
-    Ok(Families {
-        v4: at_first(Family::V4)?,
-        v6: at_first(Family::V6)?,
+    Ok(FirstLocalRules {
+        v4: marks(Family::V4)?,
+        v6: marks(Family::V6)?,
     })
 }
 
@@ -123,7 +125,8 @@ fn clear_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
         .any(|rule| message::is_local_rule(rule) && message::priority(rule) == LOCAL);
     // Who has a local rule elsewhere by now, as Cilium does at 100, does not want it at 0.
     if moved && !others.iter().any(message::is_local_rule) {
-        let back = Step::Undo(Object::NoFirstLocalRule(family));
+        // By whom it was marked has died with that lbd; the kernel's own mark is what all but few have.
+        let back = Step::Undo(Object::NoFirstLocalRule(family, KERNEL));
         if let Some(error) = handle.run_all(&[back], message::Context::nowhere()) {
             return Err(error);
         }

@@ -39,22 +39,25 @@ pub(super) fn of_step(step: &Step, context: &Context) -> (RouteNetlinkMessage, u
         Step::Undo(Object::Route(old)) => (RouteNetlinkMessage::DelRoute(route(old, context)), 0),
         Step::Install(Object::Rule(new)) => (RouteNetlinkMessage::NewRule(rule(new, context)), CREATE),
         Step::Undo(Object::Rule(old)) => (RouteNetlinkMessage::DelRule(rule(old, context)), 0),
-        Step::Install(Object::NoFirstLocalRule(family)) => (RouteNetlinkMessage::DelRule(first_local_rule(*family)), 0),
-        Step::Undo(Object::NoFirstLocalRule(family)) => {
-            (RouteNetlinkMessage::NewRule(first_local_rule(*family)), CREATE)
+        Step::Install(Object::NoFirstLocalRule(family, mark)) => {
+            (RouteNetlinkMessage::DelRule(first_local_rule(*family, *mark)), 0)
+        }
+        Step::Undo(Object::NoFirstLocalRule(family, mark)) => {
+            (RouteNetlinkMessage::NewRule(first_local_rule(*family, *mark)), CREATE)
         }
     }
 }
 
-/// `fib_default_rules_init` of net/ipv4/fib_rules.c, `fib6_rules_net_init` of net/ipv6/fib6_rules.c.
-pub(super) fn first_local_rule(family: Family) -> RuleMessage {
+/// As in `fib_default_rules_init` of net/ipv4/fib_rules.c and `fib6_rules_net_init` of net/ipv6/fib6_rules.c, but for the mark,
+/// with which alone the kernel finds a rule that is to be deleted (`rule_find`, net/core/fib_rules.c).
+fn first_local_rule(family: Family, mark: u8) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = address_family(family);
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Priority(0),
         RuleAttribute::Table(LOCAL_TABLE),
-        RuleAttribute::Protocol(RouteProtocol::Kernel),
+        RuleAttribute::Protocol(RouteProtocol::from(mark)),
     ];
     message
 }
@@ -189,6 +192,18 @@ fn port_range((start, end): (u16, u16)) -> RulePortRange {
 pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     let owner = RuleAttribute::Protocol(RouteProtocol::from(OWNER));
     rule.attributes.contains(&owner)
+}
+
+/// By whom a rule is marked; 0 (`RTPROT_UNSPEC`) where nobody is named.
+pub(super) fn mark(rule: &RuleMessage) -> u8 {
+    let mark = rule.attributes.iter().find_map(|attribute| {
+        if let RuleAttribute::Protocol(protocol) = attribute {
+            Some(u8::from(*protocol))
+        } else {
+            None
+        }
+    });
+    mark.unwrap_or(0)
 }
 
 /// The priority of a rule; the kernel leaves 0 out.

@@ -72,7 +72,7 @@ pub(crate) use netlink::Handle;
 pub(crate) use object::{DIVERT_TABLE, SERVICES_TABLE};
 
 use journal::Journal;
-use object::{Families, Family, Object, Step};
+use object::{Family, FirstLocalRules, Object, Step};
 
 use crate::flow::{Endpoint, Protocol};
 
@@ -83,8 +83,8 @@ pub struct Plumbing {
     device: Device,
     index: u32,
     journal: Journal,
-    /// Families whose local table's rule stood at priority 0 before lbd came.
-    first_local_rule: Families,
+    /// Those that stood at priority 0 before lbd came.
+    first_local_rules: FirstLocalRules,
     plan: Plan,
     installed: Vec<Object>,
     removed: bool,
@@ -100,14 +100,14 @@ impl Plumbing {
     pub fn install(device: Device, plan: Plan, journal: &Path) -> Result<Self, Error> {
         let mut handle = Handle::open()?;
         let journal = Journal::claim(journal, &device.name)?;
-        let first_local_rule = leftovers::first_local_rules(&mut handle)?;
+        let first_local_rules = leftovers::first_local_rules(&mut handle)?;
         let index = device.bring_up(&mut handle)?;
         let mut plumbing = Self {
             handle,
             device,
             index,
             journal,
-            first_local_rule,
+            first_local_rules,
             plan: Plan::default(),
             installed: Vec::new(),
             removed: false,
@@ -130,7 +130,7 @@ impl Plumbing {
         if plan.has_local_ports() {
             sysctl::accept_local(&self.device.name)?;
         }
-        let wanted = object::objects(&plan, self.first_local_rule);
+        let wanted = object::objects(&plan, &self.first_local_rules);
         let steps = object::difference(&self.installed, &wanted);
         self.apply(&steps)?;
         self.installed = wanted;

@@ -378,11 +378,11 @@ impl Outcome {
     }
 }
 
-/// What is to be undone is undone already: the object is gone, or the kernel's own rule is back.
+/// What is to be undone is undone already: the object is gone, or the rule at priority 0 is back.
 fn is_already_so(step: &Step, refusal: &io::Error) -> bool {
     let code = refusal.raw_os_error();
     match step {
-        Step::Undo(Object::NoFirstLocalRule(_)) => code == Some(libc::EEXIST),
+        Step::Undo(Object::NoFirstLocalRule(..)) => code == Some(libc::EEXIST),
         Step::Undo(Object::Route(_) | Object::Rule(_)) => {
             [libc::ENOENT, libc::ESRCH, libc::ENODEV].map(Some).contains(&code)
         }
@@ -393,11 +393,11 @@ fn is_already_so(step: &Step, refusal: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plumbing::object::Family;
+    use crate::plumbing::object::{Family, KERNEL};
 
     #[test]
     fn the_change_of_the_local_rule_is_sent_alone() {
-        let first = Step::Undo(Object::NoFirstLocalRule(Family::V4));
+        let first = Step::Undo(Object::NoFirstLocalRule(Family::V4, KERNEL));
         let rule = || {
             let net = "10.0.0.0/8".parse().unwrap();
             let target = crate::plumbing::object::Target::Unreachable;

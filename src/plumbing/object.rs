@@ -95,18 +95,22 @@ impl Family {
     }
 }
 
-/// A set of families.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Families {
-    pub(super) v4: bool,
-    pub(super) v6: bool,
+/// `RTPROT_KERNEL` (include/uapi/linux/rtnetlink.h), by which the kernel's own rules are marked.
+pub(super) const KERNEL: u8 = 2;
+
+/// The rules for the local table at priority 0, where the kernel puts one: by whom each is marked (FRA_PROTOCOL). Who put it
+/// back by hand has left the mark of `ip`, and there may be several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FirstLocalRules {
+    pub(super) v4: Vec<u8>,
+    pub(super) v6: Vec<u8>,
 }
 
-impl Families {
-    pub(super) const fn contains(self, family: Family) -> bool {
+impl FirstLocalRules {
+    fn of(&self, family: Family) -> &[u8] {
         match family {
-            Family::V4 => self.v4,
-            Family::V6 => self.v6,
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
         }
     }
 }
@@ -174,8 +178,8 @@ pub(super) struct Route {
 pub(super) enum Object {
     Route(Route),
     Rule(Rule),
-    /// The kernel's own rule for the local table at priority 0 is absent.
-    NoFirstLocalRule(Family),
+    /// The rule for the local table at priority 0 that is marked so is absent.
+    NoFirstLocalRule(Family, u8),
 }
 
 /// A change of one object.
@@ -204,7 +208,7 @@ impl Step {
     pub(super) const fn is_barrier(&self) -> bool {
         matches!(
             self,
-            Self::Install(Object::NoFirstLocalRule(_)) | Self::Undo(Object::NoFirstLocalRule(_))
+            Self::Install(Object::NoFirstLocalRule(..)) | Self::Undo(Object::NoFirstLocalRule(..))
         )
     }
 }
@@ -221,8 +225,8 @@ pub(super) fn difference(old: &[Object], new: &[Object]) -> Vec<Step> {
         .collect()
 }
 
-/// Everything that `plan` puts into the kernel; `first_local_rule`: families whose local rule is at priority 0 without lbd.
-pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
+/// Everything that `plan` puts into the kernel; `first_local_rules`: those that are there without lbd.
+pub(super) fn objects(plan: &Plan, first_local_rules: &FirstLocalRules) -> Vec<Object> {
     let mut objects = Vec::new();
     for family in Family::BOTH {
         if plan.uses(family) {
@@ -233,7 +237,7 @@ pub(super) fn objects(plan: &Plan, first_local_rule: Families) -> Vec<Object> {
             objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
             let served = plan.served.iter().cloned().map(Selector::FromInterface);
             objects.extend(served.map(|selector| at(SKIP_ROUTES, selector, Action::Goto(SERVICES))));
-            objects.extend(local_rules(plan, family, first_local_rule.contains(family)));
+            objects.extend(local_rules(plan, family, first_local_rules.of(family)));
             let replies = cover_backends(&of_family(&plan.replies, family));
             let diverted: Vec<Cover> = covers_of(&plan.diverted, family).collect();
             let fragments = (hosts(&replies).map(|(protocol, net)| Selector::AllFrom(protocol, net)))
@@ -280,7 +284,7 @@ pub(super) const fn fragments_rule(family: Family, protocol: Protocol, net: IpNe
 pub(super) fn is_services_rule(object: &Object, family: Family) -> bool {
     match object {
         Object::Rule(rule) => rule.family == family && rule.priority == SERVICES,
-        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+        Object::Route(_) | Object::NoFirstLocalRule(..) => false,
     }
 }
 
@@ -338,14 +342,14 @@ fn routes(plan: &Plan, family: Family) -> Vec<Route> {
 
 /// Local ports must be asked for before the local table, so that table's rule moves back behind them. Where somebody
 /// else has moved it already, lbd's own rule at [`LOCAL`] keeps lbd's later rules behind the local table.
-fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
+fn local_rules(plan: &Plan, family: Family, at_first: &[u8]) -> Vec<Object> {
     let mut ports = cover_local_ports(&of_family(&plan.local_ports, family));
     ports.extend(
         covers_of(&plan.diverted_locally, family)
             .filter(|cover| !ports.contains(cover))
             .collect::<Vec<_>>(),
     );
-    if ports.is_empty() && at_first {
+    if ports.is_empty() && !at_first.is_empty() {
         return Vec::new();
     }
     let at = |priority, selector, action| rule(family, priority, selector, action);
@@ -358,9 +362,7 @@ fn local_rules(plan: &Plan, family: Family, at_first: bool) -> Vec<Object> {
     let ports = ports.into_iter().map(Selector::To);
     objects.extend(ports.map(|to| at(LOCAL_PORTS, to, Action::Lookup(DIVERT_TABLE))));
     objects.extend(fragments);
-    if at_first {
-        objects.push(Object::NoFirstLocalRule(family));
-    }
+    objects.extend(at_first.iter().map(|&mark| Object::NoFirstLocalRule(family, mark)));
     objects
 }
 
@@ -397,8 +399,12 @@ impl fmt::Display for Step {
         match object {
             Object::Route(route) => write!(f, "ip route {verb} {route}"),
             Object::Rule(rule) => write!(f, "ip {} rule {verb} {rule}", rule.family.option()),
-            Object::NoFirstLocalRule(family) => {
+            Object::NoFirstLocalRule(family, KERNEL) => {
                 write!(f, "ip {} rule {opposite} pref 0 lookup local", family.option())
+            }
+            Object::NoFirstLocalRule(family, mark) => {
+                let family = family.option();
+                write!(f, "ip {family} rule {opposite} pref 0 lookup local protocol {mark}")
             }
         }
     }
@@ -449,7 +455,12 @@ impl fmt::Display for Rule {
 mod tests {
     use super::*;
 
-    const FIRST: Families = Families { v4: true, v6: true };
+    fn first() -> FirstLocalRules {
+        FirstLocalRules {
+            v4: vec![KERNEL],
+            v6: vec![KERNEL],
+        }
+    }
 
     fn endpoint(text: &str) -> (Protocol, Endpoint) {
         (Protocol::Tcp, text.parse().unwrap())
@@ -465,7 +476,7 @@ mod tests {
     }
 
     fn commands(old: &Plan, new: &Plan) -> Vec<String> {
-        let steps = difference(&objects(old, FIRST), &objects(new, FIRST));
+        let steps = difference(&objects(old, &first()), &objects(new, &first()));
         steps.iter().map(ToString::to_string).collect()
     }
 
@@ -496,8 +507,8 @@ mod tests {
     #[test]
     fn what_goes_out_goes_in_the_reverse_order() {
         let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &["10.2.0.11:8080"]);
-        let there = difference(&[], &objects(&plan, FIRST));
-        let back = difference(&objects(&plan, FIRST), &[]);
+        let there = difference(&[], &objects(&plan, &first()));
+        let back = difference(&objects(&plan, &first()), &[]);
         let undone: Vec<Step> = there.into_iter().rev().map(Step::inverse).collect();
         assert_eq!(back, undone);
     }
@@ -524,8 +535,8 @@ mod tests {
     #[test]
     fn a_local_rule_that_somebody_else_moved_is_not_put_back() {
         let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &[]);
-        let objects = objects(&plan, Families::default());
-        assert!(!objects.contains(&Object::NoFirstLocalRule(Family::V4)));
+        let objects = objects(&plan, &FirstLocalRules::default());
+        assert!(!objects.contains(&Object::NoFirstLocalRule(Family::V4, KERNEL)));
     }
 
     #[test]

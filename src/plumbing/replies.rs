@@ -77,7 +77,7 @@ pub(super) fn alone(
     let rules: Vec<Object> = whole.chain(fragments).map(Object::Rule).collect();
     let installed = installed.iter().filter(|object| match object {
         Object::Rule(_) => rules.contains(object),
-        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+        Object::Route(_) | Object::NoFirstLocalRule(..) => false,
     });
     installed.cloned().collect()
 }
@@ -123,13 +123,13 @@ fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, I
 fn is_fragments(object: &Object, family: Family) -> bool {
     match object {
         Object::Rule(rule) => rule.family == family && matches!(rule.selector, Selector::AllFrom(..)),
-        Object::Route(_) | Object::NoFirstLocalRule(_) => false,
+        Object::Route(_) | Object::NoFirstLocalRule(..) => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::object::{Families, objects};
+    use super::super::object::{FirstLocalRules, objects};
     use super::*;
 
     fn replies(texts: &[&str]) -> BTreeSet<(Protocol, Endpoint)> {
@@ -146,7 +146,7 @@ mod tests {
             replies: replies(backends),
             ..Plan::default()
         };
-        let installed = objects(&plan, Families::default());
+        let installed = objects(&plan, &FirstLocalRules::default());
         (plan, installed)
     }
 

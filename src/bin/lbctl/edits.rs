@@ -2,6 +2,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use lbd::config::edit::{AffinityChange, BackendFields, Edit, ServiceFields, Which};
@@ -17,11 +18,11 @@ pub(super) enum Service {
     Add {
         /// Its name
         name: String,
-        /// tcp or udp
+        /// tcp, udp or sctp
         #[arg(long)]
         protocol: Protocol,
         /// Where it answers, e.g. 10.96.0.10:80; port 0 is all ports
-        #[arg(long)]
+        #[arg(long, value_parser = endpoint)]
         address: Endpoint,
         #[command(flatten)]
         keys: ServiceKeys,
@@ -31,7 +32,7 @@ pub(super) enum Service {
         /// Its name, or one of its ADDRESS:PORT
         service: String,
         /// Where it answers
-        #[arg(long)]
+        #[arg(long, value_parser = endpoint)]
         address: Option<Endpoint>,
         #[command(flatten)]
         keys: ServiceKeys,
@@ -45,14 +46,14 @@ pub(super) enum Service {
 
 #[derive(Args)]
 pub(super) struct ServiceKeys {
-    /// Other addresses that it answers on, at the same port
-    #[arg(long = "external-address", value_name = "ADDRESS")]
-    external_addresses: Option<Vec<IpAddr>>,
+    /// Another address that it answers on, at the same port; may be given several times; an empty text takes all away
+    #[arg(long = "external-address", value_name = "ADDRESS", value_parser = external_address)]
+    external_addresses: Option<Vec<External>>,
     /// A port of this node's own addresses that it answers on; 0 takes it away
-    #[arg(long)]
+    #[arg(long, value_parser = node_port)]
     node_port: Option<u16>,
-    /// random rr wrr lc wlc sh dh mh sed nq fo ovf lblc lblcr twos
-    #[arg(long)]
+    /// Which algorithm picks a backend
+    #[arg(long, value_parser = scheduler())]
     scheduler: Option<Kind>,
     /// sh-port, sh-fallback, mh-port, mh-fallback, ops; an empty text takes all away
     #[arg(long = "scheduler-flags", value_delimiter = ',', value_name = "FLAGS")]
@@ -64,6 +65,10 @@ pub(super) struct ServiceKeys {
     #[arg(long, value_name = "LENGTH", requires = "persistence")]
     prefix_length: Option<u8>,
 }
+
+/// None is an empty text.
+#[derive(Clone, Copy)]
+struct External(Option<IpAddr>);
 
 #[derive(Clone, Copy)]
 enum Affinity {
@@ -113,6 +118,7 @@ pub(super) struct Place {
     /// The service: its name, or one of its ADDRESS:PORT
     service: String,
     /// Where the backend listens
+    #[arg(value_parser = endpoint)]
     address: Endpoint,
 }
 
@@ -132,7 +138,7 @@ pub(super) struct BackendKeys {
 #[derive(Args)]
 pub(super) struct Timeouts {
     /// TCP, FIN and UDP: of established TCP flows, of closing ones, of UDP flows; e.g. 15m 2m 5m, and 0 leaves one as it is
-    #[arg(num_args = 3, value_names = ["TCP", "FIN", "UDP"], value_parser = seconds, conflicts_with = "json")]
+    #[arg(num_args = 3, value_names = ["TCP", "FIN", "UDP"], value_parser = timeout, conflicts_with = "json")]
     values: Vec<u64>,
     #[command(flatten)]
     pub(super) json: Json,
@@ -147,6 +153,48 @@ fn seconds(text: &str) -> Result<u64, String> {
     duration
         .map(|duration: Duration| duration.as_secs())
         .map_err(|error| format!("{error}: write e.g. 90s, 10m, 1h30m, or whole seconds"))
+}
+
+/// Of lbd's own timeouts: `MAX_TIMEOUT` of ipvsadm.c.
+const LONGEST: u64 = 31 * 24 * 60 * 60;
+
+/// Seconds of a timeout, or 0. A part of a second would be 0, too, and change nothing.
+fn timeout(text: &str) -> Result<u64, String> {
+    let seconds = seconds(text)?;
+    let is_part = seconds == 0 && humantime::parse_duration(text).is_ok_and(|duration| !duration.is_zero());
+    match seconds {
+        0..=LONGEST if !is_part => Ok(seconds),
+        _ => Err("must be 1s to 31days; 0 leaves it as it is".to_owned()),
+    }
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    match (text.parse(), text.parse()) {
+        (Ok(endpoint), _) => Ok(endpoint),
+        (Err(_), Ok(address)) => {
+            let example = Endpoint::new(address, 80);
+            Err(format!("no port: write ADDRESS:PORT, e.g. {example}"))
+        }
+        (Err(_), Err(_)) => Err("not ADDRESS:PORT: write e.g. 10.96.0.10:80 or [fd00::10]:80".to_owned()),
+    }
+}
+
+fn external_address(text: &str) -> Result<External, String> {
+    match (text, text.parse()) {
+        ("", _) => Ok(External(None)),
+        (_, Ok(address)) => Ok(External(Some(address))),
+        (_, Err(_)) => Err("not an address without a port: write e.g. 203.0.113.10 or fd00::10".to_owned()),
+    }
+}
+
+fn node_port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok();
+    port.ok_or_else(|| "not a port, 0 to 65535; 0 takes it away".to_owned())
+}
+
+/// Knows the names, so that it can list them.
+fn scheduler() -> impl TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.map(Kind::name)).try_map(|name| name.parse())
 }
 
 fn affinity(text: &str) -> Result<Affinity, String> {
@@ -169,12 +217,13 @@ impl ServiceKeys {
                 prefix_length: self.prefix_length,
             },
         };
+        let given = |addresses: &Vec<External>| addresses.iter().filter_map(|External(address)| *address).collect();
         let words = |flags: &Vec<String>| flags.iter().filter(|flag| !flag.is_empty()).cloned().collect();
         ServiceFields {
             name: None,
             protocol: None,
             address: None,
-            external_addresses: self.external_addresses.clone(),
+            external_addresses: self.external_addresses.as_ref().map(given),
             node_port: self.node_port,
             scheduler: self.scheduler,
             flags: self.flags.as_ref().map(words),

@@ -109,19 +109,27 @@ pub(super) fn check_own_device(raw: &raw::AfXdp<'_>, tun: &Tun, report: &mut Rep
     }
 }
 
-/// AF_XDP has no device of its own: it must be told which.
+/// AF_XDP has no device of its own: it must be told which. TUN has one, and serves no other.
 pub(super) fn check_interfaces(file: &raw::File<'_>, backend: Backend, report: &mut Report) {
     let given = file.af_xdp.given().map(|table| &table.get_ref().interfaces);
-    let missing = match given {
-        None | Some(Key::Absent) => true,
-        Some(Key::Bad) => false,
-        Some(Key::Given(list)) => list.get_ref().is_empty(),
+    let (missing, named) = match given {
+        None | Some(Key::Absent) => (true, None),
+        Some(Key::Bad) => (false, None),
+        Some(Key::Given(list)) => (list.get_ref().is_empty(), list.get_ref().first()),
     };
     let written = file.datapath.given().and_then(|table| table.get_ref().backend.given());
-    if let (Backend::AfXdp, true, Some(written)) = (backend, missing, written) {
-        let remedy = "interfaces = [\"eth0\"] to [af_xdp]";
-        let problem = format!("no interface is named: add {remedy}");
-        report.bad(offset(written), "backend", "\"af_xdp\"", problem);
+    match (backend, named, written) {
+        (Backend::AfXdp, _, Some(written)) if missing => {
+            let remedy = "interfaces = [\"eth0\"] to [af_xdp]";
+            let problem = format!("no interface is named: add {remedy}");
+            report.bad(offset(written), "backend", "\"af_xdp\"", problem);
+        }
+        (Backend::Tun, Some(named), _) => {
+            let remedy = "set backend = \"af_xdp\" in [datapath] to have them served, or remove them";
+            let message = format!("interfaces are ignored with backend = \"tun\": {remedy}");
+            report.warning(offset(named), message);
+        }
+        (Backend::AfXdp | Backend::Tun, _, _) => {}
     }
 }
 

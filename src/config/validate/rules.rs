@@ -5,12 +5,12 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use toml::Spanned;
 
-use super::services::{Known, PROTOCOLS, require};
+use super::services::{Known, require};
 use super::values::{name, network, offset, ports};
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Key, Scalar, Text};
 use crate::config::suggest::did_you_mean;
-use crate::config::words::meaning_of;
+use crate::config::words::{PROTOCOLS, meaning_of};
 use crate::flow::Protocol;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
 

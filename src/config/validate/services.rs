@@ -11,7 +11,7 @@ use super::values::{address, duration, endpoint, known_word, name, number, offse
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Key, Scalar, Text};
-use crate::config::words::{IDLE_FLAGS, Words, meaning_of};
+use crate::config::words::{IDLE_FLAGS, PROTOCOLS, Words, meaning_of};
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::{BackendSpec, Persistence, ServiceSpec};
 use crate::scheduler::{Flags, IdleFlags, Kind};
@@ -20,10 +20,6 @@ use crate::scheduler::{Flags, IdleFlags, Kind};
 const SHORTEST_AFFINITY: Duration = Duration::from_secs(1);
 /// `ipvsadm -w`.
 const WEIGHTS: std::ops::RangeInclusive<i128> = 0..=65535;
-
-/// Words of `protocol`.
-pub(super) const PROTOCOLS: &Words<Protocol> =
-    &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 
 /// Words of `scheduler`.
 const SCHEDULERS: [(&str, Kind); Kind::ALL.len()] = {
@@ -36,12 +32,13 @@ const SCHEDULERS: [(&str, Kind); Kind::ALL.len()] = {
     words
 };
 
-/// Words of `scheduler_flags`: the scheduler that knows each, and what it sets.
-const FLAGS: &Words<(Kind, Flags)> = &[
-    ("sh-port", (Kind::Sh, PORT)),
-    ("sh-fallback", (Kind::Sh, FALLBACK)),
-    ("mh-port", (Kind::Mh, PORT)),
-    ("mh-fallback", (Kind::Mh, FALLBACK)),
+/// Words of `scheduler_flags`: the scheduler that knows each, and what it sets; None for [`ONE_PACKET`].
+const FLAGS: &Words<Option<(Kind, Flags)>> = &[
+    ("sh-port", Some((Kind::Sh, PORT))),
+    ("sh-fallback", Some((Kind::Sh, FALLBACK))),
+    ("mh-port", Some((Kind::Mh, PORT))),
+    ("mh-fallback", Some((Kind::Mh, FALLBACK))),
+    (ONE_PACKET, None),
 ];
 /// The word of `scheduler_flags` that is for every scheduler: `ipvsadm -o`.
 pub(in crate::config) const ONE_PACKET: &str = "ops";
@@ -240,12 +237,12 @@ fn flags(raw: &raw::Service<'_>, kind: Kind, protocol: Option<Protocol>, report:
     let mut flags = Flags::default();
     let mut one_packet = false;
     for text in raw.scheduler_flags.items() {
-        if *text.get_ref() == ONE_PACKET {
+        let Some(meaning) = known_word("scheduler_flags", text, FLAGS, report) else {
+            continue;
+        };
+        let Some((owner, flag)) = meaning else {
             one_packet = true;
             check_datagrams(text, protocol, report);
-            continue;
-        }
-        let Some((owner, flag)) = known_word("scheduler_flags", text, FLAGS, report) else {
             continue;
         };
         if owner != kind {
@@ -271,7 +268,8 @@ fn check_datagrams(text: &Spanned<Text<'_>>, protocol: Option<Protocol>, report:
 }
 
 fn flags_of(kind: Kind) -> String {
-    let known = FLAGS.iter().filter(|(_, (owner, _))| *owner == kind);
+    let is_of_kind = |meaning: &Option<(Kind, Flags)>| meaning.is_some_and(|(owner, _)| owner == kind);
+    let known = FLAGS.iter().filter(|(_, meaning)| is_of_kind(meaning));
     let known: Vec<&str> = known.map(|&(word, _)| word).collect();
     if known.is_empty() {
         return "which has no flags: remove it or change the scheduler".to_owned();

@@ -267,6 +267,19 @@ fn rules_in_ipvs_mode_are_warned_of() {
 }
 
 #[test]
+fn interfaces_that_nothing_serves_are_warned_of() {
+    let interfaces = "[af_xdp]\ninterfaces = [\"eth0\"]\n";
+    assert_eq!(
+        warnings(interfaces),
+        [
+            r#"lbd.toml:2:15: interfaces are ignored with backend = "tun": set backend = "af_xdp" in [datapath] to have them served, or remove them"#
+        ]
+    );
+    assert!(warnings(&format!("[datapath]\nbackend = \"af_xdp\"\n{interfaces}")).is_empty());
+    assert!(warnings("[af_xdp]\ninterfaces = []\n").is_empty());
+}
+
+#[test]
 fn a_pool_that_cannot_serve_a_family_is_warned_of() {
     let pool = "[nat]\npool = [\"198.18.0.0/28\"]\n";
     assert_eq!(
