@@ -4,9 +4,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
-use super::{Config, DIR, Ran, Rig, enter, wait_until};
+use super::{Config, DIR, Ran, Rig, enter, process_id, wait_until};
 
 /// What lbd writes to stderr.
 pub(crate) const LOG: &str = "/run/rig/lbd.log";
@@ -138,11 +138,7 @@ impl<'a> Lbd<'a> {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a process id");
-        kill_process(pid, signal).expect("cannot signal lbd");
+        kill_process(process_id(&self.child), signal).expect("cannot signal lbd");
     }
 }
 
