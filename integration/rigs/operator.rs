@@ -90,7 +90,7 @@ fn lbctl_shows_the_connections_that_live() {
         for mode in [Mode::Ipvs, Mode::Iptables] {
             let lbd = served(&rig, mode);
             let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
-            std::thread::sleep(Duration::from_millis(500));
+            lbd.wait_for_established(1);
             let connections = lbd.lbctl("connections -n").ok();
             let established = connections
                 .lines()

@@ -62,9 +62,7 @@ fn an_association_says_something_and_hears_it_back_from_every_server() {
             // One after the other: two stacks in user space on one host hear each other's packets.
             for word in ["one", "two", "three"] {
                 let client = rig.spawn("client", &converse(family, word, 1));
-                wait_until("an association", Duration::from_secs(5), || {
-                    lbd.lbctl("ipvsadm -Lnc").ok().contains(" ESTABLISHED ")
-                });
+                lbd.wait_for_established(1);
                 assert_heard(&client.wait().ok(), word);
             }
             let table = lbd.lbctl("ipvsadm -Lnc").ok();
@@ -95,9 +93,7 @@ fn an_association_outlives_a_reload_that_takes_its_server_away() {
         config.services[0].backends.truncate(1);
         let lbd = rig.lbd(&config);
         let client = rig.spawn("client", &converse(Family::V4, "hello", 3));
-        wait_until("an association", Duration::from_secs(5), || {
-            lbd.lbctl("ipvsadm -Lnc").ok().contains(" ESTABLISHED ")
-        });
+        lbd.wait_for_established(1);
         config.services[0].backends[0].0 = Family::V4.server(2, ECHO);
         lbd.reload(&config.to_string()).ok();
         assert_heard(&client.wait().ok(), "hello");

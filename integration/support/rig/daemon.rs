@@ -79,6 +79,15 @@ impl<'a> Lbd<'a> {
             .sh("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
     }
 
+    /// Waits until so many connections are established, by its own table.
+    #[track_caller]
+    pub(crate) fn wait_for_established(&self, count: usize) {
+        wait_until("connections that are established", Duration::from_secs(30), || {
+            let table = self.lbctl("ipvsadm -Lnc").ok();
+            table.lines().filter(|line| line.contains(" ESTABLISHED ")).count() == count
+        });
+    }
+
     /// `lbctl status --json`.
     #[track_caller]
     pub(crate) fn status(&self) -> serde_json::Value {
