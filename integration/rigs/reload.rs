@@ -54,7 +54,7 @@ fn services_come_and_go_with_a_reload() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
             let more = Config::new(mode, vec![Service::web(family), Service::dns(family)]);
             lbd.hangup(&more.to_string());
-            wait_until("the new service", Duration::from_secs(2), || {
+            wait_until("the new service", Duration::from_secs(10), || {
                 rig.dig("client", family.dns()).code == 0
             });
             assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1]);
@@ -80,7 +80,7 @@ fn downloads_live_through_a_switch_of_the_mode() {
                 sleep(Duration::from_millis(600));
                 lbd.hangup(&config(mode));
                 let switched = || lbd.lbctl("mode").out.contains(mode.name());
-                wait_until("the switch", Duration::from_secs(2), switched);
+                wait_until("the switch", Duration::from_secs(10), switched);
             }
             assert_complete(downloads, &expected);
             let (answered, failures) = load.stop();

@@ -69,7 +69,7 @@ fn a_link_of_lbd_with_another_mac_is_served_on() {
                 "ip neigh replace 10.2.0.1 lladdr {mac} dev eth0 && ip neigh replace fd00:2::1 lladdr {mac} dev eth0"
             );
             rig.sh("s1", &learn).ok();
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_secs(1));
             talk.say("after");
             lbd.terminate();
         }

@@ -42,7 +42,7 @@ impl<'a> Lbd<'a> {
             child: command.spawn().expect("cannot start lbd"),
             notify,
         };
-        wait_until("`lbd ready:`", Duration::from_secs(30), || {
+        wait_until("`lbd ready:`", Duration::from_secs(60), || {
             let gone = lbd.child.try_wait().expect("cannot ask for a child");
             assert!(gone.is_none(), "lbd ended ({gone:?}) and said: {}", lbd.log());
             lbd.log().contains("lbd ready:")
@@ -126,7 +126,7 @@ impl<'a> Lbd<'a> {
     fn end(mut self, signal: Signal) {
         self.signal(signal);
         let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
-        wait_until("lbd's end", Duration::from_secs(10), ended);
+        wait_until("lbd's end", Duration::from_secs(30), ended);
         let status = self.child.wait().expect("cannot wait for lbd");
         assert_eq!(status.code(), Some(0), "lbd said: {}", self.log());
     }
@@ -135,7 +135,7 @@ impl<'a> Lbd<'a> {
     #[track_caller]
     pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
-        wait_until("lbd's end", Duration::from_secs(5), ended);
+        wait_until("lbd's end", Duration::from_secs(20), ended);
         let status = self.child.wait().expect("cannot wait for lbd");
         (status.code(), self.log())
     }

@@ -232,9 +232,12 @@ fn process_id(child: &Child) -> Pid {
 /// Waits until `done`, looking often: at least so many times, for on a busy machine one look may take all the time.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
+    const LOOKS: u32 = 20;
+    let (start, mut looks) = (Instant::now(), 1);
     while !done() {
-        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        let goes_on = looks < LOOKS || start.elapsed() < limit;
+        assert!(goes_on, "waited {limit:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
+        looks += 1;
     }
 }

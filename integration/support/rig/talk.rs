@@ -163,7 +163,7 @@ impl Watch {
         command.stdin(Stdio::null()).stdout(file(&seen)).stderr(file(&said));
         let child = command.spawn().expect("cannot run tcpdump");
         let listens = || fs::read_to_string(&said).is_ok_and(|text| text.contains("listening on"));
-        wait_until("tcpdump", Duration::from_secs(5), listens);
+        wait_until("tcpdump", Duration::from_secs(30), listens);
         Self { child, seen }
     }
 
@@ -171,7 +171,7 @@ impl Watch {
     #[track_caller]
     pub(crate) fn sees(&self, parts: &[&str]) {
         let mut text = String::new();
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         wait_until(&format!("{parts:?} on the wire"), limit, || {
             text = fs::read_to_string(&self.seen).unwrap_or_default();
             parts.iter().all(|part| text.contains(part))
