@@ -16,11 +16,15 @@ die() {
     exit 1
 }
 
-# install_missing COMMAND:PACKAGE...: by apt, as root or by sudo; returns 1 and says what is missing where it cannot.
+# has COMMAND|/FILE
+has() { command -v "$1" >/dev/null || [[ $1 == /* && -e $1 ]]; }
+
+# install_missing COMMAND:PACKAGE|/FILE:PACKAGE...: by apt, as root or by sudo; returns 1 and says what is missing where it
+# cannot.
 install_missing() {
     local pair packages=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+        has "${pair%%:*}" || packages+=("${pair#*:}")
     done
     ((${#packages[@]})) || return 0
     install_packages "${packages[@]}"
@@ -28,15 +32,16 @@ install_missing() {
 
 # install_packages PACKAGE...: the same, whatever commands they hold.
 install_packages() {
-    local packages=("$@") sudo=() get
+    local packages=("$@") sudo=() get install
     if ((EUID != 0)); then sudo=(sudo -n); fi
     if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
         say "installing: ${packages[*]}"
-        get=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
+        get=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
+            -o Acquire::Retries=5 -o Acquire::http::Timeout=30)
+        install=("${get[@]}" install -y --no-install-recommends "${packages[@]}")
         quiet_services "${sudo[@]}"
         # A machine with fresh package lists needs no update, and one without network may not do one.
-        "${get[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
-            { "${get[@]}" update && "${get[@]}" install -y --no-install-recommends "${packages[@]}"; } >/dev/null
+        "${install[@]}" >/dev/null 2>&1 || up_to_three_times update_and_install >/dev/null
         local result=$?
         loud_services "${sudo[@]}"
         ((result)) || return 0
@@ -44,6 +49,12 @@ install_packages() {
     say "missing, and not to be installed from here: ${packages[*]}"
     return 1
 }
+
+# With the words of install_packages, which alone calls it.
+update_and_install() { "${get[@]}" update && "${install[@]}"; }
+
+# up_to_three_times COMMAND...: until it succeeds; a mirror that is being written, or a network, has bad moments.
+up_to_three_times() { "$@" || { sleep 10 && "$@"; } || { sleep 10 && "$@"; }; }
 
 # Only the programs are wanted: installing nginx must not start a web server on this machine, now or at the next boot.
 quiet_services() {

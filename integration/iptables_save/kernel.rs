@@ -17,7 +17,7 @@ fn restored(program: &str, text: &str) -> Option<Result<(), String>> {
         return None;
     }
     let mut child = Command::new("unshare")
-        .args(["-rn", program, "--test"])
+        .args(["-rn", program, "-w", "10", "--test"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -60,11 +60,11 @@ fn through_the_kernel(text: &str) -> Option<String> {
     let file = tempfile::NamedTempFile::new().ok().filter(|_| usable)?;
     std::fs::write(file.path(), text).ok()?;
     let six = if text.contains("\n-6 ") {
-        "ip6tables-restore < $0 &&"
+        "ip6tables-restore -w 10 < $0 &&"
     } else {
         ""
     };
-    let script = format!("iptables-restore < $0 && {six} iptables-save && ip6tables-save");
+    let script = format!("iptables-restore -w 10 < $0 && {six} iptables-save && ip6tables-save");
     let output = Command::new("unshare")
         .args(["-rn", "sh", "-c", &script])
         .arg(file.path())

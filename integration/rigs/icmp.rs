@@ -156,7 +156,7 @@ fn a_flood_of_datagrams_that_nobody_takes_is_not_answered_by_a_flood() {
             );
             rig.sh("client", &flood).ok();
             let limited = || lbd.lbctl("drops").ok().contains("rate_limited");
-            wait_until("the reason", Duration::from_secs(2), limited);
+            wait_until("the reason", Duration::from_secs(10), limited);
             lbd.terminate();
         }
     });

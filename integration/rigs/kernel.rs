@@ -25,6 +25,7 @@ fn the_rig_serves_http_and_dns_through_the_kernels_own_nat() {
             assert_eq!(rig.dig("client", family.dns()).ok(), "s2\n");
             let load = Load::start("client", &family.web());
             std::thread::sleep(std::time::Duration::from_millis(500));
+            load.go_on_until_answered(50);
             let (answered, failures) = load.stop();
             assert!(
                 answered > 50 && failures.is_empty(),

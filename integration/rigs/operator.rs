@@ -90,7 +90,7 @@ fn lbctl_shows_the_connections_that_live() {
         for mode in [Mode::Ipvs, Mode::Iptables] {
             let lbd = served(&rig, mode);
             let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
-            std::thread::sleep(Duration::from_millis(500));
+            lbd.wait_for_established(1);
             let connections = lbd.lbctl("connections -n").ok();
             let established = connections
                 .lines()
@@ -349,8 +349,10 @@ fn a_drained_backend_shows_what_is_left_and_its_flows_end_at_the_deadline() {
         let rig = Rig::new();
         let config = Config::new(Mode::Ipvs, vec![Service::tcp(Family::V4, 80, 8080, &[1])]);
         let lbd = rig.lbd(&config);
-        let download = rig.spawn("client", "curl -sS -o /dev/null --max-time 20 http://10.96.0.10/slow");
-        std::thread::sleep(Duration::from_millis(500));
+        // It would take 16 s; lbd looks every two seconds whose time is up.
+        let slowly = "curl -sS -o /dev/null --limit-rate 1M --max-time 30 http://10.96.0.10/slow";
+        let download = rig.spawn("client", slowly);
+        lbd.wait_for_established(1);
         let backend = Family::V4.server(1, 8080);
         let drain = lbd.lbctl(&format!("backend drain {backend} --deadline 1s --json")).ok();
         let value: serde_json::Value = serde_json::from_str(&drain).expect("JSON");

@@ -14,13 +14,35 @@ fn a_thousand_connections_from_one_port_go_without_a_stall() {
         let rig = Rig::new();
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
-            let slowest = reuse_port("client", &family.web(), 12_345, 1_000);
-            println!("slowest: {slowest:?}");
-            // A SYN that is lost or misled is sent again after a second (RFC 6298 section 2.1).
-            assert!(slowest < Duration::from_millis(900), "{slowest:?}");
+            assert_no_stall(&rig, &family.web(), 12_345, 1_000);
             lbd.terminate();
         }
     });
+}
+
+/// A SYN that is lost or misled is sent again after a second (RFC 6298 section 2.1). On a busy machine a connection may take
+/// as long though none was.
+#[track_caller]
+fn assert_no_stall(rig: &Rig, address: &str, port: u16, times: u32) {
+    let before = repeated_syns(rig);
+    let slowest = reuse_port("client", address, port, times);
+    let repeated = repeated_syns(rig) - before;
+    println!("slowest: {slowest:?}, SYNs sent again: {repeated}");
+    let is_slow = slowest >= Duration::from_millis(900);
+    assert!(
+        !is_slow || repeated == 0,
+        "{slowest:?}, and {repeated} SYNs were sent again"
+    );
+}
+
+/// SYNs that the client has sent more than once, by its kernel's count.
+#[track_caller]
+fn repeated_syns(rig: &Rig) -> u64 {
+    let count = rig.sh(
+        "client",
+        "nstat -asz TcpExtTCPSynRetrans | awk '/SynRetrans/ { print $2 }'",
+    );
+    count.ok().trim().parse().expect("a count")
 }
 
 #[test]
@@ -79,8 +101,7 @@ fn a_port_that_a_proxy_on_this_host_has_just_answered_is_served_by_lbd_at_once()
             Conversation::open_from("client", port, &vip).wait_for_the_end();
             rig.sh("lb", &format!("ip address del {address} dev lo")).ok();
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
-            let took = reuse_port("client", &family.web(), port, 1);
-            assert!(took < Duration::from_millis(900), "{took:?}");
+            assert_no_stall(&rig, &family.web(), port, 1);
             lbd.terminate();
         }
     });

@@ -1,6 +1,6 @@
 //! Changes under load: what is in flight does not notice.
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::rig::{Config, DIR, Family, Load, Mode, Rig, Running, Service, isolated, matrix, wait_until};
 
@@ -54,7 +54,7 @@ fn services_come_and_go_with_a_reload() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
             let more = Config::new(mode, vec![Service::web(family), Service::dns(family)]);
             lbd.hangup(&more.to_string());
-            wait_until("the new service", Duration::from_secs(2), || {
+            wait_until("the new service", Duration::from_secs(10), || {
                 rig.dig("client", family.dns()).code == 0
             });
             assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1]);
@@ -80,7 +80,7 @@ fn downloads_live_through_a_switch_of_the_mode() {
                 sleep(Duration::from_millis(600));
                 lbd.hangup(&config(mode));
                 let switched = || lbd.lbctl("mode").out.contains(mode.name());
-                wait_until("the switch", Duration::from_secs(2), switched);
+                wait_until("the switch", Duration::from_secs(10), switched);
             }
             assert_complete(downloads, &expected);
             let (answered, failures) = load.stop();
@@ -102,7 +102,7 @@ fn a_download_from_a_backend_that_is_removed_completes() {
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
             let downloads: Vec<Running> = (0..3).map(|_| download(&rig, &family.web())).collect();
-            sleep(Duration::from_millis(500));
+            lbd.wait_for_established(3);
             let rest = Config::new(mode, vec![Service::tcp(family, 80, 8080, &[2])]);
             lbd.reload(&rest.to_string()).ok();
             assert_eq!(
@@ -125,7 +125,7 @@ fn a_download_lives_on_when_its_backend_is_drained() {
             let mut service = Service::tcp(family, 80, 8080, &[1, 2]);
             let lbd = rig.lbd(&Config::new(mode, vec![service.clone()]));
             let downloads: Vec<Running> = (0..2).map(|_| download(&rig, &family.web())).collect();
-            sleep(Duration::from_millis(500));
+            lbd.wait_for_established(2);
             service.backends[0].1 = 0;
             lbd.reload(&Config::new(mode, vec![service]).to_string()).ok();
             assert_eq!(rig.spread("client", &family.web(), 4), [0, 4, 0]);
@@ -144,12 +144,15 @@ fn a_download_from_a_removed_backend_is_reset_where_the_operator_wants_that() {
             config.more = "[conntrack]\non_backend_removed = \"reset\"\n";
             let lbd = rig.lbd(&config);
             let download = download(&rig, &family.web());
+            lbd.wait_for_established(1);
+            // curl has another word for a connection that is reset before it has asked.
             sleep(Duration::from_millis(500));
+            let start = Instant::now();
             config.services = vec![Service::tcp(family, 80, 8080, &[2])];
             lbd.reload(&config.to_string()).ok();
             let ran = download.wait();
             assert_eq!(ran.code, 56, "curl says that its peer reset the connection: {ran:?}");
-            assert!(ran.took < Duration::from_secs(3), "{ran:?}");
+            assert!(start.elapsed() < Duration::from_millis(2500), "{ran:?}");
             lbd.terminate();
         }
     });

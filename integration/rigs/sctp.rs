@@ -23,8 +23,10 @@ fn rig() -> Rig {
 fn serve(rig: &Rig) -> [crate::rig::Running; 3] {
     SERVERS.map(|server| {
         let running = rig.spawn(server, "exec /usr/lib/usrsctp/echo_server");
-        let listens = || !rig.sh(server, "cat /proc/net/raw /proc/net/raw6").ok().is_empty();
-        wait_until("an SCTP server", Duration::from_secs(5), listens);
+        // One for each family, below a title.
+        let sockets = || rig.sh(server, "tail -qn +2 /proc/net/raw /proc/net/raw6").ok();
+        let listens = || sockets().lines().count() == 2;
+        wait_until("an SCTP server", Duration::from_secs(30), listens);
         running
     })
 }
@@ -62,12 +64,14 @@ fn an_association_says_something_and_hears_it_back_from_every_server() {
             // One after the other: two stacks in user space on one host hear each other's packets.
             for word in ["one", "two", "three"] {
                 let client = rig.spawn("client", &converse(family, word, 1));
-                wait_until("an association", Duration::from_secs(5), || {
-                    lbd.lbctl("ipvsadm -Lnc").ok().contains(" ESTABLISHED ")
-                });
+                lbd.wait_for_established(1);
                 assert_heard(&client.wait().ok(), word);
             }
-            let table = lbd.lbctl("ipvsadm -Lnc").ok();
+            let mut table = String::new();
+            wait_until("the end of three associations", Duration::from_secs(10), || {
+                table = lbd.lbctl("ipvsadm -Lnc").ok();
+                table.matches(" CLOSED ").count() >= 3
+            });
             for number in 1..=3 {
                 let server = family.server(number, ECHO);
                 assert_eq!(
@@ -95,9 +99,7 @@ fn an_association_outlives_a_reload_that_takes_its_server_away() {
         config.services[0].backends.truncate(1);
         let lbd = rig.lbd(&config);
         let client = rig.spawn("client", &converse(Family::V4, "hello", 3));
-        wait_until("an association", Duration::from_secs(5), || {
-            lbd.lbctl("ipvsadm -Lnc").ok().contains(" ESTABLISHED ")
-        });
+        lbd.wait_for_established(1);
         config.services[0].backends[0].0 = Family::V4.server(2, ECHO);
         lbd.reload(&config.to_string()).ok();
         assert_heard(&client.wait().ok(), "hello");

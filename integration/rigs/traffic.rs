@@ -3,6 +3,9 @@ use std::time::Duration;
 
 use crate::rig::{Config, Family, Mode, Rig, SERVERS, Service, isolated, matrix, wait_until};
 
+/// Before curl and dig give up, which they do after 5 s; starting them takes a busy machine a second or two.
+const SOON: Duration = Duration::from_secs(4);
+
 #[test]
 fn round_robin_gives_every_server_the_same_number_of_requests() {
     isolated(|| {
@@ -25,7 +28,7 @@ fn random_reaches_every_server() {
                 ..Service::web(family)
             };
             let lbd = rig.lbd(&Config::new(mode, vec![service]));
-            let spread = rig.spread("client", &family.web(), 90);
+            let spread = rig.spread("client", &family.web(), 120);
             assert!(spread.iter().all(|count| *count > 10), "{spread:?}");
             lbd.terminate();
         }
@@ -181,10 +184,7 @@ fn a_service_without_backends_refuses_at_once() {
             let lbd = rig.lbd(&Config::new(mode, vec![web, dns]));
             for from in ["client", "lb"] {
                 let get = rig.get(from, &family.web());
-                assert!(
-                    get.code == 7 && get.took < Duration::from_secs(1),
-                    "refused (7) in {from}: {get:?}"
-                );
+                assert!(get.code == 7 && get.took < SOON, "refused (7) in {from}: {get:?}");
                 assert_refused_udp(&rig, from, family.dns());
             }
             lbd.terminate();
@@ -197,10 +197,7 @@ fn a_service_without_backends_refuses_at_once() {
 fn assert_refused_udp(rig: &Rig, from: &str, server: &str) {
     let dig = rig.sh(from, &format!("dig @{server} +tries=1 +time=5 who.lbd.test"));
     let refused = dig.out.contains("refused") || dig.err.contains("refused");
-    assert!(
-        refused && dig.took < Duration::from_secs(2),
-        "refused in {from}: {dig:?}"
-    );
+    assert!(refused && dig.took < SOON, "refused in {from}: {dig:?}");
 }
 
 #[test]
@@ -231,10 +228,7 @@ fn a_port_of_a_service_address_without_a_service_fails_fast_and_does_not_loop() 
             let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
             for from in ["client", "lb"] {
                 let get = rig.get(from, &family.vip(99));
-                assert!(
-                    get.code != 0 && get.took < Duration::from_secs(2),
-                    "an error, soon, in {from}: {get:?}"
-                );
+                assert!(get.code != 0 && get.took < SOON, "an error, soon, in {from}: {get:?}");
             }
             let packets = lbd.packets_on_tun();
             assert!(
@@ -300,10 +294,7 @@ fn rules_of_the_operator_come_before_the_services() {
         assert_eq!(rig.spread("client", "10.96.0.10:80", 3), [1, 1, 1]);
         assert_eq!(rig.spread("client", "10.96.0.10:8500", 3), [1, 1, 1]);
         let refused = rig.get("s2", "10.96.0.10:80");
-        assert!(
-            refused.code == 7 && refused.took < Duration::from_secs(1),
-            "{refused:?}"
-        );
+        assert!(refused.code == 7 && refused.took < SOON, "{refused:?}");
         lbd.terminate();
     });
 }

@@ -142,6 +142,7 @@ const REPLUG: &str = "ip link del s3
 fn assert_load_is_served(address: &str) {
     let load = Load::start("client", address);
     std::thread::sleep(Duration::from_secs(1));
+    load.go_on_until_answered(50);
     let (answered, failures) = load.stop();
     assert!(
         failures.is_empty() && answered > 50,

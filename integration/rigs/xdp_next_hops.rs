@@ -2,7 +2,8 @@
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, DIR, Family, Load, Mode, Rig, Running, Service, isolated_xdp, matrix, tcp_echo, wait_until,
+    Config, Conversation, DIR, Family, Lbd, Load, Mode, Rig, Running, Service, isolated_xdp, matrix, tcp_echo,
+    wait_until,
 };
 
 /// s1 with another link to lb, which carries nothing at first.
@@ -41,7 +42,7 @@ fn assert_served_on_after(change: fn(usize) -> String) {
     let expected = sum(&rig);
     for (number, (mode, family)) in matrix().enumerate() {
         let lbd = rig.lbd(&Config::xdp(mode, vec![Service::tcp(family, 80, 8080, &[1])]));
-        let mut download = download(&rig, family);
+        let mut download = download(&rig, &lbd, family);
         rig.sh("s1", &change(number)).ok();
         assert!(download.runs(), "the download ended before the change");
         assert_served_soon(&rig, family);
@@ -68,7 +69,7 @@ fn a_link_of_lbd_with_another_mac_is_served_on() {
                 "ip neigh replace 10.2.0.1 lladdr {mac} dev eth0 && ip neigh replace fd00:2::1 lladdr {mac} dev eth0"
             );
             rig.sh("s1", &learn).ok();
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_secs(1));
             talk.say("after");
             lbd.terminate();
         }
@@ -116,7 +117,7 @@ fn a_server_whose_link_goes_down_is_served_by_its_other_one() {
         let rig = Rig::changed(SECOND_LINK);
         let lbd = rig.lbd(&over_both_links(Mode::Ipvs, Family::V4));
         let expected = sum(&rig);
-        let download = download(&rig, Family::V4);
+        let download = download(&rig, &lbd, Family::V4);
         rig.sh("lb", "ip link set s1 down").ok();
         route(&rig, "s1b", "eth1");
         assert_served_soon(&rig, Family::V4);
@@ -152,10 +153,10 @@ fn received(rig: &Rig, link: &str) -> u64 {
 }
 
 /// A download of about 4 s by the service, which has begun.
-fn download(rig: &Rig, family: Family) -> Running {
+fn download(rig: &Rig, lbd: &Lbd<'_>, family: Family) -> Running {
     let get = format!("curl -sS --max-time 30 http://{}/slow | sha256sum", family.web());
     let download = rig.spawn("client", &get);
-    std::thread::sleep(Duration::from_millis(700));
+    lbd.wait_for_established(1);
     download
 }
 

@@ -4,9 +4,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
-use super::{Config, DIR, Ran, Rig, enter, wait_until};
+use super::{Config, DIR, Ran, Rig, enter, process_id, wait_until};
 
 /// What lbd writes to stderr.
 pub(crate) const LOG: &str = "/run/rig/lbd.log";
@@ -42,7 +42,7 @@ impl<'a> Lbd<'a> {
             child: command.spawn().expect("cannot start lbd"),
             notify,
         };
-        wait_until("`lbd ready:`", Duration::from_secs(30), || {
+        wait_until("`lbd ready:`", Duration::from_secs(60), || {
             let gone = lbd.child.try_wait().expect("cannot ask for a child");
             assert!(gone.is_none(), "lbd ended ({gone:?}) and said: {}", lbd.log());
             lbd.log().contains("lbd ready:")
@@ -77,6 +77,15 @@ impl<'a> Lbd<'a> {
     pub(crate) fn lbctl(&self, arguments: &str) -> Ran {
         self.rig
             .sh("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
+    }
+
+    /// Waits until so many connections are established, by its own table.
+    #[track_caller]
+    pub(crate) fn wait_for_established(&self, count: usize) {
+        wait_until("connections that are established", Duration::from_secs(30), || {
+            let table = self.lbctl("ipvsadm -Lnc").ok();
+            table.lines().filter(|line| line.contains(" ESTABLISHED ")).count() == count
+        });
     }
 
     /// `lbctl status --json`.
@@ -117,7 +126,7 @@ impl<'a> Lbd<'a> {
     fn end(mut self, signal: Signal) {
         self.signal(signal);
         let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
-        wait_until("lbd's end", Duration::from_secs(10), ended);
+        wait_until("lbd's end", Duration::from_secs(30), ended);
         let status = self.child.wait().expect("cannot wait for lbd");
         assert_eq!(status.code(), Some(0), "lbd said: {}", self.log());
     }
@@ -126,7 +135,7 @@ impl<'a> Lbd<'a> {
     #[track_caller]
     pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let ended = || self.child.try_wait().is_ok_and(|gone| gone.is_some());
-        wait_until("lbd's end", Duration::from_secs(5), ended);
+        wait_until("lbd's end", Duration::from_secs(20), ended);
         let status = self.child.wait().expect("cannot wait for lbd");
         (status.code(), self.log())
     }
@@ -138,11 +147,7 @@ impl<'a> Lbd<'a> {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a process id");
-        kill_process(pid, signal).expect("cannot signal lbd");
+        kill_process(process_id(&self.child), signal).expect("cannot signal lbd");
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,8 @@ pub(super) fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> 
 /// Short HTTP requests, one connection each, as fast as some clients go, until stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<(usize, Vec<String>)>>,
+    answered: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
@@ -42,43 +43,55 @@ impl Load {
         clients: u64,
         choose: impl Fn(&mut fastrand::Rng) -> String + Clone + Send + 'static,
     ) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, answered) = (Arc::default(), Arc::default());
         let client = |seed| {
-            let (stop, choose) = (Arc::clone(&stop), choose.clone());
+            let (stop, answered, choose) = (Arc::clone(&stop), Arc::clone(&answered), choose.clone());
             let mut rng = fastrand::Rng::with_seed(seed);
             let server = move || choose(&mut rng).parse().expect("an address with a port");
-            inside(namespace, move || ask_until(&stop, server))
+            inside(namespace, move || ask_until(&stop, &answered, server))
         };
         let clients = (0..clients).map(client).collect();
-        Self { stop, clients }
+        Self {
+            stop,
+            answered,
+            clients,
+        }
+    }
+
+    /// Goes on until more than so many requests are answered, or for 10 s; [`Self::stop`] tells which.
+    pub(crate) fn go_on_until_answered(&self, requests: usize) {
+        let start = Instant::now();
+        while self.answered.load(Ordering::Relaxed) <= requests && start.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Ends the clients: how many requests were answered, and what became of the others.
     pub(crate) fn stop(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
-        let results = self
+        let failures = self
             .clients
             .into_iter()
-            .map(|client| client.join().expect("a client panicked"));
-        results.fold((0, Vec::new()), |(answered, mut failures), (more, failed)| {
-            failures.extend(failed);
-            (answered + more, failures)
-        })
+            .flat_map(|client| client.join().expect("a client panicked"))
+            .collect();
+        (self.answered.load(Ordering::Relaxed), failures)
     }
 }
 
 /// At most 400 a second each: the ephemeral ports must last for half a minute.
-fn ask_until(stop: &AtomicBool, mut server: impl FnMut() -> SocketAddr) -> (usize, Vec<String>) {
-    let (mut answered, mut failures) = (0, Vec::new());
+fn ask_until(stop: &AtomicBool, answered: &AtomicUsize, mut server: impl FnMut() -> SocketAddr) -> Vec<String> {
+    let mut failures = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let (start, server) = (Instant::now(), server());
         match ask(server) {
-            Ok(()) => answered += 1,
+            Ok(()) => {
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => failures.push(format!("{server} after {:?}: {error}", start.elapsed())),
         }
         thread::sleep(Duration::from_micros(2500));
     }
-    (answered, failures)
+    failures
 }
 
 fn ask(server: SocketAddr) -> io::Result<()> {

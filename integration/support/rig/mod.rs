@@ -27,8 +27,10 @@ pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
 pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_close, tcp_echo, udp_echo};
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
 
 /// Where a rig keeps its files: a private tmpfs.
 pub(crate) const DIR: &str = "/run/rig";
@@ -193,7 +195,7 @@ impl Drop for Rig {
 }
 
 /// A command that runs while the test goes on.
-pub(crate) struct Running(std::process::Child, Instant);
+pub(crate) struct Running(Child, Instant);
 
 impl Running {
     /// Waits for its end.
@@ -222,12 +224,20 @@ fn within(namespace: &str, seconds: u32) -> Command {
     command
 }
 
-/// Waits until `done`, looking often.
+fn process_id(child: &Child) -> Pid {
+    let id = i32::try_from(child.id()).ok();
+    id.and_then(Pid::from_raw).expect("a process id")
+}
+
+/// Waits until `done`, looking often: at least so many times, for on a busy machine one look may take all the time.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
+    const LOOKS: u32 = 20;
+    let (start, mut looks) = (Instant::now(), 1);
     while !done() {
-        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        let goes_on = looks < LOOKS || start.elapsed() < limit;
+        assert!(goes_on, "waited {limit:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
+        looks += 1;
     }
 }

@@ -71,5 +71,5 @@ fn start_dnsmasq(name: &str, dir: &str) {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     drop(command.spawn().expect("cannot run dnsmasq"));
     let started = || fs::read_to_string(&log).is_ok_and(|text| text.contains("started"));
-    wait_until("dnsmasq", Duration::from_secs(5), started);
+    wait_until("dnsmasq", Duration::from_secs(30), started);
 }

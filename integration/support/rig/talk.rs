@@ -8,9 +8,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
+
 use super::load::inside;
 use super::ports::connect;
-use super::{DIR, wait_until, within};
+use super::{DIR, process_id, wait_until, within};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -151,13 +153,17 @@ impl Watch {
     pub(crate) fn start(namespace: &str, link: &str, filter: &str) -> Self {
         let seen = format!("{DIR}/{namespace}-{link}.dump");
         let said = format!("{seen}.err");
-        let file = |path: &str| fs::File::create(path).expect("cannot write a file");
+        let file = |path: &str| {
+            drop(fs::remove_file(path)); // of the watch before, if there was one
+            fs::File::create(path).expect("cannot write a file")
+        };
         let mut command = within(namespace, 60);
-        command.args(["tcpdump", "-Z", "root", "-nn", "-v", "-e", "-l", "-i", link, filter]);
+        command.args(["tcpdump", "-Z", "root", "--immediate-mode", "-nn", "-v", "-e", "-l"]);
+        command.args(["-i", link, filter]);
         command.stdin(Stdio::null()).stdout(file(&seen)).stderr(file(&said));
         let child = command.spawn().expect("cannot run tcpdump");
         let listens = || fs::read_to_string(&said).is_ok_and(|text| text.contains("listening on"));
-        wait_until("tcpdump", Duration::from_secs(5), listens);
+        wait_until("tcpdump", Duration::from_secs(30), listens);
         Self { child, seen }
     }
 
@@ -165,7 +171,7 @@ impl Watch {
     #[track_caller]
     pub(crate) fn sees(&self, parts: &[&str]) {
         let mut text = String::new();
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         wait_until(&format!("{parts:?} on the wire"), limit, || {
             text = fs::read_to_string(&self.seen).unwrap_or_default();
             parts.iter().all(|part| text.contains(part))
@@ -183,7 +189,8 @@ impl Drop for Watch {
         if thread::panicking() {
             println!("--- on the wire:\n{}", self.text());
         }
-        drop(self.child.kill());
+        // `timeout` hands it on to tcpdump, which SIGKILL would leave behind.
+        let _unless_it_has_ended = kill_process(process_id(&self.child), Signal::TERM);
         drop(self.child.wait());
     }
 }
