@@ -298,3 +298,20 @@ fn rules_of_the_operator_come_before_the_services() {
         lbd.terminate();
     });
 }
+
+#[test]
+fn the_other_ports_of_a_service_address_that_is_another_hosts_are_that_hosts() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let mut service = Service::tcp(family, 80, 8080, &[1]);
+            service.address = family.server(3, 80);
+            let lbd = rig.lbd(&Config::new(mode, vec![service]));
+            for from in ["client", "lb", "s1"] {
+                assert_eq!(rig.get(from, &family.server(3, 80)).ok(), "s1\n", "from {from}");
+                assert_eq!(rig.get(from, &family.server(3, 8080)).ok(), "s3\n", "from {from}");
+            }
+            lbd.terminate();
+        }
+    });
+}

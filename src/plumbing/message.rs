@@ -104,6 +104,11 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
             message.header.action = RuleAction::ToTable;
             message.attributes.push(RuleAttribute::Table(table));
         }
+        Action::LookupBelowDefault(table) => {
+            message.header.action = RuleAction::ToTable;
+            let attributes = [RuleAttribute::Table(table), RuleAttribute::SuppressPrefixLen(0)];
+            message.attributes.extend(attributes);
+        }
         Action::Goto(priority) => {
             message.header.action = RuleAction::Goto;
             message.attributes.push(RuleAttribute::Goto(priority));

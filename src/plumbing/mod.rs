@@ -12,7 +12,7 @@
 //!  12: sport 1-65534 goto 20                     whole packets, and the same with dport
 //!  13: to NODE ipproto tcp -> 7763               fragments, whose ports the kernel does not see
 //!  20: lookup local                              moved here from 0                            ports)
-//!  30: iif lbd0 goto 39
+//!  30: iif lbd0 goto 38
 //!  30: iif eth0 goto 37                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
@@ -22,6 +22,7 @@
 //!  35: sport 1-65534 goto 37                     whole packets, and the same with dport
 //!  36: from BACKEND ipproto tcp -> 7763          fragments of replies
 //!  37: lookup 7762                               service, external and pool addresses -> lbd0
+//!  38: iif lbd0 lookup main, but its default route     a service at another host's address: its other ports are that host's
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
 //! 32766: lookup main
 //! ```

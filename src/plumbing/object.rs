@@ -22,6 +22,8 @@ pub(crate) const DIVERT_TABLE: u32 = 7763;
 pub(super) const REFUSE_TABLE: u32 = 7764;
 /// `RT_TABLE_LOCAL`
 pub(super) const LOCAL_TABLE: u32 = 255;
+/// `RT_TABLE_MAIN`
+pub(super) const MAIN_TABLE: u32 = 254;
 
 /// The last port that a policy rule may name (`fib_rule_port_range_valid`, include/net/fib_rules.h).
 pub(super) const LAST_PORT: u16 = 65_534;
@@ -40,6 +42,7 @@ const ICMP: u32 = 34;
 const SKIP_FRAGMENTS: u32 = 35;
 const FRAGMENTS: u32 = 36;
 const SERVICES: u32 = 37;
+const ROUTED: u32 = 38;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -146,6 +149,8 @@ pub(super) enum Selector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Action {
     Lookup(u32),
+    /// As if the table had no default route.
+    LookupBelowDefault(u32),
     Goto(u32),
 }
 
@@ -234,7 +239,8 @@ pub(super) fn objects(plan: &Plan, first_local_rules: &FirstLocalRules) -> Vec<O
             objects.extend(routes.into_iter().map(Object::Route));
             let at = |priority, selector, action| rule(family, priority, selector, action);
             objects.push(at(REFUSE, Selector::FromDevice, Action::Lookup(REFUSE_TABLE)));
-            objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
+            objects.push(at(ROUTED, Selector::FromDevice, Action::LookupBelowDefault(MAIN_TABLE)));
+            objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(ROUTED)));
             let served = plan.served.iter().cloned().map(Selector::FromInterface);
             objects.extend(served.map(|selector| at(SKIP_ROUTES, selector, Action::Goto(SERVICES))));
             objects.extend(local_rules(plan, family, first_local_rules.of(family)));
@@ -446,6 +452,7 @@ impl fmt::Display for Rule {
         }
         match self.action {
             Action::Lookup(table) => write!(f, " lookup {table}"),
+            Action::LookupBelowDefault(table) => write!(f, " lookup {table} suppress_prefixlength 0"),
             Action::Goto(priority) => write!(f, " goto {priority}"),
         }
     }
@@ -490,7 +497,8 @@ mod tests {
                 "ip route add unreachable 10.96.0.10/32 table 7764",
                 "ip route add 10.96.0.10/32 table 7762",
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
-                "ip -4 rule add pref 30 iif DEVICE goto 39",
+                "ip -4 rule add pref 38 iif DEVICE lookup 254 suppress_prefixlength 0",
+                "ip -4 rule add pref 30 iif DEVICE goto 38",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
                 "ip -4 rule add pref 32 iif lo ipproto icmp dport 768-783 lookup 7763",
                 "ip -4 rule add pref 32 iif lo ipproto icmp dport 2816-2817 lookup 7763",

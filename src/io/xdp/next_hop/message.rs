@@ -371,7 +371,8 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
         (false, false) => Selector::All,
     };
     rule.action = match header.action {
-        RuleAction::ToTable if !suppresses => rules::Action::Lookup(table),
+        // lbd's own one only comes before the refusal of what it does not forward.
+        RuleAction::ToTable if !suppresses || rule.ours => rules::Action::Lookup(table),
         RuleAction::Nop => rules::Action::Nothing,
         RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => rules::Action::Refuse,
         _ => rules::Action::Other,
