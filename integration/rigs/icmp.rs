@@ -175,7 +175,10 @@ fn a_client_learns_from_lbds_host_that_a_server_cannot_be_reached() {
     isolated(|| {
         let rig = Rig::changed(NOBODY);
         for (mode, family) in matrix() {
-            let mut servers = vec![("10.2.0.99:8080", "[fd00:2::99]:8080"), ("10.2.0.98:8080", "[fd00:2::98]:8080")];
+            let mut servers = vec![
+                ("10.2.0.99:8080", "[fd00:2::99]:8080"),
+                ("10.2.0.98:8080", "[fd00:2::98]:8080"),
+            ];
             // Over AF_XDP packets do not come by the host's own rules.
             if Backend::of_this_run() == Backend::Tun {
                 servers.push(("10.2.0.12:8080", "[fd00:2::12]:8080"));

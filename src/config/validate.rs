@@ -163,6 +163,9 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
     let services = services::services(file.services.items(), &mut around, report);
     let rules = rules::rules(file.rules.items(), &around.names, report);
     warn_of_idle_rules(file, mode, report);
+    if mode == Mode::Iptables {
+        rules::warn_of_rules_without_services(file.rules.items(), &rules, &services, report);
+    }
     policy::check_pool_families(table!(file.nat), &nat, &services, report);
     Policy {
         mode,

@@ -13,6 +13,7 @@ use crate::config::suggest::did_you_mean;
 use crate::config::words::{PROTOCOLS, meaning_of};
 use crate::flow::Protocol;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
+use crate::policy::ServiceSpec;
 
 /// The units of [`Probability`]: 2^32 of them are certain.
 pub(in crate::config) const CERTAIN: f64 = 4_294_967_296.0;
@@ -23,6 +24,42 @@ pub(super) type Names<'t> = HashMap<&'t str, Option<Known>>;
 /// Every rule that could be read; what is wrong goes into the report.
 pub(super) fn rules(list: &[Spanned<raw::Rule<'_>>], names: &Names<'_>, report: &mut Report) -> Vec<Rule> {
     list.iter().filter_map(|raw| rule(raw, names, report)).collect()
+}
+
+/// Warns of rules that refuse what never comes to lbd. A rule about nodes may be about a node port.
+pub(super) fn warn_of_rules_without_services(
+    list: &[Spanned<raw::Rule<'_>>],
+    rules: &[Rule],
+    services: &[ServiceSpec],
+    report: &mut Report,
+) {
+    let has_node_ports = services.iter().any(|service| service.node_port.is_some());
+    let addresses = || services.iter().flat_map(|service| service.endpoints(&[]));
+    if has_node_ports || list.len() != rules.len() {
+        return;
+    }
+    let led_here = |net: &IpNet| {
+        let nets = rules.iter().filter(|rule| matches!(rule.action, Action::Service(_)));
+        let mut nets = nets.map(|rule| rule.destination.as_ref());
+        nets.any(|other| other.is_none_or(|other| other.negated || overlap(&other.value, net)))
+    };
+    for (raw, rule) in list.iter().zip(rules) {
+        let refuses = matches!(rule.action, Action::Drop | Action::Reject);
+        let Some(destination) = rule.destination.as_ref().filter(|net| refuses && !net.negated) else {
+            continue;
+        };
+        let net = &destination.value;
+        if !addresses().any(|endpoint| net.contains(&endpoint.address)) && !led_here(net) {
+            let remedy = "lbd does not see packets to other addresses; refuse them by the host's own firewall";
+            let problem =
+                format!("the rule has no effect: no service has an address in destination = \"{net}\": {remedy}");
+            report.warning(offset(raw), problem);
+        }
+    }
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 fn rule(at: &Spanned<raw::Rule<'_>>, names: &Names<'_>, report: &mut Report) -> Option<Rule> {

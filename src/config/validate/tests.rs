@@ -267,6 +267,25 @@ fn rules_in_ipvs_mode_are_warned_of() {
 }
 
 #[test]
+fn rules_that_refuse_what_never_comes_to_lbd_are_warned_of() {
+    let rule = |action: &str, more: &str| {
+        format!("mode = \"iptables\"\n[[rules]]\ndestination = \"10.2.0.0/24\"\naction = \"{action}\"\n{more}{{web}}")
+    };
+    assert_eq!(
+        warnings(&rule("drop", "")),
+        [
+            "lbd.toml:2:1: the rule has no effect: no service has an address in destination = \"10.2.0.0/24\": \
+             lbd does not see packets to other addresses; refuse them by the host's own firewall"
+        ]
+    );
+    assert!(warnings(&rule("pass", "")).is_empty());
+    let leading = "[[rules]]\ndestination = \"10.2.0.7\"\naction = \"service:web\"\n";
+    assert!(warnings(&rule("reject", leading)).is_empty());
+    assert!(warnings(&rule("reject", "").replace("10.2.0.0/24", "10.96.0.0/16")).is_empty());
+    assert!(warnings(&rule("reject", "").replace("10.2.0.0/24", "!10.2.0.0/24")).is_empty());
+}
+
+#[test]
 fn interfaces_that_nothing_serves_are_warned_of() {
     let interfaces = "[af_xdp]\ninterfaces = [\"eth0\"]\n";
     assert_eq!(
