@@ -124,9 +124,10 @@ pub(super) fn check_interfaces(file: &raw::File<'_>, backend: Backend, report: &
             let problem = format!("no interface is named: add {remedy}");
             report.bad(offset(written), "backend", "\"af_xdp\"", problem);
         }
-        (Backend::Tun, Some(named), _) => {
-            let remedy = "set backend = \"af_xdp\" in [datapath] to have them served, or remove them";
-            let message = format!("interfaces are ignored with backend = \"tun\": {remedy}");
+        // Who has written "tun" knows.
+        (Backend::Tun, Some(named), None) => {
+            let remedy = "set backend = \"af_xdp\" in [datapath] to have them served, or \"tun\" to have it so";
+            let message = format!("interfaces are ignored with backend = \"tun\", the default: {remedy}");
             report.warning(offset(named), message);
         }
         (Backend::AfXdp | Backend::Tun, _, _) => {}

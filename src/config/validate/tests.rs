@@ -291,10 +291,12 @@ fn interfaces_that_nothing_serves_are_warned_of() {
     assert_eq!(
         warnings(interfaces),
         [
-            r#"lbd.toml:2:15: interfaces are ignored with backend = "tun": set backend = "af_xdp" in [datapath] to have them served, or remove them"#
+            r#"lbd.toml:2:15: interfaces are ignored with backend = "tun", the default: set backend = "af_xdp" in [datapath] to have them served, or "tun" to have it so"#
         ]
     );
-    assert!(warnings(&format!("[datapath]\nbackend = \"af_xdp\"\n{interfaces}")).is_empty());
+    for backend in ["af_xdp", "tun"] {
+        assert!(warnings(&format!("[datapath]\nbackend = \"{backend}\"\n{interfaces}")).is_empty());
+    }
     assert!(warnings("[af_xdp]\ninterfaces = []\n").is_empty());
 }
 
