@@ -441,3 +441,35 @@ fn a_node_port_at_another_services_address_is_told_of_and_is_the_firsts_in_both_
         }
     });
 }
+
+#[test]
+fn what_another_program_takes_out_of_the_kernel_is_put_back_and_told() {
+    isolated(|| {
+        let rig = Rig::new();
+        let services = Family::BOTH.map(Service::web);
+        let lbd = rig.lbd(&Config::new(Mode::Ipvs, services.into()));
+        let before = rig.kernel_state();
+        let harm = [
+            "for family in -4 -6; do ip $family rule flush; ip $family rule add pref 32766 lookup main; done
+             ip rule add pref 32767 lookup default",
+            "ip link set lbd0 down; ip link set lbd0 up",
+            "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
+        ];
+        for harm in harm {
+            let told = lbd.log().len();
+            rig.sh("lb", harm).ok();
+            wait_until("a warning", Duration::from_secs(10), || {
+                lbd.log()[told..].contains("put back")
+            });
+            for family in Family::BOTH {
+                assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1], "{harm}");
+            }
+        }
+        // Of routes only a few are looked at every two seconds: all are where the file is read again and says the same.
+        rig.sh("lb", "ip route flush table 7762").ok();
+        lbd.lbctl("reload").ok();
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        assert_eq!(rig.kernel_state(), before);
+        lbd.terminate();
+    });
+}

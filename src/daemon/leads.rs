@@ -96,6 +96,25 @@ impl Leads {
         Ok(())
     }
 
+    /// Puts back what others have taken out of the kernel, where a quick look finds something missing.
+    pub(super) fn look_after(&mut self) -> Result<(), Error> {
+        match self.plumbing.is_whole()? {
+            true => Ok(()),
+            false => self.repair(),
+        }
+    }
+
+    /// Puts back whatever others have taken out of the kernel.
+    pub(super) fn repair(&mut self) -> Result<(), Error> {
+        if let Some(repaired) = self.plumbing.repair()? {
+            tracing::warn!(
+                "{repaired} of lbd's were gone and are put back: does another program manage this host's network? \
+                 (systemd-networkd: ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)"
+            );
+        }
+        Ok(())
+    }
+
     /// What is led here now.
     pub(super) const fn plan(&self) -> &Plan {
         self.plumbing.plan()

@@ -136,25 +136,36 @@ fn clear_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
     Ok(ours.len())
 }
 
+/// How many rules of lbd's there are.
+pub(super) fn count_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
+    let rules = rules(handle, family)?;
+    Ok(rules.iter().filter(|rule| message::is_ours(rule)).count())
+}
+
 fn our_routes(handle: &mut Handle) -> Result<Vec<(Route, Option<u32>)>, Error> {
     let mut found = Vec::new();
     for family in Family::BOTH.into_iter().filter(|family| family.is_supported()) {
         for table in [SERVICES_TABLE, DIVERT_TABLE, REFUSE_TABLE] {
-            let mut query = RouteMessage::default();
-            query.header.address_family = message::address_family(family);
-            query.attributes.push(RouteAttribute::Table(table));
-            let dumped = handle.dump_if_any(RouteNetlinkMessage::GetRoute(query))?;
-            found.extend(dumped.iter().filter_map(|message| {
-                if let RouteNetlinkMessage::NewRoute(route) = message {
-                    message::our_route(route)
-                } else {
-                    None
-                }
-            }));
+            found.extend(routes(handle, family, table)?);
         }
     }
-    found.retain(|(route, _)| [SERVICES_TABLE, DIVERT_TABLE, REFUSE_TABLE].contains(&route.table));
     Ok(found)
+}
+
+/// lbd's routes in one of its tables, each with the index of its device.
+pub(super) fn routes(handle: &mut Handle, family: Family, table: u32) -> Result<Vec<(Route, Option<u32>)>, Error> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = message::address_family(family);
+    query.attributes.push(RouteAttribute::Table(table));
+    let dumped = handle.dump_if_any(RouteNetlinkMessage::GetRoute(query))?;
+    let ours = dumped.iter().filter_map(|message| {
+        if let RouteNetlinkMessage::NewRoute(route) = message {
+            message::our_route(route)
+        } else {
+            None
+        }
+    });
+    Ok(ours.filter(|(route, _)| route.table == table).collect())
 }
 
 fn clear_routes(handle: &mut Handle, routes: &[(Route, Option<u32>)]) -> Result<usize, Error> {

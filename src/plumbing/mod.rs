@@ -53,6 +53,7 @@ mod message;
 mod netlink;
 mod object;
 mod plan;
+mod repair;
 mod replies;
 mod sysctl;
 
@@ -67,6 +68,7 @@ pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
 pub(crate) use plan::has_host;
 pub use plan::{Plan, PlanError};
+pub use repair::Repaired;
 
 pub(crate) use message::is_ours as is_own_rule;
 pub(crate) use netlink::Handle;

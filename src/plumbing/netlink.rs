@@ -95,6 +95,26 @@ impl Handle {
         first
     }
 
+    /// Carries out those of `steps`, all of them installations, whose objects are missing, and yields them.
+    pub(super) fn put_back(&mut self, steps: &[Step], context: &Context) -> Result<Vec<Step>, Error> {
+        let mut done = Vec::new();
+        for batch in batches(steps) {
+            let refusals = self.run_batch(batch, context)?;
+            let refused = refusals
+                .iter()
+                .find(|(index, refusal)| !is_there(&batch[*index], refusal));
+            let missing = (0..batch.len()).filter(|index| refusals.iter().all(|(refused, _)| refused != index));
+            done.extend(missing.map(|index| batch[index].clone()));
+            if let Some((index, source)) = refused {
+                return Err(Error::Refused {
+                    what: batch[*index].to_string(),
+                    source: io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EIO)),
+                });
+            }
+        }
+        Ok(done)
+    }
+
     /// One request, acknowledged.
     pub(super) fn request(&mut self, message: &RouteNetlinkMessage, flags: u16, what: String) -> Result<(), Error> {
         let refusals = self.exchange(&[(message.clone(), flags)])?;
@@ -375,6 +395,16 @@ impl Outcome {
             what: batch[index].to_string(),
             source,
         });
+    }
+}
+
+/// What is to be put back is there.
+fn is_there(step: &Step, refusal: &io::Error) -> bool {
+    let code = refusal.raw_os_error();
+    match step {
+        Step::Install(Object::NoFirstLocalRule(..)) => code == Some(libc::ENOENT),
+        Step::Install(Object::Route(_) | Object::Rule(_)) => code == Some(libc::EEXIST),
+        Step::Undo(_) => false,
     }
 }
 

@@ -195,6 +195,13 @@ pub(super) enum Step {
 }
 
 impl Step {
+    /// What it changes.
+    pub(super) const fn object(&self) -> &Object {
+        match self {
+            Self::Install(object) | Self::Undo(object) => object,
+        }
+    }
+
     pub(super) fn inverse(self) -> Self {
         match self {
             Self::Install(object) => Self::Undo(object),
