@@ -67,7 +67,7 @@ impl<'a> Lbd<'a> {
         fs::write(CONFIG, config).expect("cannot write the configuration");
         let before = self.log();
         self.signal(Signal::HUP);
-        wait_until("a line about the reload", Duration::from_secs(5), || {
+        wait_until("a line about the reload", Duration::from_secs(30), || {
             self.log().len() > before.len()
         });
         self.log().split_off(before.len())
