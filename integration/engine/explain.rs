@@ -394,3 +394,18 @@ fn a_fragment_fares_as_told() {
         }
     }
 }
+
+#[test]
+fn of_a_packet_between_strangers_it_is_told_that_it_does_not_come_to_lbd() {
+    let case = Case::TCP;
+    let strangers = packet(Protocol::Tcp, case.client(2, 40_000), case.client(3, 80), SYN);
+    let ours = packet(Protocol::Tcp, case.client(2, 40_000), case.service(), SYN);
+    let world = case.setup().world();
+    let notes = |bytes: &[u8]| explain(&world.engine, bytes, world.now).notes;
+    assert!(
+        notes(&strangers)[0].contains("does not come to lbd"),
+        "{:?}",
+        notes(&strangers)
+    );
+    assert!(notes(&ours).is_empty(), "{:?}", notes(&ours));
+}

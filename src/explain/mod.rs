@@ -14,7 +14,9 @@ use std::borrow::Cow;
 use crate::conntrack::connection::{Connection, State};
 use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
-use crate::engine::{Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, orphaned, segment, told_by};
+use crate::engine::{
+    Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, may_be_ours, orphaned, segment, told_by,
+};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
@@ -76,6 +78,11 @@ impl<'a> Way<'a> {
             Err(error) => return self.unreadable(error),
         };
         self.push(Step::Packet(packet::step(&headers, self.packet)));
+        if !may_be_ours(self.ruleset, &headers) {
+            let note =
+                "neither address is a service's or a backend's: such a packet does not come to lbd, unless by a detour";
+            self.told.notes.push(Cow::Borrowed(note));
+        }
         match (segment(&headers), &headers.payload) {
             (Some(segment), _) => self.with_ports(&headers, &segment),
             (None, Payload::Fragment(fragment)) => self.fragment(&headers, fragment),
