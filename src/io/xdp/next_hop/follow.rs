@@ -320,7 +320,7 @@ impl Following {
         if routing.detour.is_some() {
             // Not for ways, but for the choice of a source address.
             routing.order = [libc::RT_TABLE_LOCAL, libc::RT_TABLE_MAIN, libc::RT_TABLE_DEFAULT]
-                .map(u32::from)
+                .map(|table| u32::from(table).into())
                 .to_vec();
         }
         let mut query = RouteMessage::default();

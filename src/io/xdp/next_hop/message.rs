@@ -344,7 +344,8 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
     };
     let mut table = u32::from(header.table);
     let (mut mark, mut mask) = (0, u32::MAX);
-    let (mut some, mut others, mut suppresses) = (header.tos != 0, false, false);
+    let (mut some, mut others) = (header.tos != 0, false);
+    let (mut shortest, mut suppresses) = (0, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(number) => rule.priority = *number,
@@ -356,7 +357,10 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
             // What is forwarded counts as user 0's (`sock_net_uid` without a socket).
             RuleAttribute::UidRange(range) if range.start > 0 => others = true,
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
-            RuleAttribute::SuppressPrefixLen(_) | RuleAttribute::SuppressIfGroup(_) => suppresses = true,
+            RuleAttribute::SuppressPrefixLen(length) => {
+                shortest = u8::try_from(*length).map_or(u8::MAX, |it| it.saturating_add(1))
+            }
+            RuleAttribute::SuppressIfGroup(_) => suppresses = true,
             RuleAttribute::Protocol(_) | RuleAttribute::L3MDev(false) => {}
             // Where a jump leads to matters to nobody here, nor do realms.
             RuleAttribute::Goto(_) | RuleAttribute::Realm(_) => {}
@@ -371,8 +375,7 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
         (false, false) => Selector::All,
     };
     rule.action = match header.action {
-        // lbd's own one only comes before the refusal of what it does not forward.
-        RuleAction::ToTable if !suppresses || rule.ours => rules::Action::Lookup(table),
+        RuleAction::ToTable if !suppresses => rules::Action::Lookup(rules::Lookup { table, shortest }),
         RuleAction::Nop => rules::Action::Nothing,
         RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit => rules::Action::Refuse,
         _ => rules::Action::Other,
@@ -406,7 +409,7 @@ fn describe(message: &RuleMessage, rule: &Rule) -> String {
         }
     }
     match rule.action {
-        rules::Action::Lookup(table) => add("lookup", &table),
+        rules::Action::Lookup(lookup) => add("lookup", &lookup.table),
         rules::Action::Refuse => add("action", &"unreachable"),
         rules::Action::Nothing => add("action", &"nop"),
         rules::Action::Other => {}

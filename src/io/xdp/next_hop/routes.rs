@@ -70,11 +70,11 @@ impl Table {
         routes.insert(position, route);
     }
 
-    /// The route of the longest prefix that is not dead.
-    pub(super) fn find(&self, destination: IpAddr, flow_hash: u32) -> Option<Match<'_>> {
+    /// The route of the longest prefix, of at least `shortest` bits, that is not dead.
+    pub(super) fn find(&self, destination: IpAddr, flow_hash: u32, shortest: u8) -> Option<Match<'_>> {
         let address = bits(destination);
         self.by_length
-            .iter()
+            .range(..=Reverse(shortest))
             .filter_map(|(Reverse(length), prefixes)| prefixes.get(&(address & mask(*length))))
             .flatten()
             .find_map(|route| route.choose(flow_hash))

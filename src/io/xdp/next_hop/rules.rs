@@ -1,10 +1,24 @@
 //! Policy rules: which tables a packet that lbd forwards is looked up in, where that is the same for all of them.
 use super::Family;
 
+/// A table to look up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lookup {
+    pub(super) table: u32,
+    /// Routes of shorter prefixes do not count (`fib4_rule_suppress`, net/ipv4/fib_rules.c).
+    pub(super) shortest: u8,
+}
+
+impl From<u32> for Lookup {
+    fn from(table: u32) -> Self {
+        Self { table, shortest: 0 }
+    }
+}
+
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    Lookup(u32),
+    Lookup(Lookup),
     /// Drops the packet, silently or not.
     Refuse,
     Nothing,
@@ -47,7 +61,7 @@ pub(super) fn order(
     family: Family,
     device: &str,
     is_received: impl Fn(&str) -> bool,
-) -> Result<Vec<u32>, String> {
+) -> Result<Vec<Lookup>, String> {
     let mut rules: Vec<&Rule> = rules.iter().filter(|rule| rule.family == family).collect();
     rules.sort_by_key(|rule| rule.priority);
     let mut tables = Vec::new();
@@ -56,7 +70,7 @@ pub(super) fn order(
             continue;
         }
         match rule.for_all(device) {
-            Some(Action::Lookup(table)) => tables.push(table),
+            Some(Action::Lookup(lookup)) => tables.push(lookup),
             Some(Action::Refuse) => break,
             Some(Action::Nothing) => {}
             Some(Action::Other) | None => return Err(rule.text.clone()),
@@ -97,6 +111,6 @@ impl Rule {
     fn is_of_local_table(&self) -> bool {
         self.input.is_none()
             && self.selector == Selector::All
-            && self.action == Action::Lookup(u32::from(libc::RT_TABLE_LOCAL))
+            && self.action == Action::Lookup(u32::from(libc::RT_TABLE_LOCAL).into())
     }
 }

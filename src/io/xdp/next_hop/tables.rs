@@ -7,6 +7,7 @@ use std::ops::BitOr;
 use super::links::{Link, Links};
 use super::neighbours::{Key, Neighbour, Neighbours};
 use super::routes::{Action, Match, Table};
+use super::rules::Lookup;
 use super::sources::{Address, Addresses};
 use super::{Family, Hop, Way};
 
@@ -78,7 +79,7 @@ impl Found {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Routing {
     /// The tables to look up in.
-    pub(super) order: Vec<u32>,
+    pub(super) order: Vec<Lookup>,
     /// Why these do not tell the way of all packets.
     pub(super) detour: Option<String>,
     pub(super) tables: HashMap<u32, Table>,
@@ -88,7 +89,11 @@ impl Routing {
     fn find(&self, destination: IpAddr, flow_hash: u32) -> Option<Match<'_>> {
         self.order
             .iter()
-            .filter_map(|number| self.tables.get(number)?.find(destination, flow_hash))
+            .filter_map(|lookup| {
+                self.tables
+                    .get(&lookup.table)?
+                    .find(destination, flow_hash, lookup.shortest)
+            })
             .find(|found| found.route.action != Action::Throw)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::links::{Kind, Link};
 use super::neighbours::Neighbour;
 use super::routes::{Action, Path, Route};
-use super::rules::{self, Rule, Selector};
+use super::rules::{self, Lookup, Rule, Selector};
 use super::sources::{Address, Scope};
 use super::tables::{Routing, Tables};
 use super::{Cache, Family, Hop, NextHops, VlanTag, Way, upkeep};
@@ -83,7 +83,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let routing = || Routing {
-            order: vec![LOCAL, MAIN, DEFAULT],
+            order: [LOCAL, MAIN, DEFAULT].map(Lookup::from).to_vec(),
             ..Routing::default()
         };
         let mut tables = Tables::new(&[ETH0, ETH1]);
@@ -184,6 +184,22 @@ fn the_longest_prefix_wins_in_both_families() {
     assert_eq!(way(&tables, "10.2.2.3"), direct(ETH1, 3));
     assert_eq!(way(&tables, "2001:db8::1"), direct(ETH0, 4));
     assert_eq!(way(&tables, "fd00::7"), direct(ETH1, 5));
+}
+
+#[test]
+fn a_table_whose_default_route_a_rule_suppresses_has_all_others() {
+    let mut world = World::new()
+        .route("0.0.0.0/0", to(ETH0, Some("192.0.2.1")))
+        .route("10.1.0.0/16", to(ETH0, Some("192.0.2.2")))
+        .route_in(42, "10.0.0.0/8", to(ETH1, Some("198.51.100.1")))
+        .neighbour(ETH0, "192.0.2.1", 1)
+        .neighbour(ETH0, "192.0.2.2", 2)
+        .neighbour(ETH1, "198.51.100.1", 3);
+    world.v4.order = vec![BELOW_DEFAULT, 42.into(), MAIN.into()];
+    let tables = world.build();
+    assert_eq!(way(&tables, "10.1.2.3"), direct(ETH0, 2));
+    assert_eq!(way(&tables, "10.2.2.3"), direct(ETH1, 3));
+    assert_eq!(way(&tables, "8.8.8.8"), direct(ETH0, 1));
 }
 
 #[test]
@@ -435,13 +451,20 @@ fn rule(priority: u32, action: rules::Action) -> Rule {
 }
 
 fn lookup(priority: u32, table: u32) -> Rule {
-    rule(priority, rules::Action::Lookup(table))
+    rule(priority, rules::Action::Lookup(table.into()))
 }
+
+/// `lookup main suppress_prefixlength 0`
+const BELOW_DEFAULT: Lookup = Lookup {
+    table: MAIN,
+    shortest: 1,
+};
 
 fn order(more: &[Rule]) -> Result<Vec<u32>, String> {
     let mut rules = vec![lookup(0, LOCAL), lookup(32766, MAIN), lookup(32767, DEFAULT)];
     rules.extend_from_slice(more);
-    rules::order(&rules, Family::V4, "lbd0", |name| name == "eth0")
+    let order = rules::order(&rules, Family::V4, "lbd0", |name| name == "eth0")?;
+    Ok(order.iter().map(|lookup| lookup.table).collect())
 }
 
 #[test]
@@ -469,10 +492,11 @@ fn lbds_own_rules_count_as_for_what_lbd_writes_to_its_device() {
         from_device(rule(30, rules::Action::Other)),
         ours(reply),
         ours(lookup(32, 7762)),
+        from_device(rule(38, rules::Action::Lookup(BELOW_DEFAULT))),
         from_device(lookup(39, 7764)),
     ];
     let found = rules::order(&own, Family::V4, "lbd0", |_| false);
-    assert_eq!(found, Ok(vec![LOCAL, 7764]));
+    assert_eq!(found, Ok(vec![LOCAL.into(), BELOW_DEFAULT, 7764.into()]));
 }
 
 #[test]
