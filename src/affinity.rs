@@ -27,17 +27,24 @@ pub struct Template {
     /// Where its flows go.
     pub backend: Arc<Backend>,
     expires: AtomicU64,
-    /// Whether a flow of it was ever established (`IP_VS_CTPL_S_ASSURED`).
+    /// Whether a flow of it was ever established, or over UDP answered (`IP_VS_CTPL_S_ASSURED`).
     assured: AtomicBool,
+    /// Whether one was ever established, for which a client has to be where it says that it is.
+    proven: AtomicBool,
 }
 
 /// How long a template that still has flows is shown to live on (`ip_vs_conn_expire`, ip_vs_conn.c).
 const GRACE: u64 = 60_000_000_000;
 
 impl Template {
-    /// One of its flows is established (`ip_vs_control_assure_ct`).
+    /// One of its flows is established, or over UDP answered (`ip_vs_control_assure_ct`).
     pub fn assure(&self) {
         self.assured.store(true, Relaxed);
+    }
+
+    /// One of its flows is established.
+    pub fn prove(&self) {
+        self.proven.store(true, Relaxed);
     }
 
     /// In the words of `ipvsadm -Lc`.
@@ -77,7 +84,7 @@ impl Template {
 
     /// No flow holds it, and none that ever did was established.
     fn may_be_forged(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) == 1 && !self.assured.load(Relaxed)
+        Arc::strong_count(self) == 1 && !self.proven.load(Relaxed)
     }
 
     /// A flow holds it, or its time is not over.
@@ -103,7 +110,7 @@ pub enum Outlook {
     Used(Arc<Backend>, Duration),
 }
 
-/// One of them is swept in a tick of the wheel, so each every nine seconds.
+/// One of them is swept in each tick of the wheel with packets, so each every nine seconds where there is traffic.
 const PARTS: usize = 64;
 
 /// Every template.
@@ -132,7 +139,8 @@ impl Affinity {
     }
 
     fn part(&self, key: &Key) -> &Part {
-        &self.parts[self.hasher.hash_one(key) as usize % PARTS]
+        // The parts themselves use the other half of the same hash.
+        &self.parts[(self.hasher.hash_one(key) >> 32) as usize % PARTS]
     }
 
     /// The backend for a new flow: the one that the client's flows go to, or else what `pick` chooses.
@@ -173,6 +181,7 @@ impl Affinity {
             backend: pick()?,
             expires: AtomicU64::new(0),
             assured: AtomicBool::new(false),
+            proven: AtomicBool::new(false),
         });
         self.count
             .fetch_add(usize::from(matches!(place, Entry::Vacant(_))), Relaxed);

@@ -19,7 +19,8 @@ use crate::time::Instant;
 /// Ports below it are privileged and stay unused, as `nf_nat`'s default range for clients does.
 pub(crate) const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
-/// How many places of the pool are tried before it counts as exhausted: as many as an address has ports.
+/// How many places of the pool are tried, by all flows of a tick together, before a search ends early: as many as an address has
+/// ports.
 const MAX_TRIES: usize = 1 << 16;
 
 /// After so many the place of a flow that yields will do (`attempts_left` in `nf_nat_l4proto_unique_tuple`, nf_nat_core.c).
@@ -127,12 +128,15 @@ pub fn outlook(
 #[derive(Clone, Debug, Default)]
 pub struct Exhausted {
     tick: Option<Tick>,
-    backends: HashMap<u64, Vain>,
+    servers: HashMap<Server, Vain>,
     /// Places tried in vain in this tick, towards all backends.
     tries: usize,
 }
 
-/// Searches in vain for a backend.
+/// A backend, by its number and the port that is asked.
+type Server = (u64, u16);
+
+/// Searches in vain towards a server.
 #[derive(Clone, Debug, Default)]
 struct Vain {
     /// The shares of the connection table whose places are all taken.
@@ -151,8 +155,8 @@ impl Exhausted {
         }
     }
 
-    fn holds(&self, backend: u64, share: usize) -> bool {
-        let vain = self.backends.get(&backend);
+    fn holds(&self, server: Server, share: usize) -> bool {
+        let vain = self.servers.get(&server);
         vain.is_some_and(|vain| vain.tries >= MAX_TRIES || vain.shares.contains(&share))
     }
 
@@ -165,8 +169,8 @@ impl Exhausted {
         }
     }
 
-    fn note(&mut self, backend: u64, share: usize, tries: usize) {
-        let vain = self.backends.entry(backend).or_default();
+    fn note(&mut self, server: Server, share: usize, tries: usize) {
+        let vain = self.servers.entry(server).or_default();
         vain.shares.push(share);
         vain.tries += tries;
         self.tries += tries;
@@ -192,11 +196,11 @@ pub fn source(
         destination: source,
     };
     let client = tuple.source;
+    let timeouts = &ruleset.policy.conntrack.timeouts;
     if wanted(ruleset, &client.address, backend) == Why::Client {
-        let timeouts = &ruleset.policy.conntrack.timeouts;
         let reply = reply(client);
         let is_bypass = minds_bypass(&ruleset.policy.nat, tuple.protocol) && conntrack.is_bypass(&reply, timeouts, now);
-        if conntrack.tenant(&reply, now) == Tenant::Nobody && !is_bypass {
+        if conntrack.tenant(&reply, timeouts, now) == Tenant::Nobody && !is_bypass {
             return Ok(client);
         }
         if ruleset.policy.nat.masquerade == Masquerade::Never {
@@ -205,9 +209,12 @@ pub fn source(
         // The same client port to the same backend, directly or through another service address: the replies could not
         // be told apart (kubernetes#90042), so this flow comes from the pool.
     }
-    let share = conntrack.share(&client);
+    let (server, share) = (
+        (backend.id, backend.port(tuple.destination.port)),
+        conntrack.share(&client),
+    );
     exhausted.begin(Tick::at(now));
-    if exhausted.holds(backend.id, share) {
+    if exhausted.holds(server, share) {
         return Err(NoSource::PoolExhausted);
     }
     let own = own_address(&ruleset.policy.nat, backend);
@@ -216,23 +223,35 @@ pub fn source(
         None => (ruleset.pool.of(client.address), &POOL_PORTS),
     };
     let places = places(ranges, ports, client, conntrack, rng).take(exhausted.patience());
-    let (found, tries) = search(places, |place| conntrack.tenant(&reply(place), now));
-    match found {
-        Some(place) if conntrack.reclaim(&reply(place), now) => Ok(place),
-        Some(_) | None => {
-            exhausted.note(backend.id, share, tries);
+    match search(places, |place| conntrack.tenant(&reply(place), timeouts, now)) {
+        Search::Free(place) => Ok(place),
+        // A packet of it may have come in between.
+        Search::Idle(place) => match conntrack.reclaim(&reply(place), timeouts, now) {
+            true => Ok(place),
+            false => Err(NoSource::PoolExhausted),
+        },
+        Search::Vain(tries) => {
+            exhausted.note(server, share, tries);
             Err(NoSource::PoolExhausted)
         }
     }
 }
 
-/// The first place that nobody has, or else one whose flow yields; and how many were tried.
-fn search(places: impl Iterator<Item = Endpoint>, tenant: impl Fn(Endpoint) -> Tenant) -> (Option<Endpoint>, usize) {
+/// What a search for a place has come to.
+enum Search {
+    Free(Endpoint),
+    /// A flow has it that yields.
+    Idle(Endpoint),
+    /// After so many tries.
+    Vain(usize),
+}
+
+fn search(places: impl Iterator<Item = Endpoint>, tenant: impl Fn(Endpoint) -> Tenant) -> Search {
     let (mut idle, mut tries) = (None, 0);
     for place in places {
         tries += 1;
         match tenant(place) {
-            Tenant::Nobody => return (Some(place), tries),
+            Tenant::Nobody => return Search::Free(place),
             Tenant::Idle => idle = idle.or(Some(place)),
             Tenant::Busy => {}
         }
@@ -240,7 +259,7 @@ fn search(places: impl Iterator<Item = Endpoint>, tenant: impl Fn(Endpoint) -> T
             break;
         }
     }
-    (idle, tries)
+    idle.map_or(Search::Vain(tries), Search::Idle)
 }
 
 /// Ports that an address which stands for clients has.
@@ -355,17 +374,17 @@ mod tests {
         let mut exhausted = Exhausted::default();
         for backend in [1, 2, 3] {
             exhausted.begin(tick);
-            assert!(!exhausted.holds(backend, 0));
-            exhausted.note(backend, 0, exhausted.patience());
+            assert!(!exhausted.holds((backend, 80), 0));
+            exhausted.note((backend, 80), 0, exhausted.patience());
         }
         exhausted.begin(tick);
-        assert_eq!([1, 2, 3].map(|backend| exhausted.holds(backend, 0)), [true; 3]);
+        assert_eq!([1, 2, 3].map(|backend| exhausted.holds((backend, 80), 0)), [true; 3]);
         assert_eq!(
             exhausted.tries,
             MAX_TRIES + 2 * ENOUGH_TRIES,
             "one long search, then short ones"
         );
         exhausted.begin(Tick::at(Instant::from_nanos(2_000_000_000)));
-        assert_eq!([1, 2, 3].map(|backend| exhausted.holds(backend, 0)), [false; 3]);
+        assert_eq!([1, 2, 3].map(|backend| exhausted.holds((backend, 80), 0)), [false; 3]);
     }
 }

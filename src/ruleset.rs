@@ -137,9 +137,12 @@ impl Ruleset {
     /// (`ip_route_input_slow`, net/ipv4/route.c), where service addresses are its own.
     #[must_use]
     pub fn may_ask(&self, tuple: &Tuple) -> bool {
-        let sender = tuple.source.address;
-        let is_service = || self.is_virtual(&sender) && self.matcher.is_address(&tuple.reply());
-        refusal::is_one_host(sender.into()) && !is_service()
+        let (sender, asked) = (tuple.source.address, tuple.reply());
+        // Of the host's own addresses only these very ports are services'.
+        let is_service = self.known_addresses.is_service(&sender)
+            && (self.matcher.is_address(&asked)
+                || !self.is_local(&sender) && self.matcher.is_address_of_all_ports(&asked));
+        refusal::is_one_host(sender.into()) && !is_service
     }
 
     /// Whether a packet of `key` is more likely a client's or a backend's.

@@ -6,7 +6,7 @@ use lbd::flow::Protocol;
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Verdict};
 
-use crate::packets::{ACK, RST};
+use crate::packets::{ACK, RST, SYN};
 use crate::world::{Case, Setup, World};
 
 const MINUTE: &str = "persistence = { timeout = \"60s\" }";
@@ -164,7 +164,13 @@ fn steps_of_a_second(world: &mut World) {
 
 #[test]
 fn soon_after_a_flood_of_forged_clients_real_ones_are_remembered_again() {
-    let case = Case::TCP;
+    for case in [Case::TCP, Case::UDP] {
+        assert_remembered_after_a_flood(case);
+    }
+}
+
+#[track_caller]
+fn assert_remembered_after_a_flood(case: Case) {
     let most = "[conntrack]\nmax_flows = 50";
     let mut world = case
         .setup()
@@ -172,9 +178,10 @@ fn soon_after_a_flood_of_forged_clients_real_ones_are_remembered_again() {
         .tables(most)
         .world();
     for n in 10..100 {
-        world.open(Protocol::Tcp, case.client(n, 1), case.service());
+        let forged = world.open(case.protocol, case.client(n, 1), case.service());
+        world.down(&forged, SYN | ACK);
     }
-    world.seconds(61);
+    world.seconds(301);
     assert!(world.engine.conntrack().is_empty(), "the flood is over");
     (0..10).for_each(|_| steps_of_a_second(&mut world));
     let backends: HashSet<u16> = (1..5).map(|port| pick(&mut world, case, 1, port)).collect();

@@ -257,6 +257,52 @@ fn a_service_is_no_client_of_another_or_its_own() {
 }
 
 #[test]
+fn services_on_all_ports_and_node_ports_are_no_clients_of_each_other_either() {
+    let toml = |mode: &str| {
+        let service = |name: &str, address: &str, keys: &str, backend: &str| {
+            format!(
+                "[[services]]\nname = \"{name}\"\nprotocol = \"udp\"\naddress = \"{address}\"\n{keys}\n\
+                 backends = [{{ address = \"{backend}\" }}]\n"
+            )
+        };
+        let all = [
+            service("a", "10.96.0.10:0", "persistence = {}", "10.2.0.11:0"),
+            service("b", "10.96.0.11:0", "persistence = {}", "10.2.0.12:0"),
+            service("c", "10.96.0.12:7", "node_port = 30007", "10.2.0.11:7"),
+            service("d", "10.96.0.13:7", "node_port = 30008", "10.2.0.12:7"),
+        ];
+        format!(
+            "mode = \"{mode}\"\n[node]\naddresses = [\"192.168.0.2\"]\n{}",
+            all.concat()
+        )
+    };
+    for mode in ["ipvs", "iptables"] {
+        let mut world = World::new(&toml(mode));
+        let mut ask = |from: &str, to: &str| {
+            let [from, to] = [from, to].map(|text| text.parse::<SocketAddr>().unwrap());
+            world.send(&packet(Protocol::Udp, from, to, 0)).verdict
+        };
+        let refused = Verdict::Drop(Drop::Unanswerable);
+        assert_eq!(ask("10.96.0.10:7", "10.96.0.11:7"), refused);
+        assert_eq!(ask("192.168.0.2:30007", "192.168.0.2:30008"), refused);
+        assert_eq!(ask("192.168.0.2:40000", "192.168.0.2:30008"), Verdict::Forward);
+    }
+}
+
+#[test]
+fn a_masqueraded_flows_backend_that_answers_again_is_heard() {
+    let case = Case::TCP;
+    let mut world = case.setup().tables("[nat]\nmasquerade = \"always\"").world();
+    let flow = world.open(Protocol::Tcp, case.client(2, 1), case.service());
+    world.down(&flow, SYN | ACK);
+    world.up(&flow, FIN | ACK);
+    assert_eq!(world.state(&flow), "TIME_WAIT");
+    // The FIN was lost behind lbd.
+    world.down(&flow, SYN | ACK);
+    world.up(&flow, FIN | ACK);
+}
+
+#[test]
 fn a_client_that_goes_to_the_backend_itself_from_the_port_of_a_closed_flow_gets_its_answer_untranslated() {
     for case in Case::tcp() {
         let mut world = case.setup().weights(&[1]).world();

@@ -1,6 +1,7 @@
 //! Who the backend sees: the client, or an address and port of the pool.
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -244,6 +245,15 @@ fn take(world: &World, client: SocketAddr, place: Endpoint) {
 
 fn take_as(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogue) {
     let connection = Connection {
+        backend: world.backend(Case::UDP.backend(1)),
+        ..flow_at(world, client, place, dialogue)
+    };
+    world.engine.conntrack().insert(connection, world.now).unwrap();
+}
+
+/// A flow over UDP, to any backend.
+fn flow_at(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogue) -> Connection {
+    Connection {
         protocol: Protocol::Udp,
         client: client.into(),
         virtual_address: Endpoint {
@@ -251,14 +261,13 @@ fn take_as(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogu
             ..Case::UDP.service().into()
         },
         source: place,
-        backend: world.backend(Case::UDP.backend(1)),
+        backend: Arc::clone(&world.engine.ruleset().services[0].backends[0]),
         template: None,
         state: State::Udp,
         dialogue,
         opened: world.now,
         expires: world.now + Duration::from_secs(300),
-    };
-    world.engine.conntrack().insert(connection, world.now).unwrap();
+    }
 }
 
 /// Of the pool's only address.
@@ -302,6 +311,9 @@ fn in_a_full_pool_a_flow_that_may_be_forged_makes_room_and_one_in_use_does_not()
         let forged = 40_000;
         fill_pool(&world, &[forged]);
         take_as(&world, case.client(3, forged), place(forged), dialogue);
+        let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
+        assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "it may be heard of yet");
+        world.seconds(if dialogue == Dialogue::Asked { 5 } else { 30 });
         let flow = world.open(Protocol::Udp, case.client(2, 1), case.service());
         assert_eq!(Endpoint::from(flow.source), place(forged));
         assert_eq!(world.engine.conntrack().len(), 65_536 - 1_024);
@@ -310,6 +322,45 @@ fn in_a_full_pool_a_flow_that_may_be_forged_makes_room_and_one_in_use_does_not()
         let verdict = world.try_open(Protocol::Udp, case.client(2, 2), case.service());
         assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "all are in use now");
     }
+}
+
+#[test]
+fn in_a_full_pool_nobody_gets_the_answers_to_another_who_listens() {
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let case = Case::UDP;
+    let mut world = case.setup().weights(&[1]).tables(pool).world();
+    fill_pool(&world, &[40_000]);
+    let listener = world.open(Protocol::Udp, case.client(2, 1), case.service());
+    for _ in 0..12 {
+        world.down(&listener, 0);
+        world.seconds(10);
+        let verdict = world.try_open(Protocol::Udp, case.client(4, 9), case.service());
+        assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
+    }
+}
+
+#[test]
+fn a_pool_that_is_exhausted_towards_one_port_of_a_backend_is_not_so_towards_another() {
+    let tables = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]\n[[services]]\nname = \"all\"\nprotocol = \"udp\"\n\
+                  address = \"10.96.0.77:0\"\npersistence = {}\nbackends = [{ address = \"10.2.0.77:0\" }]\n";
+    let mut world = World::new(tables);
+    let [first, second] = ["10.96.0.77:53", "10.96.0.77:123"].map(|text| text.parse::<SocketAddr>().unwrap());
+    let backend = Arc::clone(&world.engine.ruleset().services[0].backends[0]);
+    for port in 1_024..=65_535 {
+        let connection = Connection {
+            virtual_address: first.into(),
+            backend: Arc::clone(&backend),
+            ..flow_at(&world, Case::UDP.client(3, port), place(port), Dialogue::Continued)
+        };
+        world.engine.conntrack().insert(connection, world.now).unwrap();
+    }
+    let client = Case::UDP.client(2, 1);
+    let exhausted = Verdict::Drop(Drop::PoolExhausted);
+    assert_eq!(world.send(&packet(Protocol::Udp, client, first, 0)).verdict, exhausted);
+    assert_eq!(
+        world.send(&packet(Protocol::Udp, client, second, 0)).verdict,
+        Verdict::Forward
+    );
 }
 
 #[test]

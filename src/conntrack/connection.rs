@@ -1,5 +1,6 @@
 //! One flow: who talks to which backend through which service, and how far they are.
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::signal::Signal;
 use super::timeout::Timeouts;
@@ -40,7 +41,7 @@ pub enum Dialogue {
     Asked,
     /// The backend as well.
     Answered,
-    /// The client has gone on after that, so it is where it says that it is.
+    /// The client has gone on after that. Who forges an address would have to send again without having heard the answer.
     Continued,
 }
 
@@ -106,7 +107,7 @@ impl State {
 
     /// How long a flow in this state is remembered without a packet.
     #[must_use]
-    pub const fn timeout(self, timeouts: &Timeouts) -> std::time::Duration {
+    pub const fn timeout(self, timeouts: &Timeouts) -> Duration {
         match self {
             Self::Tcp(state) => timeouts.tcp(state),
             Self::Udp => timeouts.udp,
@@ -179,19 +180,26 @@ impl Class {
 pub enum Tenant {
     /// Nobody.
     Nobody,
-    /// A flow that may have to yield.
+    /// A flow that has to yield where there is no other place.
     Idle,
     /// A flow that is in use.
     Busy,
 }
 
+/// A handshake takes less, even with a SYN or two lost on the way.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// `UDP_CT_UNREPLIED` of nf_conntrack_proto_udp.c: whose one question was answered is not waited for for longer.
+const UNCONFIRMED: Duration = Duration::from_secs(30);
+
 impl Tenant {
-    /// The tenant of a living flow's tuple. One whose connection is over yields (as `nf_nat_may_kill`, nf_nat_core.c), and so does
-    /// one whose client may be forged.
+    /// The tenant of a living flow's tuple that `expires` then. One whose connection is over yields at once (as `nf_nat_may_kill`,
+    /// nf_nat_core.c), and one whose client may be forged once it has been silent for a while.
     #[must_use]
-    pub const fn of(state: State, dialogue: Dialogue) -> Self {
+    pub fn of(state: State, dialogue: Dialogue, expires: Instant, timeouts: &Timeouts, now: Instant) -> Self {
+        let is_silent = |limit: Duration| expires + limit <= now + state.timeout(timeouts);
         let yields = match (Class::of(state, dialogue), state) {
-            (Class::Embryonic, _) | (Class::Closing, State::Udp) => true,
+            (Class::Embryonic, _) => is_silent(HANDSHAKE),
+            (Class::Closing, State::Udp) => is_silent(UNCONFIRMED),
             (Class::Closing, State::Tcp(state)) => state.is_reusable(),
             (Class::Closing, State::Sctp(state)) => state.is_reusable(),
             (Class::Established, _) => false,

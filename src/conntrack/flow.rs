@@ -49,6 +49,12 @@ impl Flow {
         Class::of(self.state, self.dialogue)
     }
 
+    /// Whether the backend sees another sender than the client.
+    #[inline]
+    pub(crate) const fn is_masqueraded(&self) -> bool {
+        self.is_masqueraded
+    }
+
     /// Whether its template is assured: where it is established, or over UDP answered (`udp_state_transition`,
     /// ip_vs_proto_udp.c).
     #[inline]

@@ -4,7 +4,8 @@
 //! backend sees. So a flow is stored in both directions or not at all under one lock, and a packet takes one lock.
 //!
 //! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or the
-//! backend never answered), else of the oldest closing one. Established flows are never evicted.
+//! backend never answered), else of the oldest closing one, or UDP flow that was no more than a question and what came in answer.
+//! Established flows are never evicted.
 //!
 //! The index (`index.rs`) is our own, hashed with ahash: of the fast hashers the only one that claims resistance to
 //! flooding, and strangers choose these keys. dashmap took 127 ns a hit at a million flows where hashbrown took 70, and
@@ -250,14 +251,14 @@ impl Conntrack {
 
     /// Whose packets have this tuple, which must be a reply's.
     #[must_use]
-    pub fn tenant(&self, reply: &Tuple, now: Instant) -> Tenant {
-        self.at(reply, |shard, key, hash| shard.tenant(key, hash, now))
+    pub fn tenant(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> Tenant {
+        self.at(reply, |shard, key, hash| shard.tenant(key, hash, timeouts, now))
     }
 
     /// Forgets the flow whose packets have this tuple, which must be a reply's, if it yields; says whether the tuple is free then.
     #[must_use]
-    pub fn reclaim(&self, reply: &Tuple, now: Instant) -> bool {
-        self.at(reply, |shard, key, hash| shard.reclaim(key, hash, now))
+    pub fn reclaim(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
+        self.at(reply, |shard, key, hash| shard.reclaim(key, hash, timeouts, now))
     }
 
     fn at<R>(&self, reply: &Tuple, act: impl FnOnce(&mut Shard, &Key, u64) -> R) -> R {

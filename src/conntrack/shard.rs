@@ -6,6 +6,7 @@ use super::ages::Ages;
 use super::connection::{Class, Connection, Tenant};
 use super::flow::{Flow, Slots};
 use super::index::{Entry, Index};
+use super::timeout::Timeouts;
 use super::wheel::{Tick, Wheel};
 use crate::affinity::Template;
 use crate::flow::{Direction, Key};
@@ -118,10 +119,7 @@ impl Shard {
             let key = Key::from(connection.arriving(way));
             (way, key, self.hasher.hash_one(key))
         });
-        if ways
-            .iter()
-            .any(|(_, key, hash)| self.tenant(key, *hash, now) != Tenant::Nobody)
-        {
+        if ways.iter().any(|(_, key, hash)| !self.is_free(key, *hash, now)) {
             return Err(connection);
         }
         let due = Tick::after(connection.expires);
@@ -140,23 +138,32 @@ impl Shard {
         Ok(())
     }
 
-    /// Whose packets have this key. A flow that is over but not yet forgotten makes room. `hash` is the key's.
-    pub fn tenant(&mut self, key: &Key, hash: u64, now: Instant) -> Tenant {
-        let Some(slot) = self.entry(key, hash).map(Entry::slot) else {
-            return Tenant::Nobody;
-        };
-        match self.find(key, hash, now).and_then(|_| self.slots.get(slot)) {
-            Some(flow) => Tenant::of(flow.state, flow.dialogue),
-            None => {
-                self.remove(slot);
-                Tenant::Nobody
+    /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room. `hash` is the key's.
+    pub fn is_free(&mut self, key: &Key, hash: u64, now: Instant) -> bool {
+        match self.entry(key, hash) {
+            None => true,
+            Some(_) if self.find(key, hash, now).is_some() => false,
+            Some(entry) => {
+                self.remove(entry.slot());
+                true
             }
         }
     }
 
+    /// Whose packets have this key. `hash` is the key's.
+    pub fn tenant(&mut self, key: &Key, hash: u64, timeouts: &Timeouts, now: Instant) -> Tenant {
+        if self.is_free(key, hash, now) {
+            return Tenant::Nobody;
+        }
+        let flow = self.entry(key, hash).and_then(|entry| self.slots.get(entry.slot()));
+        flow.map_or(Tenant::Nobody, |flow| {
+            Tenant::of(flow.state, flow.dialogue, flow.expires, timeouts, now)
+        })
+    }
+
     /// Forgets the flow whose packets have this key, if it yields; says whether the key is free then.
-    pub fn reclaim(&mut self, key: &Key, hash: u64, now: Instant) -> bool {
-        let tenant = self.tenant(key, hash, now);
+    pub fn reclaim(&mut self, key: &Key, hash: u64, timeouts: &Timeouts, now: Instant) -> bool {
+        let tenant = self.tenant(key, hash, timeouts, now);
         if tenant == Tenant::Idle
             && let Some(entry) = self.entry(key, hash)
         {

@@ -1,7 +1,7 @@
 //! A packet of a known flow: what the connection table says about it, and what the flow takes note of.
 use super::Processor;
 use crate::conntrack::Trace;
-use crate::conntrack::connection::State;
+use crate::conntrack::connection::{Class, State};
 use crate::conntrack::shard::Shard;
 use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
@@ -99,7 +99,7 @@ impl Processor<'_> {
                 };
                 *leaving = key;
                 if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction)
-                    || is_direct(flow.state, segment, direction)
+                    || !flow.is_masqueraded() && is_direct(flow.state, segment, direction)
                 {
                     shard.remove(slot);
                     return Known::No;
@@ -142,8 +142,9 @@ pub(crate) fn is_reopened(
     over && direction == Direction::Original && segment.opens()
 }
 
-/// Whether a server answers a SYN that did not come to lbd: its client has connected to it directly, from the port of a flow that
-/// is over. A SYN of the flow's own would have put an end to that state.
+/// Whether a server answers a SYN that did not come to lbd: its client, which is not masqueraded, has connected to it directly
+/// from the port of a flow that is over. A SYN of the flow's own would have put an end to that state; only a client that closes
+/// with the third packet of a handshake, which is then lost, is taken for such a one.
 #[inline]
 pub(crate) fn is_direct(state: State, segment: &Segment, direction: Direction) -> bool {
     const SYN_ACK: u8 = TcpFlags::SYN | TcpFlags::ACK;
@@ -201,10 +202,14 @@ fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, n
     if was_active != is_active {
         flow.backend.set_active(is_active);
     }
+    let is_established = flow.class() == Class::Established;
     if flow.is_assured()
         && let Some(template) = shard.template(slot)
     {
         template.assure();
+        if is_established {
+            template.prove();
+        }
     }
     shard.changed(slot, before);
 }

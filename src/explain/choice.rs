@@ -104,16 +104,16 @@ impl Way<'_> {
     ) -> Result<Option<Endpoint>, NoSource> {
         let table = self.engine.conntrack();
         let forgotten = forgotten.map(|flow| flow.arriving(Direction::Original));
+        let policy = &self.ruleset.policy;
+        let timeouts = &policy.conntrack.timeouts;
         let tenant = |reply: &Tuple| match table.get(reply, self.now) {
             Some((flow, _)) if Some(flow.arriving(Direction::Original)) != forgotten => {
-                Tenant::of(flow.state, flow.dialogue)
+                Tenant::of(flow.state, flow.dialogue, flow.expires, timeouts, self.now)
             }
             Some(_) | None => Tenant::Nobody,
         };
-        let policy = &self.ruleset.policy;
         let is_bypass = |reply: &Tuple| {
-            nat::minds_bypass(&policy.nat, tuple.protocol)
-                && table.is_bypass(reply, &policy.conntrack.timeouts, self.now)
+            nat::minds_bypass(&policy.nat, tuple.protocol) && table.is_bypass(reply, timeouts, self.now)
         };
         let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, tenant, is_bypass);
         let masqueraded = why != Why::Client && found != Err(NoSource::InUse);

@@ -152,10 +152,19 @@ impl Matcher {
     /// Whether the packet's destination is the very address and port of a service of its protocol.
     #[must_use]
     pub fn is_address(&self, tuple: &Tuple) -> bool {
-        let address = Address::of(tuple);
+        self.has(&Address::of(tuple))
+    }
+
+    /// Whether the packet's destination is the address of a service of its protocol that answers on all ports.
+    #[must_use]
+    pub fn is_address_of_all_ports(&self, tuple: &Tuple) -> bool {
+        self.has(&Address::of(tuple).on_all_ports())
+    }
+
+    fn has(&self, address: &Address) -> bool {
         match self {
-            Self::Rules(rules) => rules.at(&address).is_some(),
-            Self::VirtualServers(servers) => servers.at(&address).is_some(),
+            Self::Rules(rules) => rules.at(address).is_some(),
+            Self::VirtualServers(servers) => servers.at(address).is_some(),
         }
     }
 }

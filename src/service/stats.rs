@@ -101,7 +101,8 @@ impl Stats {
 
     /// Counts from zero again (`ip_vs_zero_stats`).
     pub fn reset(&self) {
-        *self.zero.lock() = sum(&self.lanes);
+        let mut zero = self.zero.lock();
+        *zero = sum(&self.lanes);
     }
 
     /// Counts a new flow.
@@ -124,7 +125,8 @@ impl Stats {
     /// The sum over all workers, since the last [`Self::reset`].
     #[must_use]
     pub fn totals(&self) -> Totals {
-        sum(&self.lanes).since(*self.zero.lock())
+        let zero = self.zero.lock();
+        sum(&self.lanes).since(*zero)
     }
 }
 

@@ -210,7 +210,8 @@ pub struct FlowStep {
     pub expires_seconds: u64,
     /// Whether the backend has left the configuration.
     pub backend_removed: bool,
-    /// `follows`; `reopened` or `rescheduled` (the flow is forgotten, and the packet opens another one); `ends`;
+    /// `follows`; `reopened` or `rescheduled` (the flow is forgotten, and the packet opens another one); `over` (it is forgotten,
+    /// and the packet is of a connection past the services); `ends`;
     /// `waits` (for its backend to come back; the packet is dropped).
     pub outcome: Cow<'static, str>,
 }
