@@ -37,7 +37,7 @@ install_packages() {
     if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
         say "installing: ${packages[*]}"
         get=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0
-            -o Acquire::Retries=5 -o Acquire::http::Timeout=30)
+            -o Acquire::Retries=2 -o Acquire::http::Timeout=30)
         install=("${get[@]}" install -y --no-install-recommends "${packages[@]}")
         quiet_services "${sudo[@]}"
         # A machine with fresh package lists needs no update, and one without network may not do one.

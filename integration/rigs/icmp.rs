@@ -1,7 +1,7 @@
 //! A service can be pinged, and packets find out how long they may be, wherever the narrow place is.
 use std::time::Duration;
 
-use crate::rig::{BEFORE, BEHIND, Backend, Config, Family, Rig, Service, isolated, matrix, wait_until};
+use crate::rig::{BEFORE, BEHIND, Config, Family, Rig, Service, isolated, matrix, wait_until};
 use crate::xdp_sizes::assert_transfers;
 
 /// Whether an address answers three pings.
@@ -162,37 +162,57 @@ fn a_flood_of_datagrams_that_nobody_takes_is_not_answered_by_a_flood() {
     });
 }
 
-/// Servers that are not there: one that no route leads to, one that is on a link and silent, and one that a rule refuses.
-const NOBODY: &str = r#"
+/// A server that is not there.
+const NOBODY: &str = "
 ip -n lb route add 10.2.0.98 dev s1
 ip -n lb -6 route add fd00:2::98 dev s1
-in_ns lb iptables -A FORWARD -d 10.2.0.12 -p tcp --dport 8080 -j REJECT --reject-with icmp-port-unreachable
-in_ns lb ip6tables -A FORWARD -d fd00:2::12 -p tcp --dport 8080 -j REJECT --reject-with icmp6-port-unreachable
-"#;
+";
 
 #[test]
-fn a_client_learns_from_lbds_host_that_a_server_cannot_be_reached() {
+fn a_client_learns_from_lbds_host_that_a_server_does_not_answer_on_its_link() {
     isolated(|| {
         let rig = Rig::changed(NOBODY);
         for (mode, family) in matrix() {
-            let mut servers = vec![
-                ("10.2.0.99:8080", "[fd00:2::99]:8080"),
-                ("10.2.0.98:8080", "[fd00:2::98]:8080"),
-            ];
-            // Over AF_XDP packets do not come by the host's own rules.
-            if Backend::of_this_run() == Backend::Tun {
-                servers.push(("10.2.0.12:8080", "[fd00:2::12]:8080"));
-            }
-            for (v4, v6) in servers {
-                let mut service = Service::web(family);
-                let server = if family == Family::V4 { v4 } else { v6 };
-                service.backends = vec![(server.to_owned(), 1)];
-                let lbd = rig.lbd(&Config::new(mode, vec![service]));
-                let get = rig.sh("client", &format!("curl -sS --max-time 9 http://{}/", family.web()));
-                // 7: it was told so; 28: it has waited in vain.
-                assert_eq!(get.code, 7, "{server}: {get:?}");
-                lbd.terminate();
-            }
+            let mut service = Service::web(family);
+            let server = match family {
+                Family::V4 => "10.2.0.98:8080",
+                Family::V6 => "[fd00:2::98]:8080",
+            };
+            service.backends = vec![(server.to_owned(), 1)];
+            let lbd = rig.lbd(&Config::new(mode, vec![service]));
+            let get = rig.sh("client", &format!("curl -sS --max-time 20 http://{}/", family.web()));
+            // 7: it was told so; 28: it has waited in vain.
+            assert_eq!(get.code, 7, "{get:?}");
+            lbd.terminate();
+        }
+    });
+}
+
+/// A firewall as kube-proxy's, and a service of the host that its firewall refuses.
+const FIREWALL: &str = "
+in_ns lb iptables -A FORWARD -m conntrack --ctstate INVALID -j DROP
+in_ns lb ip6tables -A FORWARD -m conntrack --ctstate INVALID -j DROP
+in_ns lb iptables -A INPUT -p tcp --dport 22 -j REJECT
+in_ns lb ip6tables -A INPUT -p tcp --dport 22 -j REJECT
+";
+
+#[test]
+fn what_this_host_says_in_icmp_about_other_things_arrives_through_a_strict_firewall() {
+    isolated(|| {
+        let rig = Rig::changed(FIREWALL);
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let ssh = rig.sh(
+                "client",
+                &format!("curl -sS --max-time 5 http://{}/", family.balancer(22)),
+            );
+            assert_eq!(ssh.code, 7, "{ssh:?}");
+            let (server, own) = (family.server(1, 0), family.balancer(0));
+            let traced = rig
+                .sh("client", &format!("traceroute -n -q 1 -m 2 {}", Family::host(&server)))
+                .ok();
+            assert!(traced.contains(Family::host(&own)), "{traced}");
+            lbd.terminate();
         }
     });
 }

@@ -213,6 +213,9 @@ impl Control {
     pub(super) fn reload(&self) -> Result<String, String> {
         let mut state = self.state.lock();
         let result = self.reload_file(&mut state);
+        if let Some(leads) = &mut state.leads {
+            leads.look_closely();
+        }
         match &result {
             Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
             Err(errors) => tracing::error!("not reloaded, nothing was changed:\n{errors}"),
@@ -327,9 +330,7 @@ impl Control {
         self.follow_routes(&mut state);
         if let Some(leads) = &mut state.leads {
             leads.watch_queues();
-            if let Err(error) = leads.look_after() {
-                tracing::error!("cannot look after lbd's routes and rules: {error}");
-            }
+            leads.look_after();
         }
         if let Err(error) = self.prune(&mut state).and_then(|()| self.narrow(&mut state)) {
             tracing::error!("cannot take out what no flow needs any more: {error}");
@@ -393,9 +394,6 @@ impl Control {
             tracing::warn!("{warning}");
         }
         if loaded.config == state.file.config {
-            // There is time to look at all of it, and who asks for that may have reason to.
-            let repaired = state.leads.as_mut().map_or(Ok(()), Leads::repair);
-            repaired.map_err(|error| error.to_string())?;
             state.file = loaded;
             let edits = describe(&state.file.config, &state.config);
             return Ok(match edits.is_nothing() {

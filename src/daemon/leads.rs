@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
-use crate::plumbing::{Device, Plan, Plumbing};
+use crate::plumbing::{self, Device, Plan, Plumbing};
 use crate::policy::Policy;
 
 use super::Error;
@@ -16,6 +16,8 @@ pub(super) struct Leads {
     interfaces: Option<Interfaces>,
     /// Service addresses that no interface of this host has, as long as anything is led to lbd for them.
     foreign: BTreeSet<IpAddr>,
+    /// Why something could not be put back, as the log has been told.
+    trouble: Option<String>,
 }
 
 impl Leads {
@@ -32,6 +34,7 @@ impl Leads {
             plumbing,
             interfaces,
             foreign: BTreeSet::new(),
+            trouble: None,
         };
         if leads.interfaces.is_some() {
             // Flows are masqueraded with this host's own addresses, and come out of the device with them.
@@ -97,22 +100,43 @@ impl Leads {
     }
 
     /// Puts back what others have taken out of the kernel, where a quick look finds something missing.
-    pub(super) fn look_after(&mut self) -> Result<(), Error> {
-        match self.plumbing.is_whole()? {
-            true => Ok(()),
-            false => self.repair(),
+    pub(super) fn look_after(&mut self) {
+        match self.plumbing.is_whole() {
+            Ok(true) => self.trouble = None,
+            Ok(false) => self.repair(),
+            Err(error) => self.tell(&error),
         }
     }
 
-    /// Puts back whatever others have taken out of the kernel.
-    pub(super) fn repair(&mut self) -> Result<(), Error> {
-        if let Some(repaired) = self.plumbing.repair()? {
+    /// The same by a closer look, which takes a while where there are many services.
+    pub(super) fn look_closely(&mut self) {
+        match self.plumbing.is_complete() {
+            Ok(true) => {}
+            Ok(false) => self.repair(),
+            Err(error) => self.tell(&error),
+        }
+    }
+
+    fn repair(&mut self) {
+        let (repaired, result) = self.plumbing.repair();
+        if !repaired.is_nothing() {
             tracing::warn!(
                 "{repaired} of lbd's were gone and are put back: does another program manage this host's network? \
                  (systemd-networkd: ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)"
             );
         }
-        Ok(())
+        if let Err(error) = result {
+            self.tell(&error);
+        }
+    }
+
+    /// Once, for as long as it is the same.
+    fn tell(&mut self, trouble: &plumbing::Error) {
+        let trouble = trouble.to_string();
+        if self.trouble.as_ref() != Some(&trouble) {
+            tracing::error!("cannot put back what is missing of lbd's routes and rules: {trouble}");
+            self.trouble = Some(trouble);
+        }
     }
 
     /// What is led here now.

@@ -153,19 +153,30 @@ fn our_routes(handle: &mut Handle) -> Result<Vec<(Route, Option<u32>)>, Error> {
 }
 
 /// lbd's routes in one of its tables, each with the index of its device.
-pub(super) fn routes(handle: &mut Handle, family: Family, table: u32) -> Result<Vec<(Route, Option<u32>)>, Error> {
+fn routes(handle: &mut Handle, family: Family, table: u32) -> Result<Vec<(Route, Option<u32>)>, Error> {
+    let found = all_routes(handle, family, table)?;
+    let ours = found.iter().filter_map(message::our_route);
+    Ok(ours.filter(|(route, _)| route.table == table).collect())
+}
+
+/// How many routes there are in one of lbd's tables, by whomever.
+pub(super) fn count_routes(handle: &mut Handle, family: Family, table: u32) -> Result<usize, Error> {
+    Ok(all_routes(handle, family, table)?.len())
+}
+
+fn all_routes(handle: &mut Handle, family: Family, table: u32) -> Result<Vec<RouteMessage>, Error> {
     let mut query = RouteMessage::default();
     query.header.address_family = message::address_family(family);
     query.attributes.push(RouteAttribute::Table(table));
     let dumped = handle.dump_if_any(RouteNetlinkMessage::GetRoute(query))?;
-    let ours = dumped.iter().filter_map(|message| {
+    let route = |message| {
         if let RouteNetlinkMessage::NewRoute(route) = message {
-            message::our_route(route)
+            Some(route)
         } else {
             None
         }
-    });
-    Ok(ours.filter(|(route, _)| route.table == table).collect())
+    };
+    Ok(dumped.into_iter().filter_map(route).collect())
 }
 
 fn clear_routes(handle: &mut Handle, routes: &[(Route, Option<u32>)]) -> Result<usize, Error> {

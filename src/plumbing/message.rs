@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::IpProtocol;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -104,11 +104,6 @@ fn rule(rule: &Rule, context: &Context) -> RuleMessage {
             message.header.action = RuleAction::ToTable;
             message.attributes.push(RuleAttribute::Table(table));
         }
-        Action::LookupBelowDefault(table) => {
-            message.header.action = RuleAction::ToTable;
-            let attributes = [RuleAttribute::Table(table), RuleAttribute::SuppressPrefixLen(0)];
-            message.attributes.extend(attributes);
-        }
         Action::Goto(priority) => {
             message.header.action = RuleAction::Goto;
             message.attributes.push(RuleAttribute::Goto(priority));
@@ -130,8 +125,8 @@ fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
-        Selector::OwnErrors(numbers) => {
-            let range = RuleAttribute::DestinationPortRange(port_range(*numbers));
+        Selector::OwnError(number) => {
+            let range = RuleAttribute::DestinationPortRange(port_range((*number, *number)));
             message.attributes.extend([own(), icmp(), range]);
         }
         Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),
@@ -191,6 +186,37 @@ fn port_range((start, end): (u16, u16)) -> RulePortRange {
         start: start.min(LAST_PORT),
         end: end.min(LAST_PORT),
     }
+}
+
+/// The question for the way to an address, and for the route by which it goes (`RTM_F_FIB_MATCH`).
+pub(super) fn way_to(address: IpAddr) -> RouteMessage {
+    let mut query = RouteMessage::default();
+    query.header.address_family = address_family(Family::of(address));
+    query.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    query.header.flags = RouteFlags::FibMatch;
+    query.attributes.push(RouteAttribute::Destination(address.into()));
+    query
+}
+
+/// Whether the answer is a route to a link, or to one address.
+pub(super) fn leads_to_one_host(answer: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRoute(route) = answer else {
+        return false;
+    };
+    let header = &route.header;
+    let is_far = |attribute: &RouteAttribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    };
+    let all = if header.address_family == AddressFamily::Inet {
+        32
+    } else {
+        128
+    };
+    let length = header.destination_prefix_length;
+    header.kind == RouteType::Unicast && length > 0 && (length == all || !route.attributes.iter().any(is_far))
 }
 
 /// Whether lbd put this rule in.

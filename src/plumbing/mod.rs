@@ -12,18 +12,18 @@
 //!  12: sport 1-65534 goto 20                     whole packets, and the same with dport
 //!  13: to NODE ipproto tcp -> 7763               fragments, whose ports the kernel does not see
 //!  20: lookup local                              moved here from 0                            ports)
-//!  30: iif lbd0 goto 38
+//!  30: iif lbd0 goto 39
 //!  30: iif eth0 goto 37                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: iif lo ipproto icmp dport 768-783 -> 7763  the kernel's word that a packet which lbd wrote does not arrive ...
+//!  32: iif lo ipproto icmp dport 772 -> 7763      the kernel's word that a packet which lbd wrote does not arrive ...
 //!  33: iif lo ipproto icmp goto 37               (what else this host says in ICMP is none of lbd's)
 //!  34: ipproto icmp -> 7763                      ... and a router's, about a packet that lbd led to a backend
 //!  35: sport 1-65534 goto 37                     whole packets, and the same with dport
 //!  36: from BACKEND ipproto tcp -> 7763          fragments of replies
 //!  37: lookup 7762                               service, external and pool addresses -> lbd0
-//!  38: iif lbd0 lookup main, but its default route     a service at another host's address: its other ports are that host's
-//!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port
+//!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port, unless the
+//!                                                address is another host's
 //! 32766: lookup main
 //! ```
 //!
@@ -60,6 +60,8 @@ mod sysctl;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ipnet::IpNet;
+
 pub use address::{Monitor, local_addresses, owned_addresses};
 pub use cover::Cover;
 pub use device::Device;
@@ -89,6 +91,8 @@ pub struct Plumbing {
     /// Those that stood at priority 0 before lbd came.
     first_local_rules: FirstLocalRules,
     plan: Plan,
+    /// Of the plan's addresses those that other hosts have: what no service takes there goes on to them.
+    elsewhere: BTreeSet<IpNet>,
     installed: Vec<Object>,
     removed: bool,
 }
@@ -112,6 +116,7 @@ impl Plumbing {
             journal,
             first_local_rules,
             plan: Plan::default(),
+            elsewhere: BTreeSet::new(),
             installed: Vec::new(),
             removed: false,
         };
@@ -133,12 +138,33 @@ impl Plumbing {
         if plan.has_local_ports() {
             sysctl::accept_local(&self.device.name)?;
         }
-        let wanted = object::objects(&plan, &self.first_local_rules);
+        let elsewhere = self.elsewhere(&plan)?;
+        let wanted = object::objects(&plan, &elsewhere, &self.first_local_rules);
         let steps = object::difference(&self.installed, &wanted);
         self.apply(&steps)?;
         self.installed = wanted;
+        self.elsewhere = elsewhere;
         self.plan = plan;
         Ok(())
+    }
+
+    /// The kernel can be asked about an address before lbd leads it to itself, and not after.
+    fn elsewhere(&mut self, plan: &Plan) -> Result<BTreeSet<IpNet>, Error> {
+        let mut found = BTreeSet::new();
+        for &net in plan
+            .routes
+            .iter()
+            .filter(|net| net.prefix_len() == net.max_prefix_len())
+        {
+            let is_elsewhere = match self.plan.routes.contains(&net) {
+                true => self.elsewhere.contains(&net),
+                false => self.handle.is_another_hosts(net.addr())?,
+            };
+            if is_elsewhere {
+                found.insert(net);
+            }
+        }
+        Ok(found)
     }
 
     /// Leads what these backends answer to lbd, too; all or nothing. It costs what they cost, not what all backends cost,

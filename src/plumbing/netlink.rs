@@ -1,5 +1,6 @@
 //! A synchronous netlink socket: many requests a send, dumps, and who of them was refused.
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -95,24 +96,24 @@ impl Handle {
         first
     }
 
-    /// Carries out those of `steps`, all of them installations, whose objects are missing, and yields them.
-    pub(super) fn put_back(&mut self, steps: &[Step], context: &Context) -> Result<Vec<Step>, Error> {
+    /// Carries out those of `steps`, all of them installations, whose objects are missing, and yields them; up to the batch in
+    /// which one is refused.
+    pub(super) fn put_back(&mut self, steps: &[Step], context: &Context) -> (Vec<Step>, Result<(), Error>) {
         let mut done = Vec::new();
         for batch in batches(steps) {
-            let refusals = self.run_batch(batch, context)?;
-            let refused = refusals
-                .iter()
-                .find(|(index, refusal)| !is_there(&batch[*index], refusal));
+            let mut refusals = match self.run_batch(batch, context) {
+                Ok(refusals) => refusals,
+                Err(error) => return (done, Err(error)),
+            };
             let missing = (0..batch.len()).filter(|index| refusals.iter().all(|(refused, _)| refused != index));
             done.extend(missing.map(|index| batch[index].clone()));
-            if let Some((index, source)) = refused {
-                return Err(Error::Refused {
-                    what: batch[*index].to_string(),
-                    source: io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EIO)),
-                });
+            refusals.retain(|(index, refusal)| !is_there(&batch[*index], refusal));
+            if let Some((index, source)) = refusals.into_iter().next() {
+                let what = batch[index].to_string();
+                return (done, Err(Error::Refused { what, source }));
             }
         }
-        Ok(done)
+        (done, Ok(()))
     }
 
     /// One request, acknowledged.
@@ -197,6 +198,20 @@ impl Handle {
                 None
             }
         }))
+    }
+
+    /// Whether the host reaches this address on a link, or by a route to it alone: then it is another host's. Any other route may
+    /// lead to who sends it back here.
+    pub(super) fn is_another_hosts(&mut self, address: IpAddr) -> Result<bool, Error> {
+        match self.query(RouteNetlinkMessage::GetRoute(message::way_to(address)), 0) {
+            Ok(found) => Ok(found.iter().any(message::leads_to_one_host)),
+            // No route, or one that refuses (`inet_rtm_getroute`).
+            Err(error) if error.raw_os_error().is_some() => Ok(false),
+            Err(source) => Err(Error::Netlink {
+                what: "look up a route",
+                source,
+            }),
+        }
     }
 
     /// Sends all `requests`, each with its flags; yields what was refused.

@@ -22,8 +22,6 @@ pub(crate) const DIVERT_TABLE: u32 = 7763;
 pub(super) const REFUSE_TABLE: u32 = 7764;
 /// `RT_TABLE_LOCAL`
 pub(super) const LOCAL_TABLE: u32 = 255;
-/// `RT_TABLE_MAIN`
-pub(super) const MAIN_TABLE: u32 = 254;
 
 /// The last port that a policy rule may name (`fib_rule_port_range_valid`, include/net/fib_rules.h).
 pub(super) const LAST_PORT: u16 = 65_534;
@@ -42,7 +40,6 @@ const ICMP: u32 = 34;
 const SKIP_FRAGMENTS: u32 = 35;
 const FRAGMENTS: u32 = 36;
 const SERVICES: u32 = 37;
-const ROUTED: u32 = 38;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -78,15 +75,19 @@ impl Family {
         }
     }
 
-    /// Errors about packets on their way, first and last, as the kernel has them in place of a destination port when it looks for
-    /// the way of its own ICMP: the type in the upper byte, the code in the lower one (`union flowi_uli`, include/net/flow.h;
+    /// Errors about packets on their way, as the kernel has them in place of a destination port when it looks for the way of its
+    /// own ICMP: the type in the upper byte, the code in the lower one (`union flowi_uli`, include/net/flow.h;
     /// `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
-    pub(super) const fn errors(self) -> &'static [(u16, u16)] {
+    ///
+    /// Only those about packets that the host has begun to send, so that its connection tracking knows what they are about. Others
+    /// (no route, port unreachable, time exceeded) would come out of the device as INVALID, which firewalls drop, kube-proxy's too,
+    /// though most of them are none of lbd's business.
+    pub(super) const fn errors(self) -> &'static [u16] {
         match self {
-            // Destination unreachable, "fragmentation needed" among it, and time exceeded (RFC 792).
-            Self::V4 => &[(3 << 8, 3 << 8 | 15), (11 << 8, 11 << 8 | 1)],
-            // Destination unreachable, packet too big, time exceeded (RFC 4443 sections 3.1 to 3.3).
-            Self::V6 => &[(1 << 8, 3 << 8 | 1)],
+            // Host unreachable, and fragmentation needed (RFC 792).
+            Self::V4 => &[3 << 8 | 1, 3 << 8 | 4],
+            // Address unreachable, and packet too big (RFC 4443 sections 3.1 and 3.2).
+            Self::V6 => &[1 << 8 | 3, 2 << 8],
         }
     }
 
@@ -110,7 +111,7 @@ pub(super) struct FirstLocalRules {
 }
 
 impl FirstLocalRules {
-    fn of(&self, family: Family) -> &[u8] {
+    pub(super) fn of(&self, family: Family) -> &[u8] {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
@@ -137,8 +138,8 @@ pub(super) enum Selector {
     AllFrom(Protocol, IpNet),
     /// Whatever the port.
     AllTo(Protocol, IpNet),
-    /// What this host itself says in ICMP, or ICMPv6, about packets on their way: these of [`Family::errors`].
-    OwnErrors((u16, u16)),
+    /// What this host itself says in ICMP, or ICMPv6, about packets on their way: one of [`Family::errors`].
+    OwnError(u16),
     /// All that it says in ICMP.
     OwnIcmp,
     /// ICMP, or ICMPv6.
@@ -149,8 +150,6 @@ pub(super) enum Selector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Action {
     Lookup(u32),
-    /// As if the table had no default route.
-    LookupBelowDefault(u32),
     Goto(u32),
 }
 
@@ -238,16 +237,16 @@ pub(super) fn difference(old: &[Object], new: &[Object]) -> Vec<Step> {
 }
 
 /// Everything that `plan` puts into the kernel; `first_local_rules`: those that are there without lbd.
-pub(super) fn objects(plan: &Plan, first_local_rules: &FirstLocalRules) -> Vec<Object> {
+/// `elsewhere` are addresses of `plan` that other hosts have.
+pub(super) fn objects(plan: &Plan, elsewhere: &BTreeSet<IpNet>, first_local_rules: &FirstLocalRules) -> Vec<Object> {
     let mut objects = Vec::new();
     for family in Family::BOTH {
         if plan.uses(family) {
-            let routes = routes(plan, family);
+            let routes = routes(plan, elsewhere, family);
             objects.extend(routes.into_iter().map(Object::Route));
             let at = |priority, selector, action| rule(family, priority, selector, action);
             objects.push(at(REFUSE, Selector::FromDevice, Action::Lookup(REFUSE_TABLE)));
-            objects.push(at(ROUTED, Selector::FromDevice, Action::LookupBelowDefault(MAIN_TABLE)));
-            objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(ROUTED)));
+            objects.push(at(SKIP_ROUTES, Selector::FromDevice, Action::Goto(REFUSE)));
             let served = plan.served.iter().cloned().map(Selector::FromInterface);
             objects.extend(served.map(|selector| at(SKIP_ROUTES, selector, Action::Goto(SERVICES))));
             objects.extend(local_rules(plan, family, first_local_rules.of(family)));
@@ -261,7 +260,7 @@ pub(super) fn objects(plan: &Plan, first_local_rules: &FirstLocalRules) -> Vec<O
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
             if plan.has_replies(family) {
-                let errors = family.errors().iter().copied().map(Selector::OwnErrors);
+                let errors = family.errors().iter().copied().map(Selector::OwnError);
                 objects.extend(errors.map(|selector| at(OWN_ERRORS, selector, Action::Lookup(DIVERT_TABLE))));
                 objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
                 objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
@@ -329,7 +328,7 @@ fn hosts(covers: &[Cover]) -> impl Iterator<Item = (Protocol, IpNet)> + use<> {
         .flat_map(|(protocol, nets)| IpNet::aggregate(&nets).into_iter().map(move |net| (protocol, net)))
 }
 
-fn routes(plan: &Plan, family: Family) -> Vec<Route> {
+fn routes(plan: &Plan, elsewhere: &BTreeSet<IpNet>, family: Family) -> Vec<Route> {
     let to_device = |net, table| Route {
         net,
         table,
@@ -348,7 +347,7 @@ fn routes(plan: &Plan, family: Family) -> Vec<Route> {
     };
     let divert = to_device(family.default_net(), DIVERT_TABLE);
     std::iter::once(divert)
-        .chain(nets().map(refused))
+        .chain(nets().filter(|net| !elsewhere.contains(net)).map(refused))
         .chain(nets().map(|net| to_device(net, SERVICES_TABLE)))
         .collect()
 }
@@ -439,8 +438,8 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
-            Selector::OwnErrors((first, last)) => {
-                write!(f, " iif lo ipproto {} dport {first}-{last}", self.family.icmp())?;
+            Selector::OwnError(number) => {
+                write!(f, " iif lo ipproto {} dport {number}", self.family.icmp())?;
             }
             Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
             Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
@@ -459,7 +458,6 @@ impl fmt::Display for Rule {
         }
         match self.action {
             Action::Lookup(table) => write!(f, " lookup {table}"),
-            Action::LookupBelowDefault(table) => write!(f, " lookup {table} suppress_prefixlength 0"),
             Action::Goto(priority) => write!(f, " goto {priority}"),
         }
     }
@@ -490,7 +488,10 @@ mod tests {
     }
 
     fn commands(old: &Plan, new: &Plan) -> Vec<String> {
-        let steps = difference(&objects(old, &first()), &objects(new, &first()));
+        let steps = difference(
+            &objects(old, &BTreeSet::new(), &first()),
+            &objects(new, &BTreeSet::new(), &first()),
+        );
         steps.iter().map(ToString::to_string).collect()
     }
 
@@ -504,11 +505,10 @@ mod tests {
                 "ip route add unreachable 10.96.0.10/32 table 7764",
                 "ip route add 10.96.0.10/32 table 7762",
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
-                "ip -4 rule add pref 38 iif DEVICE lookup 254 suppress_prefixlength 0",
-                "ip -4 rule add pref 30 iif DEVICE goto 38",
+                "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 32 iif lo ipproto icmp dport 768-783 lookup 7763",
-                "ip -4 rule add pref 32 iif lo ipproto icmp dport 2816-2817 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 769 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772 lookup 7763",
                 "ip -4 rule add pref 33 iif lo ipproto icmp goto 37",
                 "ip -4 rule add pref 34 ipproto icmp lookup 7763",
                 "ip -4 rule add pref 37 lookup 7762",
@@ -522,8 +522,8 @@ mod tests {
     #[test]
     fn what_goes_out_goes_in_the_reverse_order() {
         let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &["10.2.0.11:8080"]);
-        let there = difference(&[], &objects(&plan, &first()));
-        let back = difference(&objects(&plan, &first()), &[]);
+        let there = difference(&[], &objects(&plan, &BTreeSet::new(), &first()));
+        let back = difference(&objects(&plan, &BTreeSet::new(), &first()), &[]);
         let undone: Vec<Step> = there.into_iter().rev().map(Step::inverse).collect();
         assert_eq!(back, undone);
     }
@@ -550,7 +550,7 @@ mod tests {
     #[test]
     fn a_local_rule_that_somebody_else_moved_is_not_put_back() {
         let plan = plan(&["10.96.0.10/32"], &["192.0.2.1:30080"], &[]);
-        let objects = objects(&plan, &FirstLocalRules::default());
+        let objects = objects(&plan, &BTreeSet::new(), &FirstLocalRules::default());
         assert!(!objects.contains(&Object::NoFirstLocalRule(Family::V4, KERNEL)));
     }
 

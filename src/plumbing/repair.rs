@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::error::Error;
-use super::object::{DIVERT_TABLE, Family, Object, Route, Step};
+use super::object::{DIVERT_TABLE, Family, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step};
 use super::{Plumbing, leftovers, sysctl};
 
 /// What was missing.
@@ -18,6 +18,14 @@ pub struct Repaired {
     pub sysctls: usize,
 }
 
+impl Repaired {
+    /// Whether nothing was missing.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl fmt::Display for Repaired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rules, routes, sysctls } = self;
@@ -26,42 +34,97 @@ impl fmt::Display for Repaired {
 }
 
 impl Plumbing {
-    /// Whether all seems to be there, by what is looked at quickly: how many rules there are, and the routes of one small table.
+    /// Whether all seems to be there, by what is looked at quickly: how many rules there are, the routes of a small table, and
+    /// whether the host forwards.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn is_whole(&mut self) -> Result<bool, Error> {
         for family in self.families() {
             let rules = self.installed.iter().filter(|object| is_rule(object, family)).count();
-            let routes = self.installed.iter().filter(|object| is_diverting(object, family));
             let whole = leftovers::count_rules(&mut self.handle, family)? >= rules
-                && leftovers::routes(&mut self.handle, family, DIVERT_TABLE)?.len() >= routes.count()
+                && self.has_routes(family, DIVERT_TABLE)?
                 && sysctl::is_forwarding(family)?;
             if !whole {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(!self.is_local_rule_back()?)
     }
 
-    /// Puts back whatever is missing. None: nothing was.
+    /// The same, and by how many routes there are, which takes a while where there are many services.
     ///
     /// # Errors
-    /// When the kernel refuses; what could be put back before that stays.
-    pub fn repair(&mut self) -> Result<Option<Repaired>, Error> {
-        let mut repaired = Repaired::default();
-        self.index = self.device.bring_up(&mut self.handle)?;
+    /// When the kernel does not tell.
+    pub fn is_complete(&mut self) -> Result<bool, Error> {
         for family in self.families() {
-            repaired.sysctls += usize::from(sysctl::forward_again(family)?);
+            for table in [SERVICES_TABLE, REFUSE_TABLE] {
+                if !self.has_routes(family, table)? {
+                    return Ok(false);
+                }
+            }
         }
-        let steps: Vec<Step> = self.installed.iter().cloned().map(Step::Install).collect();
-        for step in self.handle.put_back(&steps, &self.context())? {
+        self.is_whole()
+    }
+
+    fn has_routes(&mut self, family: Family, table: u32) -> Result<bool, Error> {
+        let installed = self
+            .installed
+            .iter()
+            .filter(|object| is_route(object, family, table))
+            .count();
+        Ok(leftovers::count_routes(&mut self.handle, family, table)? >= installed)
+    }
+
+    /// Where the local table's rule has been moved, one at priority 0 is in the way of local ports.
+    fn is_local_rule_back(&mut self) -> Result<bool, Error> {
+        let rules = leftovers::first_local_rules(&mut self.handle)?;
+        let mut families = self.families().into_iter();
+        Ok(families.any(|family| self.has_moved_local_rule(family) && !rules.of(family).is_empty()))
+    }
+
+    fn has_moved_local_rule(&self, of: Family) -> bool {
+        self.installed
+            .iter()
+            .any(|object| matches!(object, Object::NoFirstLocalRule(family, _) if *family == of))
+    }
+
+    /// Puts back whatever is missing. What was, also where the kernel then refuses something else.
+    pub fn repair(&mut self) -> (Repaired, Result<(), Error>) {
+        let mut repaired = Repaired::default();
+        let result = self.put_back(&mut repaired).and_then(|()| {
+            for family in self.families() {
+                if !sysctl::is_forwarding(family)? {
+                    sysctl::prepare(family, &self.device.name, &mut self.journal)?;
+                    repaired.sysctls += 1;
+                }
+            }
+            Ok(())
+        });
+        (repaired, result)
+    }
+
+    fn put_back(&mut self, repaired: &mut Repaired) -> Result<(), Error> {
+        self.index = self.device.bring_up(&mut self.handle)?;
+        let mut steps: Vec<Step> = self.installed.iter().cloned().map(Step::Install).collect();
+        let back = leftovers::first_local_rules(&mut self.handle)?;
+        for family in self
+            .families()
+            .into_iter()
+            .filter(|&family| self.has_moved_local_rule(family))
+        {
+            // By whomever they were put there.
+            let marks = back.of(family).iter();
+            steps.extend(marks.map(|&mark| Step::Install(Object::NoFirstLocalRule(family, mark))));
+        }
+        let (done, result) = self.handle.put_back(&steps, &self.context());
+        for step in done {
             match step.object() {
                 Object::Route(_) => repaired.routes += 1,
                 Object::Rule(_) | Object::NoFirstLocalRule(..) => repaired.rules += 1,
             }
         }
-        Ok((repaired != Repaired::default()).then_some(repaired))
+        result
     }
 
     fn families(&self) -> Vec<Family> {
@@ -78,9 +141,9 @@ fn is_rule(object: &Object, of: Family) -> bool {
     }
 }
 
-fn is_diverting(object: &Object, of: Family) -> bool {
+fn is_route(object: &Object, of: Family, in_table: u32) -> bool {
     if let Object::Route(Route { net, table, .. }) = object {
-        *table == DIVERT_TABLE && Family::of(net.addr()) == of
+        *table == in_table && Family::of(net.addr()) == of
     } else {
         false
     }

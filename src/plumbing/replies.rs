@@ -111,7 +111,7 @@ fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, I
                 | Selector::WithSourcePort
                 | Selector::WithDestinationPort
                 | Selector::AllTo(..)
-                | Selector::OwnErrors(_)
+                | Selector::OwnError(_)
                 | Selector::OwnIcmp
                 | Selector::Icmp => {}
             }
@@ -146,7 +146,7 @@ mod tests {
             replies: replies(backends),
             ..Plan::default()
         };
-        let installed = objects(&plan, &FirstLocalRules::default());
+        let installed = objects(&plan, &BTreeSet::new(), &FirstLocalRules::default());
         (plan, installed)
     }
 

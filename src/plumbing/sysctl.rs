@@ -86,16 +86,6 @@ pub(super) fn is_forwarding(family: Family) -> Result<bool, Error> {
     Ok(read(family.forwarding())? == "1")
 }
 
-/// Lets the host forward packets of `family`, if it does not; says whether it did not. The journal knows already what was before
-/// lbd came.
-pub(super) fn forward_again(family: Family) -> Result<bool, Error> {
-    let was_off = !is_forwarding(family)?;
-    if was_off {
-        require(family.forwarding(), "1")?;
-    }
-    Ok(was_off)
-}
-
 /// For both families: a packet with the addresses of a local socket, be it one in TIME_WAIT of a proxy that served before
 /// lbd, is the socket's before it is routed (`tcp_v4_early_demux`, `tcp_v6_early_demux`), and lost where its route leads out
 /// (`skb->sk` in `ip_forward` and `ip6_forward`). Documentation/networking/ip-sysctl.rst has routers switch it off.

@@ -358,7 +358,7 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::UidRange(range) if range.start > 0 => others = true,
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             RuleAttribute::SuppressPrefixLen(length) => {
-                shortest = u8::try_from(*length).map_or(u8::MAX, |it| it.saturating_add(1))
+                shortest = u8::try_from(*length).map_or(u8::MAX, |it| it.saturating_add(1));
             }
             RuleAttribute::SuppressIfGroup(_) => suppresses = true,
             RuleAttribute::Protocol(_) | RuleAttribute::L3MDev(false) => {}
