@@ -446,11 +446,16 @@ fn a_node_port_at_another_services_address_is_told_of_and_is_the_firsts_in_both_
 fn what_another_program_takes_out_of_the_kernel_is_put_back_and_told() {
     isolated(|| {
         let rig = Rig::new();
-        let services = Family::BOTH.map(Service::web);
+        let services = Family::BOTH.map(|family| Service {
+            node_port: Some(30_080),
+            ..Service::web(family)
+        });
         let lbd = rig.lbd(&Config::new(Mode::Ipvs, services.into()));
         let before = rig.kernel_state();
         let harm = [
-            "for family in -4 -6; do ip $family rule flush; ip $family rule add pref 32766 lookup main; done
+            "for family in -4 -6; do
+                 ip $family rule flush; ip $family rule add pref 0 lookup local; ip $family rule add pref 32766 lookup main
+             done
              ip rule add pref 32767 lookup default",
             "ip link set lbd0 down; ip link set lbd0 up",
             "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
@@ -462,7 +467,9 @@ fn what_another_program_takes_out_of_the_kernel_is_put_back_and_told() {
                 lbd.log()[told..].contains("put back")
             });
             for family in Family::BOTH {
-                assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1], "{harm}");
+                for address in [family.web(), family.balancer(30_080)] {
+                    assert_eq!(rig.spread("client", &address, 3), [1, 1, 1], "{harm}");
+                }
             }
         }
         // Of routes only a few are looked at every two seconds: all are where the file is read again and says the same.

@@ -315,3 +315,22 @@ fn the_other_ports_of_a_service_address_that_is_another_hosts_are_that_hosts() {
         }
     });
 }
+
+#[test]
+fn a_port_that_nobody_serves_is_refused_also_where_another_router_would_send_it_back() {
+    const BACK: &str = "
+        ip -n lb route add 10.0.0.0/8 via 10.1.0.2
+        ip -n lb -6 route add fd00::/16 via fd00:1::2
+        in_ns client sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    ";
+    isolated(|| {
+        let rig = Rig::changed(BACK);
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let get = rig.get("client", &family.vip(81));
+            assert_eq!(get.code, 7, "{get:?}");
+            assert!(lbd.status()["packets"]["pass"].as_u64() < Some(10), "{}", lbd.status());
+            lbd.terminate();
+        }
+    });
+}
