@@ -139,7 +139,7 @@ impl Conntrack {
     }
 
     /// Bytes that the flows take, and those which were there before: 128 a flow in a full table, both directions together, and 24
-    /// more where it is masqueraded or goes by client affinity.
+    /// more where it is masqueraded or goes by client affinity. Templates are not counted; each takes about 150 more.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().memory()).sum()
