@@ -409,3 +409,15 @@ fn of_a_packet_between_strangers_it_is_told_that_it_does_not_come_to_lbd() {
     );
     assert!(notes(&ours).is_empty(), "{:?}", notes(&ours));
 }
+
+#[test]
+fn an_answer_to_a_connection_past_the_services_is_told_to_end_what_is_left_of_a_flow() {
+    let case = Case::TCP;
+    let mut world = case.setup().world();
+    let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
+    world.client_closes(&flow);
+    let Seen(verdict, told) = as_told(&mut world, &packet(Protocol::Tcp, flow.backend, flow.client, SYN | ACK));
+    assert_eq!(verdict, Verdict::Pass(Pass::NoMatch));
+    let is_over = |step: &Step| matches!(step, Step::Flow(flow) if flow.outcome == "over");
+    assert!(told.steps.iter().any(is_over), "{told:#?}");
+}
