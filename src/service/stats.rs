@@ -1,8 +1,8 @@
 //! How much traffic went through backends and services.
 //!
 //! A packet is counted once, for its backend. What a service had is the sum over its backends, past ones included, and is
-//! worked out where somebody asks. With counters of its own for each service a packet of a known flow took 51.3 ns instead of
-//! 50.9, and a new flow to any of 100,000 services 4 % more: two more cache lines to fetch.
+//! worked out where somebody asks. With counters of its own for each service a new flow took 359 to 366 ns instead of 342 to 347
+//! (`benches/rules`, ten services), and a packet of a known flow half a nanosecond more.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
