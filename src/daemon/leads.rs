@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
-use crate::plumbing::{self, Device, Plan, Plumbing};
+use crate::plumbing::{self, Device, Plan, Plumbing, Repaired};
 use crate::policy::Policy;
 
 use super::Error;
@@ -16,6 +16,8 @@ pub(super) struct Leads {
     interfaces: Option<Interfaces>,
     /// Service addresses that no interface of this host has, as long as anything is led to lbd for them.
     foreign: BTreeSet<IpAddr>,
+    /// How often something had to be put back.
+    repairs: u32,
     /// Why something could not be put back, as the log has been told.
     trouble: Option<String>,
 }
@@ -34,6 +36,7 @@ impl Leads {
             plumbing,
             interfaces,
             foreign: BTreeSet::new(),
+            repairs: 0,
             trouble: None,
         };
         if leads.interfaces.is_some() {
@@ -120,13 +123,23 @@ impl Leads {
     fn repair(&mut self) {
         let (repaired, result) = self.plumbing.repair();
         if !repaired.is_nothing() {
-            tracing::warn!(
-                "{repaired} of lbd's were gone and are put back: does another program manage this host's network? \
-                 (systemd-networkd: ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)"
-            );
+            self.repairs += 1;
+            self.tell_of(repaired);
         }
         if let Err(error) = result {
             self.tell(&error);
+        }
+    }
+
+    /// Who takes them out again and again is told of less and less often.
+    fn tell_of(&self, repaired: Repaired) {
+        const FEW: u32 = 5;
+        if self.repairs <= FEW || self.repairs.is_power_of_two() {
+            tracing::warn!(
+                "{repaired} of lbd's were gone and are put back (times so far: {}): does another program manage this host's network? \
+                 (systemd-networkd: ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
+                self.repairs
+            );
         }
     }
 
