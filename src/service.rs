@@ -334,6 +334,12 @@ impl Service {
         prefetch::line(self.backends.as_ptr());
     }
 
+    /// Whether it has a backend that may get new flows.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.backends.iter().any(|backend| backend.weight() > 0)
+    }
+
     /// Whether a packet of `tuple` can be sent to this service's backends: same protocol, same IP version.
     #[must_use]
     pub fn takes(&self, tuple: &Tuple) -> bool {

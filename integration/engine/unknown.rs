@@ -56,6 +56,25 @@ fn they_are_answered_by_a_reset_where_that_is_set_but_a_reset_never_is() {
 }
 
 #[test]
+fn a_service_without_a_backend_refuses_them_as_it_refuses_new_connections() {
+    for case in Case::tcp() {
+        for word in ["drop", "pass", "reset"] {
+            for weights in [&[][..], &[0, 0]] {
+                let mut world = unknown(case, word).weights(weights).world();
+                for flags in FLAGS {
+                    let stray = packet(case.protocol, case.client(2, 1), case.service(), flags);
+                    let expected = match flags & RST {
+                        0 => Verdict::Reject(Reject::NoBackend),
+                        _ => Verdict::Drop(Drop::Unanswerable),
+                    };
+                    assert_eq!(world.send(&stray).verdict, expected, "{word}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_reload_changes_what_becomes_of_them_and_nothing_of_known_connections() {
     for case in Case::tcp() {
         let mut world: World = case.setup().world();

@@ -394,7 +394,12 @@ impl Model {
         }
         if !opens(&ends, told) {
             let is_sctp = ends.protocol == Protocol::Sctp;
-            return Expected::Verdict(Verdict::Drop(if is_sctp { Drop::NotInit } else { Drop::NotSyn }));
+            let is_usable = self.rules.backends.iter().any(|&(_, weight)| weight > 0);
+            return Expected::Verdict(match (is_usable, is_last_word(&ends, told)) {
+                (true, _) => Verdict::Drop(if is_sctp { Drop::NotInit } else { Drop::NotSyn }),
+                (false, true) => Verdict::Drop(Drop::Unanswerable),
+                (false, false) => Verdict::Reject(Reject::NoBackend),
+            });
         }
         let Some((backend, template)) = self.choose(&ends) else {
             return Expected::Verdict(Verdict::Reject(Reject::NoBackend));

@@ -35,7 +35,10 @@ impl Processor<'_> {
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
         if !segment.opens() {
-            return Err(self.stray(segment));
+            return Err(match service.is_usable() {
+                true => self.stray(segment),
+                false => Stop::Reject(Reject::NoBackend),
+            });
         }
         if !self.ruleset.may_ask(&tuple) {
             return Err(Stop::Drop(Drop::Unanswerable));

@@ -217,7 +217,10 @@ impl<'a> Way<'a> {
         };
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
-            return self.stray(headers, segment);
+            return match service.is_usable() {
+                true => self.stray(headers, segment),
+                false => self.refuse(headers, Reject::NoBackend),
+            };
         }
         if !self.ruleset.may_ask(&segment.key.into()) {
             return Verdict::Drop(Drop::Unanswerable);
