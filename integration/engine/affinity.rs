@@ -141,12 +141,7 @@ fn a_flow_that_could_not_be_stored_binds_no_client() {
 #[test]
 fn forged_clients_without_number_leave_no_more_templates_than_flows_may_be() {
     let case = Case::UDP;
-    let most = "[conntrack]\nmax_flows = 50";
-    let mut world = case
-        .setup()
-        .keys("persistence = { timeout = \"3h\" }")
-        .tables(most)
-        .world();
+    let mut world = three_hours_and_fifty_flows(case);
     for n in 0..2_000_u32 {
         let client = format!("10.1.{}.{}:1", n / 250, 1 + n % 250);
         world.open(Protocol::Udp, client, case.service());
@@ -156,6 +151,11 @@ fn forged_clients_without_number_leave_no_more_templates_than_flows_may_be() {
     // They are looked through bit by bit.
     (0..10).for_each(|_| steps_of_a_second(&mut world));
     assert!(world.engine.affinity().is_empty());
+}
+
+fn three_hours_and_fifty_flows(case: Case) -> World {
+    let persistent = case.setup().keys("persistence = { timeout = \"3h\" }");
+    persistent.tables("[conntrack]\nmax_flows = 50").world()
 }
 
 fn steps_of_a_second(world: &mut World) {
@@ -171,12 +171,7 @@ fn soon_after_a_flood_of_forged_clients_real_ones_are_remembered_again() {
 
 #[track_caller]
 fn assert_remembered_after_a_flood(case: Case) {
-    let most = "[conntrack]\nmax_flows = 50";
-    let mut world = case
-        .setup()
-        .keys("persistence = { timeout = \"3h\" }")
-        .tables(most)
-        .world();
+    let mut world = three_hours_and_fifty_flows(case);
     for n in 10..100 {
         let forged = world.open(case.protocol, case.client(n, 1), case.service());
         world.down(&forged, SYN | ACK);

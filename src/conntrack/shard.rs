@@ -140,22 +140,26 @@ impl Shard {
 
     /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room. `hash` is the key's.
     pub fn is_free(&mut self, key: &Key, hash: u64, now: Instant) -> bool {
-        match self.entry(key, hash) {
-            None => true,
-            Some(_) if self.find(key, hash, now).is_some() => false,
-            Some(entry) => {
-                self.remove(entry.slot());
-                true
-            }
+        self.occupant(key, hash, now).is_none()
+    }
+
+    fn occupant(&mut self, key: &Key, hash: u64, now: Instant) -> Option<u32> {
+        let slot = self.entry(key, hash)?.slot();
+        let is_alive = self.slots.get(slot)?.expires > now;
+        if !is_alive {
+            self.remove(slot);
         }
+        is_alive.then_some(slot)
     }
 
     /// Whose packets have this key. `hash` is the key's.
     pub fn tenant(&mut self, key: &Key, hash: u64, timeouts: &Timeouts, now: Instant) -> Tenant {
-        if self.is_free(key, hash, now) {
-            return Tenant::Nobody;
-        }
-        let flow = self.entry(key, hash).and_then(|entry| self.slots.get(entry.slot()));
+        let slot = self.occupant(key, hash, now);
+        self.tenant_of(slot, timeouts, now)
+    }
+
+    fn tenant_of(&self, slot: Option<u32>, timeouts: &Timeouts, now: Instant) -> Tenant {
+        let flow = slot.and_then(|slot| self.slots.get(slot));
         flow.map_or(Tenant::Nobody, |flow| {
             Tenant::of(flow.state, flow.dialogue, flow.expires, timeouts, now)
         })
@@ -163,11 +167,10 @@ impl Shard {
 
     /// Forgets the flow whose packets have this key, if it yields; says whether the key is free then.
     pub fn reclaim(&mut self, key: &Key, hash: u64, timeouts: &Timeouts, now: Instant) -> bool {
-        let tenant = self.tenant(key, hash, timeouts, now);
-        if tenant == Tenant::Idle
-            && let Some(entry) = self.entry(key, hash)
-        {
-            self.remove(entry.slot());
+        let slot = self.occupant(key, hash, now);
+        let tenant = self.tenant_of(slot, timeouts, now);
+        if let (Tenant::Idle, Some(slot)) = (tenant, slot) {
+            self.remove(slot);
         }
         tenant != Tenant::Busy
     }

@@ -1,4 +1,5 @@
-//! What is told to systemd, over the socket that `$NOTIFY_SOCKET` names (sd_notify(3)).
+//! What is told to systemd, over the socket that `$NOTIFY_SOCKET` names (sd_notify(3)). The crate sd-notify, whose words these are,
+//! knows no sockets in the abstract namespace.
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::io;

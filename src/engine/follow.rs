@@ -99,7 +99,7 @@ impl Processor<'_> {
                 };
                 *leaving = key;
                 if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction)
-                    || !flow.is_masqueraded() && is_direct(flow.state, segment, direction)
+                    || is_direct(flow.state, flow.is_masqueraded(), segment, direction)
                 {
                     shard.remove(slot);
                     return Known::No;
@@ -146,11 +146,12 @@ pub(crate) fn is_reopened(
 /// from the port of a flow that is over. A SYN of the flow's own would have put an end to that state; only a client that closes
 /// with the third packet of a handshake, which is then lost, is taken for such a one.
 #[inline]
-pub(crate) fn is_direct(state: State, segment: &Segment, direction: Direction) -> bool {
+pub(crate) fn is_direct(state: State, is_masqueraded: bool, segment: &Segment, direction: Direction) -> bool {
     const SYN_ACK: u8 = TcpFlags::SYN | TcpFlags::ACK;
     match segment.signal {
         Signal::Tcp(flags) => {
             state == State::Tcp(tcp::State::TimeWait)
+                && !is_masqueraded
                 && direction == Direction::Reply
                 && flags.0 & (SYN_ACK | TcpFlags::RST) == SYN_ACK
         }

@@ -132,7 +132,7 @@ impl<'a> Way<'a> {
             _ if is_reopened(connection.state, &connection.backend, reuse, segment, direction) => {
                 (Known::No, "reopened")
             }
-            _ if !connection.is_masqueraded() && is_direct(connection.state, segment, direction) => (Known::No, "over"),
+            _ if is_direct(connection.state, connection.is_masqueraded(), segment, direction) => (Known::No, "over"),
             Orphan::GoesOn => (Known::Flow, "follows"),
             Orphan::Waits => (Known::Waits, "waits"),
             Orphan::Ends => (told_by(connection.state, direction), "ends"),

@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::steering::Steering;
 use super::{Decide, Exchanged, PacketIo};
+use crate::io::xdp::channels::interface_index;
 use crate::packet::frame::{Checksum, Fate, Frame};
 
 /// `struct virtio_net_hdr` without `num_buffers` (include/uapi/linux/virtio_net.h), the kernel's default for TUN.
@@ -171,15 +172,9 @@ fn refused(name: &str, error: io::Error) -> OpenError {
     let name = name.to_owned();
     // Whoever may open /dev/net/tun may still not make a device (`tun_set_iff`, drivers/net/tun.c).
     match error.raw_os_error() {
-        Some(libc::EPERM) if !exists(&name) => OpenError::NotPermitted { name, error },
+        Some(libc::EPERM) if interface_index(&name).is_err() => OpenError::NotPermitted { name, error },
         _ => OpenError::Attach { name, error },
     }
-}
-
-fn exists(name: &str) -> bool {
-    let name = CString::new(name).ok();
-    // SAFETY: the pointer is to a text that ends with a zero byte, and lives as long as the call.
-    name.is_some_and(|name| unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
 }
 
 /// Asks for as much as the kernel has. The setting is the device's, so one queue's call serves all.

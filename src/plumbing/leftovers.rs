@@ -63,13 +63,20 @@ pub fn clear_leftovers(journal: &Path) -> Result<Option<Summary>, Error> {
 pub(super) fn first_local_rules(handle: &mut Handle) -> Result<FirstLocalRules, Error> {
     let mut marks = |family| -> Result<Vec<u8>, Error> {
         let rules = rules(handle, family)?;
-        let first = (rules.iter()).filter(|rule| message::is_local_rule(rule) && message::priority(rule) == 0);
-        Ok(first.map(message::mark).collect())
+        Ok(rules
+            .iter()
+            .filter(|rule| is_first_local(rule))
+            .map(message::mark)
+            .collect())
     };
     Ok(FirstLocalRules {
         v4: marks(Family::V4)?,
         v6: marks(Family::V6)?,
     })
+}
+
+fn is_first_local(rule: &RuleMessage) -> bool {
+    message::is_local_rule(rule) && message::priority(rule) == 0
 }
 
 /// A route through a device with a carrier means that a process holds that device: another lbd. The journal of an lbd
@@ -136,10 +143,11 @@ fn clear_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
     Ok(ours.len())
 }
 
-/// How many rules of lbd's there are.
-pub(super) fn count_rules(handle: &mut Handle, family: Family) -> Result<usize, Error> {
+/// How many rules of lbd's there are, and whether one for the local table is at priority 0.
+pub(super) fn look_at_rules(handle: &mut Handle, family: Family) -> Result<(usize, bool), Error> {
     let rules = rules(handle, family)?;
-    Ok(rules.iter().filter(|rule| message::is_ours(rule)).count())
+    let ours = rules.iter().filter(|rule| message::is_ours(rule)).count();
+    Ok((ours, rules.iter().any(is_first_local)))
 }
 
 fn our_routes(handle: &mut Handle) -> Result<Vec<(Route, Option<u32>)>, Error> {

@@ -36,8 +36,8 @@
 //! - Rules cannot tell an ICMP error from an echo, nor whom an error is about. So all ICMP that this host forwards takes
 //!   the way over lbd, which passes on what is about none of its flows, at the price of one more hop in its TTL.
 //!   Where every flow is masqueraded, the errors come to lbd's own addresses, and there are no such rules.
-//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. Errors are led to
-//!   lbd; one about a packet that lbd did not write comes back, from an address of this host that may be another
+//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. Two errors
+//!   (`Family::errors`) are led to lbd; one about a packet that lbd did not write comes back, from an address of this host that may be another
 //!   interface's than without lbd. The rest is left alone: a ping would choose a wrong source address.
 //! - A rule with a port never matches a fragment, not even the first one (its ports are not dissected). So the fragments of
 //!   all that a backend says go to lbd, which passes on what is of no flow of its.

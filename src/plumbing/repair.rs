@@ -42,14 +42,18 @@ impl Plumbing {
     pub fn is_whole(&mut self) -> Result<bool, Error> {
         for family in self.families() {
             let rules = self.installed.iter().filter(|object| is_rule(object, family)).count();
-            let whole = leftovers::count_rules(&mut self.handle, family)? >= rules
+            let (found, has_first_local) = leftovers::look_at_rules(&mut self.handle, family)?;
+            // Where the local table's rule has been moved, one at priority 0 is in the way of local ports.
+            let is_in_the_way = has_first_local && self.has_moved_local_rule(family);
+            let whole = found >= rules
+                && !is_in_the_way
                 && self.has_routes(family, DIVERT_TABLE)?
                 && sysctl::is_forwarding(family)?;
             if !whole {
                 return Ok(false);
             }
         }
-        Ok(!self.is_local_rule_back()?)
+        Ok(true)
     }
 
     /// The same, and by how many routes there are, which takes a while where there are many services.
@@ -74,13 +78,6 @@ impl Plumbing {
             .filter(|object| is_route(object, family, table))
             .count();
         Ok(leftovers::count_routes(&mut self.handle, family, table)? >= installed)
-    }
-
-    /// Where the local table's rule has been moved, one at priority 0 is in the way of local ports.
-    fn is_local_rule_back(&mut self) -> Result<bool, Error> {
-        let rules = leftovers::first_local_rules(&mut self.handle)?;
-        let mut families = self.families().into_iter();
-        Ok(families.any(|family| self.has_moved_local_rule(family) && !rules.of(family).is_empty()))
     }
 
     fn has_moved_local_rule(&self, of: Family) -> bool {

@@ -67,7 +67,7 @@ pub(super) fn prepare(family: Family, device: &str, journal: &mut Journal) -> Re
     if let Err(error) = route_first(journal) {
         tracing::warn!("{error}");
     }
-    if read(family.forwarding())? == "1" {
+    if is_forwarding(family)? {
         return Ok(());
     }
     let mut settings = match family {

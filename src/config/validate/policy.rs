@@ -62,7 +62,7 @@ fn may_join(net: IpNet, pool: &[IpNet], text: &Spanned<Text<'_>>, report: &mut R
     false
 }
 
-fn overlap(a: IpNet, b: IpNet) -> bool {
+pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 

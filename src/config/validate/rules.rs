@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use toml::Spanned;
 
+use super::policy::overlap;
 use super::services::{Known, require};
 use super::values::{name, network, offset, ports};
 use crate::config::diagnostic::Report;
@@ -41,7 +42,7 @@ pub(super) fn warn_of_rules_without_services(
     let led_here = |net: &IpNet| {
         let nets = rules.iter().filter(|rule| matches!(rule.action, Action::Service(_)));
         let mut nets = nets.map(|rule| rule.destination.as_ref());
-        nets.any(|other| other.is_none_or(|other| other.negated || overlap(&other.value, net)))
+        nets.any(|other| other.is_none_or(|other| other.negated || overlap(other.value, *net)))
     };
     for (raw, rule) in list.iter().zip(rules) {
         let refuses = matches!(rule.action, Action::Drop | Action::Reject);
@@ -56,10 +57,6 @@ pub(super) fn warn_of_rules_without_services(
             report.warning(offset(raw), problem);
         }
     }
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 fn rule(at: &Spanned<raw::Rule<'_>>, names: &Names<'_>, report: &mut Report) -> Option<Rule> {

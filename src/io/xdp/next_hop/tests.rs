@@ -492,11 +492,10 @@ fn lbds_own_rules_count_as_for_what_lbd_writes_to_its_device() {
         from_device(rule(30, rules::Action::Other)),
         ours(reply),
         ours(lookup(32, 7762)),
-        from_device(rule(38, rules::Action::Lookup(BELOW_DEFAULT))),
         from_device(lookup(39, 7764)),
     ];
     let found = rules::order(&own, Family::V4, "lbd0", |_| false);
-    assert_eq!(found, Ok(vec![LOCAL.into(), BELOW_DEFAULT, 7764.into()]));
+    assert_eq!(found, Ok(vec![LOCAL.into(), 7764.into()]));
 }
 
 #[test]
