@@ -10,9 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::neighbours::{Novelties, changes, targets};
+use super::text;
 use super::{Config, parse, to_toml};
 use crate::conntrack::tcp::State;
-use crate::control::text;
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::{BackendSpec, Persistence, Policy, ServiceSpec};
 use crate::scheduler::{Flags, Kind};

@@ -9,6 +9,7 @@ pub mod reload;
 pub mod save;
 mod settings;
 mod suggest;
+pub mod text;
 pub mod validate;
 mod words;
 
@@ -21,7 +22,6 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-pub use crate::io::xdp::filter::program::Attach;
 use crate::policy::Policy;
 
 /// Which device packets come from.
@@ -40,6 +40,18 @@ impl Backend {
     pub fn name(self) -> &'static str {
         words::word_of(self, words::BACKEND)
     }
+}
+
+/// Where the XDP program of `[af_xdp]` is to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, before the kernel has allocated a packet for the frame.
+    Native,
+    /// In the kernel's stack: works with every driver, slowly.
+    Generic,
 }
 
 /// `[datapath]`

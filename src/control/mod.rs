@@ -10,7 +10,6 @@ pub mod protocol;
 pub mod render;
 pub mod selector;
 pub mod server;
-pub mod text;
 pub mod views;
 
 use protocol::{Reply, Request};

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use self::explanation::{Explanation, Question};
 use self::shadow::ShadowView;
-use super::text;
 use crate::config::edit::{Edit, Mistake, Refusal, Which};
+use crate::config::text;
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::Mode;
 use crate::service::Totals;

@@ -25,12 +25,13 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::config::{AfXdp, Backend, Config, Loaded};
+use crate::config::{AfXdp, Attach, Backend, Config, Loaded};
 use crate::control::estimator;
 use crate::control::server::Server;
 use crate::engine::{Engine, Seeds};
 use crate::io::xdp::bundle::ZeroCopy;
 use crate::io::xdp::filter::error::FilterError;
+use crate::io::xdp::filter::program;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
 use crate::io::{PacketIo, tun, xdp};
@@ -259,7 +260,11 @@ fn xdp_settings(config: &Config) -> xdp::interfaces::Settings {
     } = &config.af_xdp;
     xdp::interfaces::Settings {
         names: interfaces.clone(),
-        attach: *attach,
+        attach: match attach {
+            Attach::Auto => program::Attach::Auto,
+            Attach::Native => program::Attach::Native,
+            Attach::Generic => program::Attach::Generic,
+        },
         zero_copy: match zero_copy {
             None => ZeroCopy::Auto,
             Some(true) => ZeroCopy::Required,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::text;
+use crate::config::text;
 use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::policy::Mode;
 use crate::verdict::Verdict;

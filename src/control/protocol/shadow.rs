@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::text;
+use crate::config::text;
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::Mode;
 use crate::shadow::{Answer, Disagreement, Outcome, Party, Shadow};
