@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use lbd::config::shrinkage::warn_of_emptiness;
 use lbd::config::validate::{Loaded, load};
 use lbd::daemon;
 use lbd::engine::Seeds;
@@ -101,6 +102,9 @@ fn read(file: &Path) -> Result<Loaded, String> {
     let loaded = load(file).map_err(|errors| lines(&errors))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Some(warning) = warn_of_emptiness(&loaded.config) {
+        tracing::warn!("{}: {warning}", file.display());
     }
     Ok(loaded)
 }

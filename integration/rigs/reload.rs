@@ -178,6 +178,46 @@ fn a_bad_file_changes_nothing_and_is_reported() {
     });
 }
 
+#[test]
+fn a_file_that_was_cut_short_takes_no_service_away_unless_it_says_that_this_is_meant() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let empty = Config::new(mode, Vec::new()).to_string();
+            let refused = lbd.reload(&empty);
+            assert_eq!(refused.code, 1, "{refused:?}");
+            for part in ["lbd.toml: no [[services]]", "has 1", "allow_empty = true"] {
+                assert!(refused.err.contains(part), "{refused:?}");
+                assert!(lbd.hangup(&empty).contains(part), "{}", lbd.log());
+            }
+            assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2]);
+            lbd.reload(&format!("allow_empty = true\n{empty}")).ok();
+            assert_ne!(rig.get("client", &family.web()).code, 0, "the service is gone");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_reload_that_takes_most_services_away_says_how_many() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (mode, family) in matrix() {
+            let services = |count| (0..count).map(|n| Service::tcp(family, 80 + n, 8080, &[1, 2, 3]));
+            let lbd = rig.lbd(&Config::new(mode, services(10).collect()));
+            let half = lbd.reload(&Config::new(mode, services(5).collect()).to_string()).ok();
+            assert!(!half.contains("warning"), "half of them is not most: {half}");
+            lbd.reload(&Config::new(mode, services(12).collect()).to_string()).ok();
+            let most = lbd.reload(&Config::new(mode, services(5).collect()).to_string()).ok();
+            assert!(most.contains("warning: 7 of 12 services are removed"), "{most}");
+            assert!(lbd.log().contains("7 of 12 services are removed"), "{}", lbd.log());
+            assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2], "it is done");
+            lbd.terminate();
+        }
+    });
+}
+
 /// A good file spoilt: a syntax error, an unknown key, an impossible port, and one bad service among good ones.
 fn bad_files(good: &str) -> [String; 4] {
     [

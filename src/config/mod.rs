@@ -8,6 +8,7 @@ pub mod raw;
 pub mod reload;
 pub mod save;
 mod settings;
+pub mod shrinkage;
 mod suggest;
 pub mod text;
 pub mod validate;
@@ -98,6 +99,8 @@ pub struct AfXdp {
 pub struct Config {
     /// What the engine is told to do. `node_addresses` is filled from `node_addresses` below, or left empty.
     pub policy: Policy,
+    /// Whether a reload to this file is meant although it has no services.
+    pub allow_empty: bool,
     /// `[node] addresses`; None: to be read from the kernel.
     pub node_addresses: Option<Vec<IpAddr>>,
     /// `[datapath]`

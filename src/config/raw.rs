@@ -129,6 +129,7 @@ tables! {
         mode: Text<'t>,
         scheduler: Text<'t>,
         shadow: bool,
+        allow_empty: bool,
         datapath: Datapath<'t>,
         tun: Tun<'t>,
         af_xdp: AfXdp<'t>,

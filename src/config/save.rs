@@ -25,6 +25,7 @@ pub fn to_toml(config: &Config) -> String {
     out.key("mode", quoted(word_of(policy.mode, MODE)));
     out.optional("scheduler", policy.scheduler.map(quoted));
     out.optional("shadow", policy.shadow.then_some(true));
+    out.optional("allow_empty", config.allow_empty.then_some(true));
     datapath(&config.datapath, &mut out);
     tun(&config.tun, &mut out);
     af_xdp(&config.af_xdp, &mut out);

@@ -16,6 +16,7 @@ pub(super) type Setting = (&'static str, String);
 pub(super) fn settings(config: &Config) -> Vec<Setting> {
     let Config {
         policy,
+        allow_empty,
         node_addresses,
         datapath,
         tun,
@@ -23,6 +24,7 @@ pub(super) fn settings(config: &Config) -> Vec<Setting> {
         control_socket,
     } = config;
     let mut all = of_policy(policy);
+    all.push(("allow_empty", allow_empty.to_string()));
     all.extend(of_devices(datapath, tun, af_xdp));
     let nodes = node_addresses.as_ref();
     let nodes = nodes.map_or_else(|| "from the kernel".to_owned(), |nodes| list(nodes));

@@ -140,6 +140,7 @@ fn config(file: &raw::File<'_>, report: &mut Report) -> Config {
     device::check_mtu(table!(file.tun), &tun, has_ipv6, report);
     Config {
         policy,
+        allow_empty: file.allow_empty.given().is_some_and(|value| *value.get_ref()),
         node_addresses,
         datapath,
         tun,

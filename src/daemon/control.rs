@@ -13,6 +13,7 @@ use super::leads::Leads;
 use super::{Error, effective_policy, follow_own_sources, kept, own_sources};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
+use crate::config::shrinkage::{refuse_emptiness, warn_of_loss};
 use crate::config::{Config, Loaded, load_again, save};
 use crate::control::protocol::shadow::DisagreementView;
 use crate::control::protocol::{DrainView, LastReload};
@@ -385,7 +386,8 @@ impl Control {
         let lines = |errors: Vec<String>| errors.join("\n");
         let loaded = load_again(&self.file, &state.file)
             .map_err(|errors| lines(errors.iter().map(ToString::to_string).collect()))?;
-        let refused = refuse_restart_only(&state.config, &loaded.config);
+        let mut refused = refuse_restart_only(&state.config, &loaded.config);
+        refused.extend(refuse_emptiness(&state.file.config, &loaded.config));
         if !refused.is_empty() {
             let place = |reason: String| format!("{}: {reason}", self.file.display());
             return Err(lines(refused.into_iter().map(place).collect()));
@@ -407,12 +409,17 @@ impl Control {
             tracing::info!("{backend} stays drained; `lbctl backend edit` gives it a weight again");
         }
         let changes = describe(&state.config, &config);
+        let loss = warn_of_loss(&changes, state.config.policy.services.len());
         self.put(state, config).map_err(|error| error.to_string())?;
         state.file = loaded;
         if !dropped.is_nothing() {
             tracing::warn!("the file changed, so what was edited live no longer counts: {dropped}");
         }
-        Ok(changes.to_string())
+        let Some(loss) = loss else {
+            return Ok(changes.to_string());
+        };
+        tracing::warn!("{}: {loss}", self.file.display());
+        Ok(format!("{changes}; warning: {loss}"))
     }
 
     /// Puts a configuration into effect. What may fail comes first: the kernel gets what the new one needs in addition,

@@ -202,7 +202,7 @@ prop_compose! {
         seed in of(any::<u64>()),
         name in "[a-z0-9_.-]{1,14}",
         mtu in 1280..=u16::MAX,
-        (offload, busy_poll, announce) in any::<(bool, bool, bool)>(),
+        (offload, busy_poll, announce, allow_empty) in any::<(bool, bool, bool, bool)>(),
         masquerade_ports in masquerade_ports(),
         attach in select(vec![Attach::Auto, Attach::Native, Attach::Generic]),
         zero_copy in any::<Option<bool>>(),
@@ -211,6 +211,7 @@ prop_compose! {
         let node_addresses = (!policy.node_addresses.is_empty()).then(|| policy.node_addresses.clone());
         Config {
             policy,
+            allow_empty,
             node_addresses,
             datapath: Datapath { backend, workers, seed },
             tun: Tun { name: format!("x{name}"), mtu, offload },
