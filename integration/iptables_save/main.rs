@@ -7,6 +7,7 @@
     clippy::print_stdout,
     reason = "a test fails by panicking and says on stdout why it was skipped"
 )]
+mod damaged;
 mod hostile;
 mod kernel;
 
@@ -239,50 +240,6 @@ fn masquerading_of_one_service_among_others_is_told() {
         told.contains("-d 10.96.0.1/32 ") && told.contains("nat.masquerade = \"always\""),
         "{told}"
     );
-}
-
-#[test]
-fn every_line_of_every_dump_is_used_or_counted_or_told() {
-    for name in DUMPS {
-        let text = dump(name);
-        let (config, remarks) = imported(&text);
-        let told = |line: &str| remarks.iter().any(|remark| remark.contains(line.trim()));
-        let removed = |n: usize| {
-            let others = text
-                .lines()
-                .enumerate()
-                .filter(|(other, _)| *other != n)
-                .map(|(_, line)| line);
-            others.collect::<Vec<_>>().join("\n")
-        };
-        for (n, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("-A")) {
-            if told(line) {
-                continue;
-            }
-            // Without it something is different, if only a count.
-            let other = import("dump", &removed(n));
-            let same = other.is_ok_and(|other| {
-                let counts = |remarks: &[String]| -> Vec<String> {
-                    remarks
-                        .iter()
-                        .filter(|remark| remark.contains("not needed"))
-                        .cloned()
-                        .collect()
-                };
-                parse("", &other.toml).unwrap().config == config && counts(&other.remarks) == counts(&remarks)
-            });
-            let repeated = line.contains("--dst-type LOCAL -j KUBE-SVC-")
-                || line.contains("! --physdev-is-in")
-                || line.contains("--rcheck")
-                || line.contains("-m recent --set")
-                || line.contains("has no local endpoints")
-                || line.contains("route LOCAL traffic")
-                || line.contains("-j KUBE-MARK-DROP")
-                || line.contains("traffic not accepted by")
-                || line.contains("-j LBD-RULES");
-            assert!(!same || repeated, "{name}:{}: {line}", n + 1);
-        }
-    }
 }
 
 #[test]

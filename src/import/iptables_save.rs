@@ -12,6 +12,7 @@ mod frontends;
 mod ledger;
 mod marks;
 mod names;
+mod orphans;
 mod own_rules;
 mod plumbing;
 mod refusals;
@@ -39,22 +40,26 @@ pub fn import(file: &str, text: &str) -> Result<Imported, String> {
     let dump = Dump::read(&lines, &mut ledger);
     let mut marks = Marks::default();
     let (mut entrances, mut refusals, mut making) = (Entrances::default(), Refusals::default(), Making::default());
+    for v4 in [true, false] {
+        refusals.read(v4, &dump, &mut ledger);
+    }
     let mut context = Context {
         dump: &dump,
+        refusals: &refusals,
         ledger: &mut ledger,
         marks: &mut marks,
     };
     for v4 in [true, false] {
         entrances.read(v4, &mut context);
-        refusals.read(v4, &dump, context.ledger);
     }
-    making.make(&mut entrances, &refusals, &mut context);
+    making.make(&mut entrances, &mut context);
     let masquerade = marks.settle(&entrances.frontends, &mut ledger);
     let own = own_rules::own_rules(&dump, &mut ledger);
     plumbing::note(&dump, &mut ledger);
     let notes: Vec<String> = making.notes.iter().map(|note| format!("# {file}: {note}")).collect();
     let built = build::build(making, own, masquerade, &mut ledger);
     let toml = built.map_err(|why| format!("{file}: {why}"))?;
+    orphans::tell(&dump, &mut ledger);
     let mut remarks = ledger.remarks(file, &lines);
     if !ledger.understood_any() && !remarks.is_empty() {
         let nothing = format!("{file}: no line of it is a rule of kube-proxy: give the output of `iptables-save`");

@@ -68,7 +68,11 @@ fn name_services(own: Vec<OwnRule>, services: &[Made], ledger: &mut Ledger) -> V
             };
             rule.action = Action::Service(made.spec.name.clone());
         }
-        rules.push(MadeRule { rule, line });
+        rules.push(MadeRule {
+            rule,
+            line,
+            service: None,
+        });
     }
     rules
 }
@@ -160,14 +164,21 @@ fn mend(making: &mut Making, index: usize, error: &Diagnostic, line: &str, ledge
     for line in made.backends {
         ledger.lost(line, "its service was not carried over");
     }
-    making.rules.retain(|rule| {
-        let leads_there = rule.rule.action == Action::Service(made.spec.name.clone());
-        if leads_there {
+    let leads_there = Action::Service(made.spec.name.clone());
+    let is_its = |rule: &MadeRule| rule.rule.action == leads_there || rule.service.as_ref() == Some(&made.spec.name);
+    lose_rules(&mut making.rules, is_its, ledger);
+    true
+}
+
+/// Takes rules out whose service, or whose address of it, is left out.
+fn lose_rules(rules: &mut Vec<MadeRule>, is_its: impl Fn(&MadeRule) -> bool, ledger: &mut Ledger) {
+    rules.retain(|rule| {
+        let goes = is_its(rule);
+        if goes {
             ledger.lost(rule.line, "its service was not carried over");
         }
-        !leads_there
+        !goes
     });
-    true
 }
 
 fn lose(made: &mut Made, place: usize, why: &str, ledger: &mut Ledger) {

@@ -1,5 +1,5 @@
 //! A dump as rules in chains, each of them known by its line.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::ledger::{Ledger, Plumbing};
 use super::rule::Rule;
@@ -28,6 +28,7 @@ pub(super) struct Placed {
 pub(super) struct Dump {
     pub(super) rules: Vec<Placed>,
     chains: HashMap<(Table, String), Vec<usize>>,
+    declared: HashSet<(Table, String)>,
     /// Names in comments are to be taken as they are: lbctl wrote them.
     pub(super) exact_names: bool,
 }
@@ -58,9 +59,14 @@ impl Dump {
         rules.filter(move |placed| placed.rule.v4.is_none_or(|own| own == v4))
     }
 
-    /// Whether anything is known of a chain.
-    pub(super) fn has_chain(&self, table: Table, name: &str, v4: bool) -> bool {
-        self.chain(table, name, v4).next().is_some()
+    /// Whether a chain has no rule, which says that the dump was cut: an empty chain would let packets go on.
+    pub(super) fn lacks(&self, table: Table, name: &str, v4: bool) -> bool {
+        self.chain(table, name, v4).next().is_none()
+    }
+
+    /// Whether the dump names a chain, with rules or without.
+    pub(super) fn declares(&self, table: Table, name: &str) -> bool {
+        self.declared.contains(&(table, name.to_owned()))
     }
 
     /// Of the rule at this line, where it has one.
@@ -82,6 +88,9 @@ impl Dump {
         } else if text == "COMMIT" {
             ledger.needless(line, Plumbing::Frame);
         } else if let Some(declared) = declaration(text) {
+            if let Some(table) = section.table {
+                self.declared.insert((table, declared.0.to_owned()));
+            }
             declare(line, declared, ledger);
         } else {
             match Rule::parse(text) {

@@ -1,5 +1,5 @@
 //! Places of the filter table that no chain of endpoints is for: services without endpoints.
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::endpoints::Context;
 use super::frontends::{Entrances, Frontend, Place, Way};
@@ -18,13 +18,16 @@ pub(super) struct Empty {
 }
 
 /// Of node ports without a backend on the node.
-pub(super) const NOT_DROPPED: &str =
-    "there is no backend for it on this node, and packets to it are dropped: lbd leaves them to the kernel";
+pub(super) const NOT_DROPPED: &str = "there is no backend for it on this node, and packets to it from outside are dropped: lbd leaves them to the kernel";
+/// Of refusals in the filter table, which sees packets after the nat table has sent them to endpoints.
+const BEFORE_IT: &str = "no packet comes here: the nat table has a way for what is sent there";
 
 /// The services without endpoints. A place that is dropped joins its service, where that has endpoints elsewhere.
 pub(super) fn sort_out(refusals: &Refusals, entrances: &mut Entrances, context: &mut Context<'_>) -> Vec<Empty> {
     let place = |frontend: &Frontend| (frontend.v4, frontend.protocol, frontend.place);
-    let known: HashSet<(bool, Protocol, Place)> = entrances.frontends.iter().map(place).collect();
+    // Whether packets get to endpoints there.
+    let served = |frontend: &Frontend| (place(frontend), frontend.way.list.is_some());
+    let known: HashMap<(bool, Protocol, Place), bool> = entrances.frontends.iter().map(served).collect();
     let mut chains: HashMap<(bool, Protocol, String), String> = HashMap::new();
     for frontend in &entrances.frontends {
         let name = frontend.name.clone().unwrap_or_default();
@@ -35,8 +38,10 @@ pub(super) fn sort_out(refusals: &Refusals, entrances: &mut Entrances, context: 
     let mut index: HashMap<(bool, Protocol, String), usize> = HashMap::new();
     for refusal in &refusals.all {
         context.ledger.used(refusal.line);
-        if known.contains(&(refusal.v4, refusal.protocol, refusal.place)) {
-            if refusal.drops && matches!(refusal.place, Place::NodePort(_)) {
+        if let Some(served) = known.get(&(refusal.v4, refusal.protocol, refusal.place)) {
+            if *served || !refusal.drops {
+                context.ledger.lost(refusal.line, BEFORE_IT);
+            } else if matches!(refusal.place, Place::NodePort(_)) {
                 context.ledger.lost(refusal.line, NOT_DROPPED);
             }
             continue;

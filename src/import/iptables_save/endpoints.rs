@@ -1,11 +1,13 @@
 //! Chains of endpoints (KUBE-SVC, KUBE-SVL, KUBE-XLB) and what they lead to: backends, their shares, client affinity.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::dump::{Dump, Placed, Table};
+use super::frontends::missing;
 use super::ledger::{Ledger, Plumbing};
 use super::marks::Marks;
+use super::refusals::Refusals;
 use super::rule::{Kind, Recent};
 use super::weights::weights;
 use crate::flow::{Endpoint, Protocol};
@@ -36,6 +38,7 @@ impl Endpoints {
 /// What is needed to follow chains.
 pub(super) struct Context<'a> {
     pub(super) dump: &'a Dump,
+    pub(super) refusals: &'a Refusals,
     pub(super) ledger: &'a mut Ledger,
     pub(super) marks: &'a mut Marks,
 }
@@ -43,6 +46,8 @@ pub(super) struct Context<'a> {
 /// One way out of a chain of endpoints.
 struct Exit {
     endpoint: Endpoint,
+    /// Its KUBE-SEP chain.
+    chain: String,
     /// Of the packets that come to its rule; 1 without a condition.
     share: f64,
     line: usize,
@@ -53,7 +58,8 @@ impl Context<'_> {
     pub(super) fn endpoints(&mut self, chain: &str, v4: bool, protocol: Protocol, port: u16) -> Endpoints {
         let dump = self.dump;
         let mut exits: Vec<Exit> = Vec::new();
-        let (mut persistence, mut drops) = (None, false);
+        let (mut persistence, mut drops) = (None, None);
+        let mut returning: Vec<&Placed> = Vec::new();
         for placed in dump.chain(Table::Nat, chain, v4) {
             let (line, rule) = (placed.line, &placed.rule);
             let target = rule.target();
@@ -63,7 +69,7 @@ impl Context<'_> {
                 }
             } else if target == MARK_DROP && rule.kinds().is_empty() {
                 self.ledger.used(line);
-                drops = true;
+                drops = Some(line);
             } else if target.is_empty() && rule.kinds().is_empty() {
                 self.ledger.needless(line, Plumbing::Notes);
             } else if !target.starts_with(ENDPOINT) {
@@ -73,6 +79,7 @@ impl Context<'_> {
                 }
             } else if let Some(recent) = rule.recent.as_ref().filter(|recent| recent.checks) {
                 persistence = self.affinity(placed, recent, persistence, v4);
+                returning.push(placed);
             } else {
                 exits.extend(self.exit(placed, &exits, v4, protocol, port));
             }
@@ -81,9 +88,26 @@ impl Context<'_> {
             let why = "its probability: the last backend of a list gets all that the others leave";
             self.ledger.lost(last.line, why);
         }
+        self.check_returning(&returning, &exits);
         let mut endpoints = assemble(&exits, persistence);
-        endpoints.drops = drops && endpoints.backends.is_empty();
+        match drops {
+            Some(line) if !endpoints.backends.is_empty() => {
+                self.ledger
+                    .lost(line, "no packet comes here: the endpoints before it take all");
+            }
+            Some(_) => endpoints.drops = true,
+            None => {}
+        }
         endpoints
+    }
+
+    /// A client returns only to what new clients get, too: kube-proxy writes both rules of an endpoint, or the dump was cut.
+    fn check_returning(&mut self, returning: &[&Placed], exits: &[Exit]) {
+        let chosen: HashSet<&str> = exits.iter().map(|exit| exit.chain.as_str()).collect();
+        for placed in returning.iter().filter(|placed| !chosen.contains(placed.rule.target())) {
+            let why = format!("no rule of this dump sends new clients to {}", placed.rule.target());
+            self.ledger.lost(placed.line, why);
+        }
     }
 
     fn affinity(
@@ -122,13 +146,22 @@ impl Context<'_> {
         }
         let endpoint = self.endpoint(rule.target(), v4, protocol, port);
         let Some(endpoint) = endpoint else {
-            let why = format!("{} has no DNAT to one {} address", rule.target(), protocol.name());
+            let target = rule.target();
+            let why = match self.dump.lacks(Table::Nat, target, v4) {
+                true => missing(target),
+                false => format!("{target} has no DNAT to one {} address", protocol.name()),
+            };
             self.ledger.lost(line, why);
             return None;
         };
         self.ledger.used(line);
         let share = rule.probability.unwrap_or(1.0);
-        Some(Exit { endpoint, share, line })
+        Some(Exit {
+            endpoint,
+            chain: rule.target().to_owned(),
+            share,
+            line,
+        })
     }
 
     /// The one address of a KUBE-SEP chain.

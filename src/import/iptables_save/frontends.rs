@@ -8,6 +8,7 @@ use super::dump::{Dump, Placed, Table};
 use super::endpoints::Context;
 use super::ledger::Plumbing;
 use super::names::service_name;
+use super::refusals::Refusals;
 use super::rule::{Kind, Rule};
 use crate::flow::{Endpoint, Protocol};
 use crate::import::kube_proxy::{
@@ -35,10 +36,12 @@ pub(super) struct Way {
     pub(super) ranges: Option<Vec<(IpNet, usize)>>,
     /// Senders that are not held to the endpoints on the node, each with its line and chain.
     pub(super) pods: Vec<(IpNet, usize, String)>,
-    /// The rule by which clients on the node are not held to them either.
-    pub(super) from_here: Option<usize>,
-    /// No chain on the way has a rule in this dump.
-    broken: bool,
+    /// The rule by which clients on the node are not held to them either, and its chain.
+    pub(super) from_here: Option<(usize, String)>,
+    /// A chain on the way of all packets that has no rule in this dump.
+    missing: Option<String>,
+    /// Packets that get to no endpoint are dropped on the way.
+    drops: bool,
 }
 
 /// A place at which a service answers.
@@ -94,7 +97,7 @@ impl Entrances {
             match placed.rule.target() {
                 MARK_MASQUERADE => context.marks.add(placed, v4, context.ledger),
                 NODE_PORTS => self.node_ports_on(placed, context),
-                OWN_RULES => context.ledger.used(placed.line),
+                OWN_RULES => own_rules_of(placed, v4, context),
                 target if has_service(target) => self.address(placed, v4, context),
                 _ => {}
             }
@@ -169,10 +172,8 @@ impl Entrances {
             return;
         };
         let way = Way::follow(rule.target(), v4, context);
-        if way.broken {
-            context
-                .ledger
-                .lost(line, format!("{} has no rule in this dump", rule.target()));
+        if let Some(why) = way.leads_nowhere(rule.target(), (v4, protocol, place), context.refusals) {
+            context.ledger.lost(line, why);
             return;
         }
         let service = suffix(way.list.as_deref().unwrap_or_else(|| rule.target())).to_owned();
@@ -228,7 +229,40 @@ fn suffix(chain: &str) -> &str {
         .unwrap_or(chain)
 }
 
+/// Of a source range at an address that lbd sends to no backend.
+const NOBODY_LET_IN: &str = "there is no backend for what it lets in";
+/// Of pods that kube-proxy does not hold to the backends on this node.
+pub(super) const PODS_HELD: &str = "kube-proxy sends what comes from pods to the backends on other nodes, too, and lbd has \
+                                    no such rule for a node port: pods get from it what others get";
+/// Of clients on this node, which kube-proxy does not hold to the backends on it.
+pub(super) const LOCAL_CLIENTS_HELD: &str = "lbd has no rules for clients on this node: they are treated as others";
+
+/// What is said of a jump to a chain that was cut out of the dump.
+pub(super) fn missing(chain: &str) -> String {
+    format!("{chain} has no rule in this dump")
+}
+
+/// The chain has no rule where all of them are for the other family.
+fn own_rules_of(placed: &Placed, v4: bool, context: &mut Context<'_>) {
+    match context.dump.lacks(Table::Nat, OWN_RULES, v4) && !context.dump.declares(Table::Nat, OWN_RULES) {
+        true => context.ledger.lost(placed.line, missing(OWN_RULES)),
+        false => context.ledger.used(placed.line),
+    }
+}
+
 impl Way {
+    /// Why packets on this way get to no endpoint and are not dropped either, so that it is no service's.
+    fn leads_nowhere(&self, target: &str, at: (bool, Protocol, Place), refusals: &Refusals) -> Option<String> {
+        if let Some(chain) = self.missing.as_deref().filter(|_| self.list.is_none()) {
+            return Some(match chain == target {
+                true => missing(chain),
+                false => format!("{target} leads to {chain}, which has no rule in this dump"),
+            });
+        }
+        let drops = self.list.is_some() || self.drops || refusals.drop_at(at);
+        (!drops).then(|| format!("{target} leads to no endpoint, and nothing in this dump drops what comes there"))
+    }
+
     fn follow(target: &str, v4: bool, context: &mut Context<'_>) -> Self {
         let mut way = Self::default();
         way.walk(target, v4, context);
@@ -237,6 +271,10 @@ impl Way {
 
     /// KUBE-FW leads to KUBE-EXT leads to KUBE-SVC: no chain is walked twice.
     fn walk(&mut self, chain: &str, v4: bool, context: &mut Context<'_>) {
+        if context.dump.lacks(Table::Nat, chain, v4) {
+            self.missing = Some(chain.to_owned());
+            return;
+        }
         if chain.starts_with(SERVICE) || chain.starts_with(LOCAL_SERVICE) {
             self.list = Some(chain.to_owned());
             return;
@@ -246,7 +284,6 @@ impl Way {
         }
         self.via.push(chain.to_owned());
         let dump: &Dump = context.dump;
-        self.broken = !dump.has_chain(Table::Nat, chain, v4);
         let mut open = false;
         for placed in dump.chain(Table::Nat, chain, v4) {
             if open {
@@ -269,7 +306,10 @@ impl Way {
         match rule.target() {
             MARK_MASQUERADE => context.marks.add(placed, v4, context.ledger),
             "" if rule.kinds().is_empty() => context.ledger.needless(line, Plumbing::Notes),
-            MARK_DROP if rule.kinds().is_empty() => context.ledger.used(line),
+            MARK_DROP if rule.kinds().is_empty() => {
+                self.drops = true;
+                context.ledger.used(line);
+            }
             target if target.starts_with(ENDPOINT) => self.list = Some(rule.chain.clone()),
             target if has_service(target) => return self.jump(placed, v4, context),
             _ => context.ledger.lost(line, "kube-proxy has no such rule in this chain"),
@@ -280,6 +320,10 @@ impl Way {
     fn jump(&mut self, placed: &Placed, v4: bool, context: &mut Context<'_>) -> bool {
         let (line, rule) = (placed.line, &placed.rule);
         let source = rule.source.as_ref().filter(|source| !source.negated);
+        let is_missing = context.dump.lacks(Table::Nat, rule.target(), v4);
+        if is_missing {
+            context.ledger.lost(line, missing(rule.target()));
+        }
         if rule.kinds().is_empty() {
             self.ranges = self.ranges.take().filter(|_| !rule.chain.starts_with(LOAD_BALANCER));
             self.walk(rule.target(), v4, context);
@@ -287,20 +331,23 @@ impl Way {
             return true;
         }
         match source.filter(|_| rule.has_only(&[Kind::Source])) {
+            // Whom the others let in is known only where none is left out.
+            Some(_) if rule.chain.starts_with(LOAD_BALANCER) && is_missing => drop(self.ranges.get_or_insert_default()),
             Some(source) if rule.chain.starts_with(LOAD_BALANCER) => {
                 self.ranges.get_or_insert_default().push((source.value, line));
                 if self.list.is_none() {
                     self.walk(rule.target(), v4, context);
                 }
-                context.ledger.used(line);
+                context.ledger.idle(line, NOBODY_LET_IN);
             }
+            Some(_) if is_missing => {}
             Some(source) => {
                 self.pods.push((source.value, line, rule.target().to_owned()));
-                context.ledger.used(line);
+                context.ledger.idle(line, PODS_HELD);
             }
             None if rule.is_from_here() && rule.has_only(&[Kind::SourceType]) => {
-                self.from_here = Some(line);
-                context.ledger.used(line);
+                self.from_here = Some((line, rule.target().to_owned()));
+                context.ledger.idle(line, LOCAL_CLIENTS_HELD);
             }
             None => context
                 .ledger

@@ -12,6 +12,7 @@ pub(super) enum Plumbing {
     OffCluster,
     External,
     Forwarding,
+    SameForAll,
     Notes,
     Empty,
 }
@@ -36,6 +37,7 @@ impl Plumbing {
                  and backends see the client's address; nat.masquerade = \"always\" brings it back"
             }
             Self::Forwarding => "accepting of forwarded packets and guarding of loopback: lbd needs neither",
+            Self::SameForAll => "ways of pods and of clients on this node to the backends that everybody gets",
             Self::Notes => "rules that are only a comment",
             Self::Empty => "declarations of chains of other programs: their rules are listed",
         }
@@ -53,6 +55,10 @@ pub(super) enum Fate {
     Needless(Plumbing),
     /// It is not, and why.
     Lost(String),
+    /// It is, but not all that it says, and why.
+    Partly(String),
+    /// It is not unless another line has a use for it, and why.
+    Idle(String),
 }
 
 /// The fates of all lines, by index from 0.
@@ -69,9 +75,25 @@ impl Ledger {
         }
     }
 
-    /// The line is in the configuration, unless something else was said of it before.
+    /// The line is in the configuration, unless something else was said of it before but that it is [`Fate::Idle`].
     pub(super) fn used(&mut self, line: usize) {
         self.first(line, Fate::Used);
+    }
+
+    /// The line is not in the configuration unless [`Self::used`] is said of it, before or after.
+    pub(super) fn idle(&mut self, line: usize, why: impl Into<String>) {
+        if let Some(slot @ (None | Some(Fate::Idle(_)))) = self.fates.get_mut(line) {
+            *slot = Some(Fate::Idle(why.into()));
+        }
+    }
+
+    /// The line is in the configuration, but for what is told here.
+    pub(super) fn partly(&mut self, line: usize, why: impl Into<String>) {
+        if let Some(slot) = self.fates.get_mut(line)
+            && !matches!(slot, Some(Fate::Lost(_)))
+        {
+            *slot = Some(Fate::Partly(why.into()));
+        }
     }
 
     /// The line says nothing.
@@ -79,7 +101,8 @@ impl Ledger {
         self.first(line, Fate::Blank);
     }
 
-    /// The line need not be in the configuration, unless something else was said of it before.
+    /// The line need not be in the configuration, unless something else was said of it before but that it is
+    /// [`Fate::Idle`].
     pub(super) fn needless(&mut self, line: usize, why: Plumbing) {
         self.first(line, Fate::Needless(why));
     }
@@ -93,6 +116,16 @@ impl Ledger {
         }
     }
 
+    /// Whether the line is in the configuration, as far as is known.
+    pub(super) fn is_used(&self, line: usize) -> bool {
+        matches!(self.fates.get(line), Some(Some(Fate::Used)))
+    }
+
+    /// Whether nothing of the line is in the configuration.
+    pub(super) fn is_lost(&self, line: usize) -> bool {
+        matches!(self.fates.get(line), Some(None | Some(Fate::Lost(_) | Fate::Idle(_))))
+    }
+
     /// Whether anything was said of the line.
     pub(super) fn knows(&self, line: usize) -> bool {
         self.fates.get(line).is_some_and(Option::is_some)
@@ -101,16 +134,19 @@ impl Ledger {
     /// Whether any line was understood.
     pub(super) fn understood_any(&self) -> bool {
         let of_use = |fate: &Option<Fate>| match fate {
-            Some(Fate::Used) => true,
+            Some(Fate::Used | Fate::Partly(_)) => true,
             Some(Fate::Needless(why)) => !matches!(why, Plumbing::Frame | Plumbing::Empty),
-            Some(Fate::Blank | Fate::Lost(_)) | None => false,
+            Some(Fate::Blank | Fate::Lost(_) | Fate::Idle(_)) | None => false,
         };
         self.fates.iter().any(of_use)
     }
 
     fn first(&mut self, line: usize, fate: Fate) {
         if let Some(slot) = self.fates.get_mut(line) {
-            slot.get_or_insert(fate);
+            match slot {
+                None | Some(Fate::Idle(_)) => *slot = Some(fate),
+                Some(Fate::Blank | Fate::Used | Fate::Needless(_) | Fate::Lost(_) | Fate::Partly(_)) => {}
+            }
         }
     }
 
@@ -125,7 +161,7 @@ impl Ledger {
                     *counts.entry(*kind).or_default() += 1;
                     continue;
                 }
-                Some(Fate::Lost(why)) => why,
+                Some(Fate::Lost(why) | Fate::Partly(why) | Fate::Idle(why)) => why,
                 None => "it is not a rule that kube-proxy writes",
             };
             let line = line.trim();

@@ -12,8 +12,8 @@ use crate::policy::Masquerade;
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     /// Of whole chains, and of a destination, the lines that mark every packet.
-    chains: HashMap<(bool, String), usize>,
-    places: HashMap<(bool, Protocol, Place), usize>,
+    chains: HashMap<(bool, String), Vec<usize>>,
+    places: HashMap<(bool, Protocol, Place), Vec<usize>>,
     /// Whether a backend that reaches itself is masqueraded anywhere.
     pub(super) hairpins: bool,
     /// Whether there is a backend anywhere.
@@ -51,7 +51,7 @@ impl Marks {
             return false;
         }
         if rule.kinds().is_empty() {
-            self.chains.insert((v4, rule.chain.clone()), line);
+            self.chains.entry((v4, rule.chain.clone())).or_default().push(line);
             return true;
         }
         let protocol = rule.protocol.as_ref().filter(|protocol| !protocol.negated);
@@ -62,7 +62,7 @@ impl Marks {
             (None, _) | (Some(_), None) => return false,
         };
         protocol.is_some_and(|protocol| {
-            self.places.insert((v4, protocol, place), line);
+            self.places.entry((v4, protocol, place)).or_default().push(line);
             true
         })
     }
@@ -83,16 +83,16 @@ impl Marks {
             .filter(is_external)
             .map(|f| (f.v4, f.protocol, f.place))
             .collect();
-        for (&key, &line) in &self.places {
+        for (key, line) in each(&self.places) {
             if always {
                 ledger.used(line);
-            } else if external.contains(&key) || matches!(key.2, Place::NodePort(_)) {
+            } else if external.contains(key) || matches!(key.2, Place::NodePort(_)) {
                 ledger.needless(line, Plumbing::External);
             } else {
                 ledger.lost(line, PARTLY);
             }
         }
-        for (&(v4, ref chain), &line) in &self.chains {
+        for (&(v4, ref chain), line) in each(&self.chains) {
             let of_cluster = clusters
                 .iter()
                 .any(|f| f.v4 == v4 && f.way.list.as_ref() == Some(chain));
@@ -108,6 +108,13 @@ impl Marks {
             (false, false) => Masquerade::Auto,
         }
     }
+}
+
+/// Each key with each of its lines.
+fn each<K>(lines: &HashMap<K, Vec<usize>>) -> impl Iterator<Item = (&K, usize)> {
+    lines
+        .iter()
+        .flat_map(|(key, lines)| lines.iter().map(move |&line| (key, line)))
 }
 
 const PARTLY: &str = "only a part of the dump is masqueraded, and lbd knows no masquerading of single services: \

@@ -32,7 +32,8 @@ pub(super) fn note(dump: &Dump, ledger: &mut Ledger) {
     }
 }
 
-fn is_of_a_service(chain: &str) -> bool {
+/// Whether a chain leads to endpoints.
+pub(super) fn is_of_a_service(chain: &str) -> bool {
     let prefixes = [SERVICE, LOCAL_SERVICE, ENDPOINT, EXTERNAL, LOAD_BALANCER, LOCAL_ONLY];
     prefixes.iter().any(|prefix| chain.starts_with(prefix))
 }

@@ -65,6 +65,13 @@ impl Refusals {
         }
     }
 
+    /// Whether anything that no endpoint takes is dropped there.
+    pub(super) fn drop_at(&self, at: (bool, Protocol, Place)) -> bool {
+        let dropped = |refusal: &Refusal| refusal.drops && (refusal.v4, refusal.protocol, refusal.place) == at;
+        let fenced = |fence: &Fence| (fence.protocol, fence.place) == (at.1, at.2);
+        self.all.iter().any(dropped) || self.fences.iter().any(fenced)
+    }
+
     fn refusal(&mut self, placed: &Placed, v4: bool, external: bool, exact: bool, ledger: &mut Ledger) {
         let drops = match placed.rule.target() {
             "REJECT" => false,

@@ -7,7 +7,6 @@ use super::empty::{self, Empty, NOT_DROPPED};
 use super::endpoints::{Context, Endpoints};
 use super::fences;
 use super::frontends::{Entrances, Frontend, Place, Way};
-use super::refusals::Refusals;
 use super::weights::are_equal;
 use crate::flow::{Endpoint, Protocol};
 use crate::import::kube_proxy::{LOCAL_ONLY, LOCAL_SERVICE};
@@ -32,6 +31,8 @@ pub(super) struct Made {
 pub(super) struct MadeRule {
     pub(super) rule: Rule,
     pub(super) line: usize,
+    /// The service that it was made for; none for a rule that lbctl printed.
+    pub(super) service: Option<String>,
 }
 
 /// Everything that was made.
@@ -62,11 +63,12 @@ pub(super) struct Group {
 
 impl Making {
     /// Makes services of all places.
-    pub(super) fn make(&mut self, entrances: &mut Entrances, refusals: &Refusals, context: &mut Context<'_>) {
+    pub(super) fn make(&mut self, entrances: &mut Entrances, context: &mut Context<'_>) {
+        let refusals = context.refusals;
         self.nodes.clone_from(&entrances.nodes);
         let empty = empty::sort_out(refusals, entrances, context);
         for members in by_service(&entrances.frontends) {
-            self.service(&members, refusals, context);
+            self.service(&members, context);
         }
         for empty in empty {
             self.empty_service(empty, context);
@@ -107,7 +109,7 @@ impl Making {
         Some(endpoints)
     }
 
-    fn service(&mut self, members: &[&Frontend], refusals: &Refusals, context: &mut Context<'_>) {
+    fn service(&mut self, members: &[&Frontend], context: &mut Context<'_>) {
         let Some(first) = members.first() else { return };
         let mut groups = self.groups(members, context);
         let name = members.iter().find_map(|member| member.name.clone());
@@ -121,8 +123,7 @@ impl Making {
             group.name = self.unique(wanted, first.v4);
         }
         for index in 0..groups.len() {
-            self.rules
-                .extend(fences::rules(&groups, index, refusals, context.ledger));
+            self.rules.extend(fences::rules(&groups, index, context));
         }
         for group in &groups {
             self.group(group, context);
@@ -285,17 +286,22 @@ fn drop_at(groups: &mut Vec<Group>, frontend: Frontend, context: &mut Context<'_
 /// A service has an address: node ports that have a list of backends for themselves go with the first one's.
 fn shelter(groups: Vec<Group>, context: &mut Context<'_>) -> Vec<Group> {
     let (mut housed, homeless): (Vec<Group>, Vec<Group>) = groups.into_iter().partition(|group| group.port.is_some());
-    for frontend in homeless.into_iter().flat_map(|group| group.members) {
-        match housed.first_mut() {
-            Some(first) => {
-                let why = "a node port has the backends of its service's address, not only those on this node";
-                context.ledger.lost(frontend.line, why);
-                first.join(frontend);
-            }
-            None => {
-                let why = "a service needs an address beside its node port, and no rule of this dump gives one";
+    let kept: HashSet<usize> = housed.iter().flat_map(|group| group.endpoints.lines.clone()).collect();
+    for group in homeless {
+        let Some(first) = housed.first_mut() else {
+            let why = "a service needs an address beside its node port, and no rule of this dump gives one";
+            for frontend in group.members {
                 context.ledger.lost(frontend.line, why);
             }
+            continue;
+        };
+        let why = "a node port has the backends of its service's address, not only those on this node";
+        for &line in group.endpoints.lines.iter().filter(|line| !kept.contains(line)) {
+            context.ledger.lost(line, why);
+        }
+        for frontend in group.members {
+            context.ledger.partly(frontend.line, why);
+            first.join(frontend);
         }
     }
     housed
