@@ -7,9 +7,10 @@ use ahash::HashMap;
 use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
+use crate::conntrack::bypass::Sighting;
 use crate::conntrack::connection::Tenant;
 use crate::conntrack::wheel::Tick;
-use crate::flow::{Endpoint, Protocol, Tuple};
+use crate::flow::{Endpoint, Tuple};
 use crate::policy::{Masquerade, Nat};
 use crate::ruleset::Ruleset;
 use crate::scheduler::Rng;
@@ -76,16 +77,28 @@ fn wanted(ruleset: &Ruleset, client: &IpAddr, backend: &Backend) -> Why {
     }
 }
 
-/// Whether a connection past the services is minded when a client's own address and port are to be its sender. A single datagram
-/// of a backend is no proof of one: it may be the late answer of a flow that is forgotten, and where masquerading is forbidden the
-/// client would be stuck until its backend is silent.
-#[must_use]
-pub fn minds_bypass(nat: &Nat, protocol: Protocol) -> bool {
-    nat.masquerade != Masquerade::Never || protocol != Protocol::Udp
+/// Whether a client's own address and port can be its sender towards a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    Free,
+    /// One side of a connection past the services was heard. It may be there; or a sender is forged, or it was the late answer of
+    /// a flow that is forgotten. So such a client is masqueraded where that is possible, and never refused.
+    Doubtful,
+    Taken,
+}
+
+impl Claim {
+    const fn of(tenant: Tenant, past_services: Option<Sighting>) -> Self {
+        match (tenant, past_services) {
+            (Tenant::Nobody, None) => Self::Free,
+            (Tenant::Nobody, Some(Sighting::OneSided)) => Self::Doubtful,
+            (Tenant::Nobody, Some(Sighting::Confirmed)) | (Tenant::Idle | Tenant::Busy, _) => Self::Taken,
+        }
+    }
 }
 
 /// What [`source`] would come to, without a trace: whether it would find a sender, and why that one. `tenant` says who has a
-/// reply's tuple, and `is_bypass` whether that is a connection past the services.
+/// reply's tuple, and `bypass` what is known of a connection past the services that has it.
 ///
 /// # Errors
 /// As [`source`].
@@ -95,7 +108,7 @@ pub fn outlook(
     tuple: &Tuple,
     backend: &Backend,
     tenant: impl Fn(&Tuple) -> Tenant,
-    is_bypass: impl Fn(&Tuple) -> bool,
+    bypass: impl Fn(&Tuple) -> Option<Sighting>,
 ) -> (Why, Result<(), NoSource>) {
     let reply = |source| Tuple {
         protocol: tuple.protocol,
@@ -103,12 +116,20 @@ pub fn outlook(
         destination: source,
     };
     let client = tuple.source;
-    let is_unused = |reply: &Tuple| tenant(reply) == Tenant::Nobody && !is_bypass(reply);
-    let why = match wanted(ruleset, &client.address, backend) {
-        Why::Client if is_unused(&reply(client)) => return (Why::Client, Ok(())),
-        Why::Client if ruleset.policy.nat.masquerade == Masquerade::Never => return (Why::InUse, Err(NoSource::InUse)),
-        Why::Client => Why::InUse,
-        why @ (Why::Always | Why::LocalClient | Why::BackendItself | Why::InUse) => why,
+    let claim = || {
+        let own = reply(client);
+        Claim::of(tenant(&own), bypass(&own))
+    };
+    let is_never = ruleset.policy.nat.masquerade == Masquerade::Never;
+    let (why, is_doubtful) = match wanted(ruleset, &client.address, backend) {
+        Why::Client => match claim() {
+            Claim::Free => return (Why::Client, Ok(())),
+            Claim::Doubtful if is_never => return (Why::Client, Ok(())),
+            Claim::Taken if is_never => return (Why::InUse, Err(NoSource::InUse)),
+            Claim::Doubtful => (Why::InUse, true),
+            Claim::Taken => (Why::InUse, false),
+        },
+        why @ (Why::Always | Why::LocalClient | Why::BackendItself | Why::InUse) => (why, false),
     };
     let own = own_address(&ruleset.policy.nat, backend);
     let (ranges, ports) = match &own {
@@ -120,6 +141,7 @@ pub fn outlook(
     let mut places = places(ranges, ports, client, conntrack, &mut rng);
     match places.any(|place| tenant(&reply(place)) != Tenant::Busy) {
         true => (why, Ok(())),
+        false if is_doubtful => (Why::Client, Ok(())),
         false => (why, Err(NoSource::PoolExhausted)),
     }
 }
@@ -190,6 +212,43 @@ pub fn source(
     rng: &mut Rng,
     exhausted: &mut Exhausted,
 ) -> Result<Endpoint, NoSource> {
+    let client = tuple.source;
+    if wanted(ruleset, &client.address, backend) != Why::Client {
+        return stand_in(ruleset, conntrack, tuple, backend, now, rng, exhausted);
+    }
+    let timeouts = &ruleset.policy.conntrack.timeouts;
+    let reply = Tuple {
+        protocol: tuple.protocol,
+        source: backend.server(tuple.destination.port),
+        destination: client,
+    };
+    let claim = Claim::of(
+        conntrack.tenant(&reply, timeouts, now),
+        conntrack.bypass(&reply, timeouts, now),
+    );
+    // The same client port to the same backend, directly or through another service address: the replies could not be told
+    // apart (kubernetes#90042), so this flow comes from the pool.
+    match (claim, ruleset.policy.nat.masquerade == Masquerade::Never) {
+        (Claim::Free, _) | (Claim::Doubtful, true) => Ok(client),
+        (Claim::Taken, true) => Err(NoSource::InUse),
+        (Claim::Taken, false) => stand_in(ruleset, conntrack, tuple, backend, now, rng, exhausted),
+        (Claim::Doubtful, false) => {
+            let other = stand_in(ruleset, conntrack, tuple, backend, now, rng, exhausted);
+            other.or(Ok(client))
+        }
+    }
+}
+
+/// Finds a place that stands for the client.
+fn stand_in(
+    ruleset: &Ruleset,
+    conntrack: &Conntrack,
+    tuple: &Tuple,
+    backend: &Backend,
+    now: Instant,
+    rng: &mut Rng,
+    exhausted: &mut Exhausted,
+) -> Result<Endpoint, NoSource> {
     let reply = |source| Tuple {
         protocol: tuple.protocol,
         source: backend.server(tuple.destination.port),
@@ -197,18 +256,6 @@ pub fn source(
     };
     let client = tuple.source;
     let timeouts = &ruleset.policy.conntrack.timeouts;
-    if wanted(ruleset, &client.address, backend) == Why::Client {
-        let reply = reply(client);
-        let is_bypass = minds_bypass(&ruleset.policy.nat, tuple.protocol) && conntrack.is_bypass(&reply, timeouts, now);
-        if conntrack.tenant(&reply, timeouts, now) == Tenant::Nobody && !is_bypass {
-            return Ok(client);
-        }
-        if ruleset.policy.nat.masquerade == Masquerade::Never {
-            return Err(NoSource::InUse);
-        }
-        // The same client port to the same backend, directly or through another service address: the replies could not
-        // be told apart (kubernetes#90042), so this flow comes from the pool.
-    }
     let (server, share) = (
         (backend.id, backend.port(tuple.destination.port)),
         conntrack.share(&client),

@@ -192,6 +192,63 @@ fn without_masquerading_no_sender_is_stuck_on_a_datagram_that_its_backend_still_
 }
 
 #[test]
+fn one_forged_answer_of_a_backend_blocks_no_client_where_masquerading_is_forbidden() {
+    for case in Case::all() {
+        let mut world = case.setup().weights(&[1]).tables(&nat("never")).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        // As often as the forger likes: a server whose client does not answer says nothing else.
+        for _ in 0..3 {
+            drop(world.send(&packet(case.protocol, backend, client, SYN | ACK)));
+        }
+        let flow = world.connect(case.protocol, client, case.service());
+        assert_eq!(flow.source, client, "{case:?}");
+    }
+}
+
+#[test]
+fn without_masquerading_a_direct_connection_is_believed_once_both_its_sides_were_heard() {
+    for case in Case::all().filter(|case| case.protocol != Protocol::Udp) {
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        let ways = [
+            // A TUN device brings what the server sends, and a server goes on only after its client has answered.
+            vec![(backend, client, SYN | ACK), (backend, client, ACK)],
+            vec![(client, backend, SYN), (backend, client, SYN | ACK)],
+        ];
+        for packets in ways {
+            let mut world = case.setup().weights(&[1]).tables(&nat("never")).world();
+            for (from, to, flags) in packets {
+                drop(world.send(&packet(case.protocol, from, to, flags)));
+            }
+            let verdict = world.try_open(case.protocol, client, case.service());
+            assert_eq!(verdict, Verdict::Drop(Drop::TupleInUse), "{case:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_client_alone_sends_past_the_services_makes_no_connection() {
+    for case in Case::all().filter(|case| case.protocol != Protocol::Udp) {
+        let mut world = case.setup().weights(&[1]).tables(&nat("never")).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        for flags in [SYN, ACK, ACK] {
+            drop(world.send(&packet(case.protocol, client, backend, flags)));
+        }
+        assert_eq!(world.open(case.protocol, client, case.service()).source, client);
+    }
+}
+
+#[test]
+fn one_forged_answer_of_a_backend_blocks_no_client_where_there_is_no_pool_for_it() {
+    for case in Case::all().filter(|case| case.v6) {
+        let only_v4 = "[nat]\nmasquerade = \"auto\"\npool = [\"198.18.0.0/28\"]";
+        let mut world = case.setup().weights(&[1]).tables(only_v4).world();
+        let (client, backend) = (case.client(2, 40_000), case.backend(1));
+        drop(world.send(&packet(case.protocol, backend, client, SYN | ACK)));
+        assert_eq!(world.open(case.protocol, client, case.service()).source, client);
+    }
+}
+
+#[test]
 fn the_last_packets_of_a_forgotten_connection_make_no_direct_one() {
     for case in Case::all().filter(|case| case.protocol != Protocol::Udp) {
         let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();

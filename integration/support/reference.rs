@@ -414,8 +414,11 @@ impl Model {
             .flows
             .iter()
             .any(|flow| flow.leaves == direct && flow.expires > self.now);
-        let minds_bypass = self.rules.masquerade || ends.protocol != Protocol::Udp;
-        let in_use = taken || minds_bypass && self.is_bypass(direct);
+        let in_use = taken
+            || match self.past_services(direct) {
+                Some(both_heard) => both_heard || self.rules.masquerade,
+                None => false,
+            };
         if in_use && !self.rules.masquerade {
             return Expected::Verdict(Verdict::Drop(Drop::TupleInUse));
         }

@@ -20,11 +20,16 @@ use crate::time::Instant;
 const PLACES: usize = 1 << 15;
 const CLOSING: u64 = 1 << 31;
 const OPENING: u64 = 1 << 30;
-/// 30 bits of the wheel's ticks: four years.
-const TICKS: u64 = OPENING - 1;
+/// The client was heard.
+const CLIENT: u64 = 1 << 29;
+/// The server was heard.
+const SERVER: u64 = 1 << 28;
+const BOTH: u64 = CLIENT | SERVER;
+/// 28 bits of the wheel's ticks: a year.
+const TICKS: u64 = SERVER - 1;
 
 /// See the module. A place holds the upper half of the hash of the server's packets, whether the connection is being closed,
-/// whether only its beginning was seen, and when it was last seen.
+/// whether only its beginning was seen, which sides were heard, and when it was last seen.
 #[derive(Debug)]
 pub(super) struct Bypass(Box<[AtomicU64]>);
 
@@ -32,6 +37,25 @@ impl Default for Bypass {
     fn default() -> Self {
         Self(std::iter::repeat_with(AtomicU64::default).take(PLACES).collect())
     }
+}
+
+/// What is known of a connection past the services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// One side was heard, and nothing shows that the other side has answered: one packet with a forged sender is enough.
+    OneSided,
+    /// Both sides were heard; or the server has gone on after its answer, which it does only once its client has answered as
+    /// well. On TUN the packets of a client to a server do not come to lbd.
+    Confirmed,
+}
+
+/// Who sent a packet of a connection past the services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Whoever talks to a backend or service address.
+    Client,
+    /// The backend.
+    Server,
 }
 
 /// What a packet says about its connection.
@@ -62,28 +86,51 @@ impl Word {
 }
 
 impl Bypass {
-    /// Takes note of a packet of a connection; `hash` is that of the server's packets. Only one that opens it is believed that
-    /// there is one: any other may be the last of a flow that lbd has forgotten.
-    pub(super) fn note(&self, hash: u64, signal: Signal, now: Instant) {
+    /// Takes note of a packet of a connection; `hash` is that of the server's packets, and `from` says who sent this one. Only
+    /// one that opens it is believed that there is one: any other may be the last of a flow that lbd has forgotten.
+    pub(super) fn note(&self, hash: u64, from: Side, signal: Signal, now: Instant) {
         let place = &self.0[hash as usize % PLACES];
         let before = place.load(Relaxed);
         let is_known = before >> 32 == hash >> 32;
-        let how_far = match Word::of(signal) {
-            Word::Opens => OPENING,
-            Word::GoesOn if is_known => before & CLOSING,
-            Word::Closes if is_known => CLOSING,
+        let before = if is_known { before } else { 0 };
+        let (how_far, heard) = match Word::of(signal) {
+            // What was proved stays so: this packet may be a forged one.
+            Word::Opens if is_confirmed(before) && before & CLOSING == 0 => (0, before & BOTH),
+            Word::Opens => (OPENING, if before & OPENING == 0 { 0 } else { before & BOTH }),
+            Word::GoesOn if is_known => (before & CLOSING, before & BOTH),
+            Word::Closes if is_known => (CLOSING, before & BOTH),
             Word::Ends if is_known => return place.store(0, Relaxed),
             Word::GoesOn | Word::Closes | Word::Ends => return,
         };
-        place.store(hash >> 32 << 32 | how_far | ticks(now), Relaxed);
+        let (how_far, own) = match from {
+            // What a client goes on with proves nothing.
+            Side::Client => (how_far | before & OPENING, CLIENT),
+            Side::Server => (how_far, SERVER),
+        };
+        place.store(hash >> 32 << 32 | how_far | heard | own | ticks(now), Relaxed);
     }
 
-    /// Whether the connection is there, by the time for which a flow like it would be remembered.
-    pub(super) fn has(&self, hash: u64, protocol: Protocol, timeouts: &Timeouts, now: Instant) -> bool {
+    /// What is known of the connection, for as long as a flow like it would be remembered.
+    pub(super) fn sighting(
+        &self,
+        hash: u64,
+        protocol: Protocol,
+        timeouts: &Timeouts,
+        now: Instant,
+    ) -> Option<Sighting> {
         let place = self.0[hash as usize % PLACES].load(Relaxed);
         let age = ticks(now).wrapping_sub(place) & TICKS;
-        place >> 32 == hash >> 32 && Duration::from_nanos(age << TICK_BITS) < life(protocol, place, timeouts)
+        let is_there =
+            place >> 32 == hash >> 32 && Duration::from_nanos(age << TICK_BITS) < life(protocol, place, timeouts);
+        is_there.then_some(match is_confirmed(place) {
+            true => Sighting::Confirmed,
+            false => Sighting::OneSided,
+        })
     }
+}
+
+const fn is_confirmed(place: u64) -> bool {
+    place & SERVER != 0 && (place & CLIENT != 0 || place & OPENING == 0)
 }
 
 const fn ticks(now: Instant) -> u64 {

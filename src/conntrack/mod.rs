@@ -25,7 +25,7 @@
 //! one. A flow takes 64 bytes here, 32 for what few packets need, and 32 in a full index: 128, where it was 152.
 pub mod ages;
 mod ahead;
-mod bypass;
+pub mod bypass;
 pub mod connection;
 mod flow;
 mod index;
@@ -46,7 +46,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
 use crate::time::Instant;
 use ahead::{Scout, Signpost};
-use bypass::Bypass;
+use bypass::{Bypass, Side, Sighting};
 use connection::{Class, Connection, Tenant};
 use shard::Shard;
 use signal::Signal;
@@ -268,15 +268,15 @@ impl Conntrack {
     }
 
     /// Takes note of a packet that passes between a client and a server; `hash` is that of the server's packets.
-    pub fn note_bypass(&self, hash: u64, signal: Signal, now: Instant) {
-        self.bypass.note(hash, signal, now);
+    pub fn note_bypass(&self, hash: u64, from: Side, signal: Signal, now: Instant) {
+        self.bypass.note(hash, from, signal, now);
     }
 
-    /// Whether a connection past the services has packets of this tuple, which must be those of its server.
+    /// What is known of a connection past the services with packets of this tuple, which must be those of its server.
     #[must_use]
-    pub fn is_bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> bool {
+    pub fn bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> Option<Sighting> {
         let hash = self.hash(&Key::from(*reply));
-        self.bypass.has(hash, reply.protocol, timeouts, now)
+        self.bypass.sighting(hash, reply.protocol, timeouts, now)
     }
 
     /// Forgets what is over in this worker's share of the table.

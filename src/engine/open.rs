@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::follow::{Known, Segment, count};
 use super::{Lane, Processor, Stop};
+use crate::conntrack::bypass::Side;
 use crate::conntrack::connection::{Connection, Dialogue, State};
 use crate::conntrack::signal::Signal;
 use crate::conntrack::{Refused, Trace};
@@ -63,11 +64,12 @@ impl Processor<'_> {
     /// A packet that passes may be of a connection between a client and a backend that goes past the services.
     fn bypass(&self, segment: &Segment, trace: Trace, reason: Pass, now: Instant) -> Stop {
         if self.ruleset.is_known(&segment.key.source.into()) {
-            self.conntrack.note_bypass(trace.hash(), segment.signal, now);
+            self.conntrack
+                .note_bypass(trace.hash(), Side::Server, segment.signal, now);
         }
         if self.ruleset.is_known(&segment.key.destination.into()) {
             let answer = self.conntrack.hash(&segment.key.reply());
-            self.conntrack.note_bypass(answer, segment.signal, now);
+            self.conntrack.note_bypass(answer, Side::Client, segment.signal, now);
         }
         Stop::Pass(reason)
     }

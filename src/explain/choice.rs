@@ -112,10 +112,8 @@ impl Way<'_> {
             }
             Some(_) | None => Tenant::Nobody,
         };
-        let is_bypass = |reply: &Tuple| {
-            nat::minds_bypass(&policy.nat, tuple.protocol) && table.is_bypass(reply, timeouts, self.now)
-        };
-        let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, tenant, is_bypass);
+        let bypass = |reply: &Tuple| table.bypass(reply, timeouts, self.now);
+        let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, tenant, bypass);
         let masqueraded = why != Why::Client && found != Err(NoSource::InUse);
         let source = (!masqueraded && found.is_ok()).then_some(tuple.source);
         let (addresses, ports) = match masqueraded {

@@ -9,6 +9,8 @@ pub struct Connection {
     ends: Ends,
     is_closing: bool,
     is_opening: bool,
+    client_heard: bool,
+    server_heard: bool,
     seen: u64,
 }
 
@@ -38,6 +40,11 @@ fn ends(protocol: Protocol, told: u8) -> bool {
 }
 
 impl Connection {
+    /// Both sides were heard, or the server went on after its answer.
+    fn is_believed(&self) -> bool {
+        self.server_heard && (self.client_heard || !self.is_opening)
+    }
+
     fn life(&self) -> u64 {
         SECOND
             * match (self.ends.protocol, self.is_closing, self.is_opening) {
@@ -54,40 +61,58 @@ impl Model {
     /// A packet passes.
     pub(super) fn note_bypass(&mut self, packet: Ends, told: u8) {
         if self.is_known(packet.from.ip()) {
-            self.note(packet, told);
+            self.note(packet, true, told);
         }
         if self.is_known(packet.to.ip()) {
-            self.note(packet.reply(), told);
+            self.note(packet.reply(), false, told);
         }
     }
 
-    fn note(&mut self, server: Ends, told: u8) {
-        let (protocol, seen) = (server.protocol, self.now);
+    fn note(&mut self, server: Ends, by_server: bool, told: u8) {
+        let protocol = server.protocol;
         let at = self.bypass.iter().position(|connection| connection.ends == server);
-        if opens(protocol, told) {
-            self.bypass.retain(|connection| connection.ends != server);
-            self.bypass.push(Connection {
-                ends: server,
-                is_closing: false,
-                is_opening: true,
-                seen,
-            });
-        } else if let Some(at) = at {
-            if ends(protocol, told) {
-                self.bypass.remove(at);
-                return;
+        let at = match (at, opens(protocol, told)) {
+            (None, false) => return,
+            (Some(at), false) if ends(protocol, told) => return drop(self.bypass.remove(at)),
+            (Some(at), false) => {
+                self.bypass[at].is_opening &= !by_server;
+                self.bypass[at].is_closing |= closes(protocol, told);
+                at
             }
-            self.bypass[at].seen = seen;
-            self.bypass[at].is_opening = false;
-            self.bypass[at].is_closing |= closes(protocol, told);
-        }
+            (Some(at), true) if self.bypass[at].is_believed() && !self.bypass[at].is_closing => {
+                self.bypass[at].is_opening &= !by_server;
+                at
+            }
+            (Some(at), true) if self.bypass[at].is_opening => {
+                self.bypass[at].is_closing = false;
+                at
+            }
+            (at, true) => {
+                at.map(|at| self.bypass.remove(at));
+                self.bypass.push(Connection {
+                    ends: server,
+                    is_closing: false,
+                    is_opening: true,
+                    client_heard: false,
+                    server_heard: false,
+                    seen: 0,
+                });
+                self.bypass.len() - 1
+            }
+        };
+        let connection = &mut self.bypass[at];
+        connection.seen = self.now;
+        connection.server_heard |= by_server;
+        connection.client_heard |= !by_server;
     }
 
-    /// Whether the backend has a connection with whom the packet, as it leaves, is from.
-    pub(super) fn is_bypass(&self, leaves: Ends) -> bool {
-        self.bypass.iter().any(|connection| {
+    /// Whether the backend seems to have a connection with whom the packet, as it leaves, is from, and if so whether that is
+    /// believed.
+    pub(super) fn past_services(&self, leaves: Ends) -> Option<bool> {
+        let connection = self.bypass.iter().find(|connection| {
             let age = ((self.now >> TICK) - (connection.seen >> TICK)) << TICK;
             connection.ends == leaves.reply() && age < connection.life()
-        })
+        });
+        connection.map(Connection::is_believed)
     }
 }
