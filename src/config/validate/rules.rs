@@ -27,35 +27,78 @@ pub(super) fn rules(list: &[Spanned<raw::Rule<'_>>], names: &Names<'_>, report: 
     list.iter().filter_map(|raw| rule(raw, names, report)).collect()
 }
 
-/// Warns of rules that refuse what never comes to lbd. A rule about nodes may be about a node port.
+/// Warns of rules that refuse what never comes to lbd, wholly or in part. A rule about nodes may be about a node port.
 pub(super) fn warn_of_rules_without_services(
     list: &[Spanned<raw::Rule<'_>>],
     rules: &[Rule],
     services: &[ServiceSpec],
     report: &mut Report,
 ) {
-    let has_node_ports = services.iter().any(|service| service.node_port.is_some());
-    let addresses = || services.iter().flat_map(|service| service.endpoints(&[]));
-    if has_node_ports || list.len() != rules.len() {
+    let Some(seen) = Seen::of(rules, services).filter(|_| list.len() == rules.len()) else {
         return;
-    }
-    let led_here = |net: &IpNet| {
-        let nets = rules.iter().filter(|rule| matches!(rule.action, Action::Service(_)));
-        let mut nets = nets.map(|rule| rule.destination.as_ref());
-        nets.any(|other| other.is_none_or(|other| other.negated || overlap(other.value, *net)))
     };
     for (raw, rule) in list.iter().zip(rules) {
         let refuses = matches!(rule.action, Action::Drop | Action::Reject);
-        let Some(destination) = rule.destination.as_ref().filter(|net| refuses && !net.negated) else {
-            continue;
-        };
-        let net = &destination.value;
-        if !addresses().any(|endpoint| net.contains(&endpoint.address)) && !led_here(net) {
-            let remedy = "lbd does not see packets to other addresses; refuse them by the host's own firewall";
-            let problem =
-                format!("the rule has no effect: no service has an address in destination = \"{net}\": {remedy}");
+        let destination = rule.destination.as_ref().filter(|net| refuses && !net.negated);
+        if let Some(problem) = destination.and_then(|destination| seen.problem(destination.value)) {
             report.warning(offset(raw), problem);
         }
+    }
+}
+
+/// The destinations whose packets come to lbd.
+struct Seen {
+    /// Services' addresses, and networks that a rule leads to a service.
+    nets: Vec<IpNet>,
+    node_ports: bool,
+}
+
+impl Seen {
+    /// None where a rule leads packets to a service whatever their destination.
+    fn of(rules: &[Rule], services: &[ServiceSpec]) -> Option<Self> {
+        let mut nets: Vec<IpNet> = Vec::new();
+        for rule in rules.iter().filter(|rule| matches!(rule.action, Action::Service(_))) {
+            nets.push(rule.destination.as_ref().filter(|led| !led.negated)?.value);
+        }
+        let addresses = services.iter().flat_map(|service| service.endpoints(&[]));
+        nets.extend(addresses.map(|endpoint| IpNet::from(endpoint.address)));
+        Some(Self {
+            nets,
+            node_ports: services.iter().any(|service| service.node_port.is_some()),
+        })
+    }
+
+    /// What a rule for `net` does not do.
+    fn problem(&self, net: IpNet) -> Option<String> {
+        let remedy = "lbd does not see packets to other addresses; refuse them by the host's own firewall";
+        let within = self.nets.iter().filter(|seen| overlap(**seen, net));
+        let seen = IpNet::aggregate(&within.copied().collect());
+        if seen.is_empty() {
+            let none = format!("the rule has no effect: no service has an address in destination = \"{net}\": {remedy}");
+            return (!self.node_ports).then_some(none);
+        }
+        if seen.iter().any(|seen| seen.contains(&net)) {
+            return None;
+        }
+        let node_ports = if self.node_ports { ", beside node ports" } else { "" };
+        Some(format!(
+            "of destination = \"{net}\" the rule refuses only packets to {}, where services are{node_ports}: {remedy}",
+            few(&seen)
+        ))
+    }
+}
+
+/// The first of them, and how many there are beside these.
+fn few(nets: &[IpNet]) -> String {
+    const SHOWN: usize = 3;
+    let shown = nets.iter().take(SHOWN).map(|net| match net.prefix_len() == net.max_prefix_len() {
+        true => net.addr().to_string(),
+        false => net.to_string(),
+    });
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match nets.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 

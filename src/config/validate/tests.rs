@@ -279,10 +279,40 @@ fn rules_that_refuse_what_never_comes_to_lbd_are_warned_of() {
         ]
     );
     assert!(warnings(&rule("pass", "")).is_empty());
-    let leading = "[[rules]]\ndestination = \"10.2.0.7\"\naction = \"service:web\"\n";
+    let leading = "[[rules]]\ndestination = \"10.2.0.0/23\"\naction = \"service:web\"\n";
     assert!(warnings(&rule("reject", leading)).is_empty());
-    assert!(warnings(&rule("reject", "").replace("10.2.0.0/24", "10.96.0.0/16")).is_empty());
     assert!(warnings(&rule("reject", "").replace("10.2.0.0/24", "!10.2.0.0/24")).is_empty());
+}
+
+#[test]
+fn rules_that_refuse_more_than_comes_to_lbd_are_warned_of_with_the_part_that_comes() {
+    let rule = |net: &str, more: &str| {
+        let rule = format!("[[rules]]\ndestination = \"{net}\"\naction = \"drop\"\n");
+        format!("mode = \"iptables\"\n{rule}{more}{{web}}")
+    };
+    let part = |net: &str, part: &str| {
+        format!(
+            "lbd.toml:2:1: of destination = \"{net}\" the rule refuses only packets to {part}: lbd does not see packets to \
+             other addresses; refuse them by the host's own firewall"
+        )
+    };
+    let alone = "10.96.0.10, where services are";
+    assert_eq!(warnings(&rule("10.96.0.0/16", "")), [part("10.96.0.0/16", alone)]);
+    assert_eq!(warnings(&rule("10.96.0.10/31", "")), [part("10.96.0.10/31", alone)]);
+    assert!(warnings(&rule("10.96.0.10", "")).is_empty());
+    // What a rule leads to a service comes to lbd, too.
+    let leading = |net: &str| format!("[[rules]]\ndestination = \"{net}\"\naction = \"service:web\"\n");
+    assert!(warnings(&rule("10.96.0.0/16", &leading("10.96.0.0/12"))).is_empty());
+    assert!(warnings(&rule("10.96.0.0/16", "[[rules]]\naction = \"service:web\"\n")).is_empty());
+    let half = "10.96.0.10, 10.96.128.0/17, where services are";
+    assert_eq!(
+        warnings(&rule("10.96.0.0/16", &leading("10.96.128.0/17"))),
+        [part("10.96.0.0/16", half)]
+    );
+    let more = "[[services]]\nname = \"n\"\nprotocol = \"tcp\"\naddress = \"10.96.0.12:80\"\nnode_port = 30080\n\
+                external_addresses = [\"10.96.0.14\", \"10.96.0.16\"]\n";
+    let many = "10.96.0.10, 10.96.0.12, 10.96.0.14 and 1 more, where services are, beside node ports";
+    assert_eq!(warnings(&rule("10.96.0.0/16", more)), [part("10.96.0.0/16", many)]);
 }
 
 #[test]
