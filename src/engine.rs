@@ -10,6 +10,8 @@ mod fragments;
 mod limits;
 mod open;
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -22,6 +24,7 @@ use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Trace};
 use crate::flow::{Key, Protocol, Tuple};
 use crate::fragments::{Holding, Table};
+use crate::host::Host;
 use crate::matcher::Match;
 use crate::nat::{self, Exhausted};
 use crate::packet::frame::Frame;
@@ -39,6 +42,7 @@ use self::follow::count;
 pub(crate) use self::follow::{Known, Orphan, Segment, is_direct, is_reopened, orphaned, segment, told_by};
 pub use self::fragments::Released;
 pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
+pub(crate) use self::open::opens_nothing;
 
 /// Verdicts given so far, one counter each; written by one worker, read by anyone.
 #[derive(Debug)]
@@ -108,6 +112,9 @@ pub struct Engine {
     /// Locked by fragments only.
     fragments: Mutex<Table<Course>>,
     counters: Vec<Arc<Counters>>,
+    /// Service addresses that other hosts have, once somebody has looked. Locked only by packets to ports of service addresses
+    /// that no service has.
+    elsewhere: RwLock<Option<HashSet<IpAddr>>>,
 }
 
 impl Engine {
@@ -139,6 +146,7 @@ impl Engine {
             affinity,
             fragments: Mutex::new(fragments),
             counters,
+            elsewhere: RwLock::new(None),
         };
         (engine, lanes)
     }
@@ -155,6 +163,8 @@ impl Engine {
             flow_of_fragment: None,
             lane,
             router: None,
+            host: None,
+            elsewhere: &self.elsewhere,
         }
     }
 
@@ -182,6 +192,17 @@ impl Engine {
         drop(ruleset);
         // Giving back the memory of thousands of services takes a while.
         drop(former);
+    }
+
+    /// From now on packets to ports of service addresses that no service has are refused, as by a host that has these addresses,
+    /// but for the addresses `elsewhere`, which other hosts have. Before, they pass.
+    pub fn refuse_other_ports(&self, elsewhere: HashSet<IpAddr>) {
+        *self.elsewhere.write() = Some(elsewhere);
+    }
+
+    /// Whether packets to ports of this address that no service has are refused.
+    pub(crate) fn refuses_other_ports(&self, ruleset: &Ruleset, address: &IpAddr) -> bool {
+        refuses_other_ports(&self.elsewhere, ruleset, address)
     }
 
     /// The ruleset in effect. Holding it keeps a new one from being applied.
@@ -222,6 +243,11 @@ impl Engine {
     }
 }
 
+fn refuses_other_ports(elsewhere: &RwLock<Option<HashSet<IpAddr>>>, ruleset: &Ruleset, address: &IpAddr) -> bool {
+    let is_here = |elsewhere: &HashSet<IpAddr>| !elsewhere.contains(address);
+    ruleset.is_virtual(address) && elsewhere.read().as_ref().is_some_and(is_here)
+}
+
 /// Why a packet's way ended before it was forwarded.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
@@ -245,6 +271,8 @@ pub struct Processor<'a> {
     flow_of_fragment: Option<Tuple>,
     lane: &'a mut Lane,
     router: Option<&'a mut dyn Router>,
+    host: Option<&'a mut dyn Host>,
+    elsewhere: &'a RwLock<Option<HashSet<IpAddr>>>,
 }
 
 impl<'a> Processor<'a> {
@@ -252,6 +280,12 @@ impl<'a> Processor<'a> {
     #[must_use]
     pub fn routed_by(self, router: Option<&'a mut dyn Router>) -> Self {
         Self { router, ..self }
+    }
+
+    /// From now on `host` is asked what is its own.
+    #[must_use]
+    pub fn on_host(self, host: Option<&'a mut dyn Host>) -> Self {
+        Self { host, ..self }
     }
 }
 

@@ -32,7 +32,7 @@
 //! | [`engine`] | the order of it all |
 //! | [`shadow`] | whether the other mode's matcher would have said the same |
 //! | [`explain`] | the same order, told for one packet without a trace (`lbctl explain`) |
-//! | [`router`] | what the engine asks of whoever sends packets on |
+//! | [`router`], [`host`] | what the engine asks of whoever sends packets on, and of the host that it runs on |
 //! | [`io`], [`worker`] | devices, captures, the loop over them; [`io::xdp`] has a map of its own |
 //! | [`plumbing`] | routes, policy rules and sysctls, and how to undo them |
 //! | [`config`] | the TOML file: as written, validated, compared, saved |
@@ -51,6 +51,7 @@
 //! - Every packet in leaves as exactly one verdict and is counted once: the counters sum to the packets in. A fragment that
 //!   is held is counted as that until it leaves.
 //! - A ruleset changes between batches, whole, and for all workers at once.
+//! - What the host's own sockets and connection tracking own is the host's ([`host`]).
 //! - `unsafe` only under `io`, each block with the reason why it is sound.
 //! - A closed set is an enum, matched without a wildcard; a trait only where the set is open ([`io::PacketIo`]).
 //!
@@ -69,6 +70,7 @@ pub mod explain;
 pub mod export;
 pub mod flow;
 pub mod fragments;
+pub mod host;
 pub mod import;
 pub mod io;
 pub mod matcher;

@@ -43,12 +43,18 @@ reasons! {
         NoMatch = "no_match",
         /// A rule with `action = "pass"`.
         Rule = "rule",
-        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "pass"`.
+        /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "pass"`, or to an
+        /// address of this host: it may be of a connection of the host's own.
         NotSyn = "not_syn",
         /// A protocol that lbd does not balance, e.g. GRE.
         UntrackedProtocol = "untracked_protocol",
         /// Not IP at all, e.g. ARP.
         NotIp = "not_ip",
+        /// An SCTP packet to a service at an address of this host that belongs to no flow and does not open one: it may be of
+        /// an association of the host's own.
+        NotInit = "not_init",
+        /// A datagram to a service at an address of this host that a socket or the connection tracking of the host has.
+        Host = "host",
     }
 }
 
@@ -70,6 +76,8 @@ reasons! {
         NotSyn = "not_syn",
         /// No refusal, but an echo request to a service's address: lbd answered it with an echo reply.
         Echo = "echo",
+        /// An address of a service, and a port that no service has there.
+        NoService = "no_service",
     }
 }
 

@@ -19,6 +19,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use patience::Patience;
 
 use crate::engine::{Engine, Lane, Released};
+use crate::host::Host;
 use crate::io::{Exchanged, PacketIo};
 use crate::packet::frame::{Fate, Frame};
 use crate::router::Router;
@@ -80,6 +81,7 @@ pub struct Worker<I> {
     poll: Poll,
     stop: Arc<AtomicBool>,
     unsent: Arc<AtomicU64>,
+    host: Option<Box<dyn Host>>,
 }
 
 impl<I: PacketIo> Worker<I> {
@@ -112,8 +114,15 @@ impl<I: PacketIo> Worker<I> {
             poll,
             stop,
             unsent,
+            host: None,
         };
         Ok((worker, stopper))
+    }
+
+    /// The same, which asks `host` what is its own.
+    #[must_use]
+    pub fn on_host(self, host: Option<Box<dyn Host>>) -> Self {
+        Self { host, ..self }
     }
 
     /// Moves packets until it is told to stop.
@@ -145,11 +154,16 @@ impl<I: PacketIo> Worker<I> {
     /// One batch.
     fn turn(&mut self) -> io::Result<Exchanged> {
         let Self {
-            engine, lane, clock, ..
+            engine,
+            lane,
+            clock,
+            host,
+            ..
         } = self;
         let mut released = Vec::new();
         let exchanged = self.io.exchange(&mut |frames, router| {
-            released = decide(engine, lane, frames, router, clock.now());
+            let host = host.as_mut().map(|host| -> &mut dyn Host { &mut **host });
+            released = decide(engine, lane, frames, (router, host), clock.now());
         })?;
         if exchanged.received == 0 {
             drop(engine.enter(lane, clock.now()));
@@ -175,14 +189,15 @@ fn decide(
     engine: &Engine,
     lane: &mut Lane,
     frames: &mut [Frame<'_>],
-    router: Option<&mut dyn Router>,
+    (router, host): (Option<&mut dyn Router>, Option<&mut dyn Host>),
     now: Instant,
 ) -> Vec<Released> {
     let router = router.map(|router| -> &mut dyn Router {
         router.begin(now);
         router
     });
-    let mut processor = engine.enter(lane, now).routed_by(router);
+    let host = host.map(|host| -> &mut dyn Host { host });
+    let mut processor = engine.enter(lane, now).routed_by(router).on_host(host);
     processor.process_batch(frames, now, |frame, verdict| frame.fate = fate(verdict));
     processor.take_released()
 }
@@ -235,7 +250,7 @@ mod tests {
         let mut router = Listener::default();
         let times = [1, 2].map(|seconds| Instant::ZERO + Duration::from_secs(seconds));
         for now in times {
-            drop(decide(&engine, &mut lanes[0], &mut [], Some(&mut router), now));
+            drop(decide(&engine, &mut lanes[0], &mut [], (Some(&mut router), None), now));
         }
         assert_eq!(router.0, times);
     }

@@ -23,6 +23,7 @@ mod in_fragments;
 mod lanes;
 mod limits;
 mod nat;
+mod own;
 mod properties;
 mod refusals;
 mod rules;

@@ -20,6 +20,7 @@ mod in_fragments;
 mod kernel;
 mod leaving;
 mod operator;
+mod own;
 mod ports;
 mod reload;
 mod sctp;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use lbd::conntrack::connection::Connection;
 use lbd::engine::{Engine, Lane, Released, Seeds};
 use lbd::flow::{Direction, Protocol, Tuple};
+use lbd::host::Host;
 use lbd::packet::Headers;
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::policy::{Mode, Policy};
@@ -53,6 +54,8 @@ pub struct World {
     pub lane: usize,
     /// Packets that were held until now, each told once.
     pub released: Vec<Released>,
+    /// The host that the engine runs on, where a test has one.
+    pub host: Option<Box<dyn Host>>,
     sent: u64,
 }
 
@@ -127,6 +130,7 @@ impl World {
             now,
             lane: 0,
             released: Vec::new(),
+            host: None,
             sent: 0,
         }
     }
@@ -165,7 +169,8 @@ impl World {
         let mut storage = vec![CANARY; HEAD + packet.len() + TAIL];
         storage[HEAD..HEAD + packet.len()].copy_from_slice(packet);
         let mut frame = Frame::new(&mut storage, HEAD, HEAD + packet.len(), checksum);
-        let mut processor = self.engine.enter(&mut self.lanes[self.lane], self.now);
+        let host = self.host.as_deref_mut().map(|host| -> &mut dyn Host { host });
+        let mut processor = self.engine.enter(&mut self.lanes[self.lane], self.now).on_host(host);
         let verdict = processor.process(&mut frame, self.now);
         self.released.extend(processor.take_released());
         drop(processor);

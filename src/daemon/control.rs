@@ -159,6 +159,7 @@ impl Control {
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
         state.plan = plan(&policy, interfaces.as_ref())?;
         let leads = Leads::install(device, interfaces, state.plan.clone(), &policy, journal)?;
+        self.datapath.engine.refuse_other_ports(leads.other_hosts());
         state.leads = Some(leads);
         Ok(())
     }
@@ -447,6 +448,7 @@ impl Control {
         if let Some(leads) = &mut state.leads {
             let both = plan.clone().union(leads.plan());
             leads.update(both, &policy)?;
+            self.datapath.engine.refuse_other_ports(leads.other_hosts());
         }
         if !is_same {
             self.datapath.engine.apply(Arc::new(policy));

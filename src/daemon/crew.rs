@@ -10,6 +10,7 @@ use super::control::Datapath;
 use super::{Error, system};
 use crate::engine::Lane;
 use crate::io::PacketIo;
+use crate::io::owners::Owners;
 use crate::worker::{Stopper, Worker};
 
 /// Running workers. Dropped, they stop.
@@ -38,6 +39,8 @@ impl Crew {
             let unsent = Arc::clone(&datapath.unsent);
             let worker = Worker::new(queue, engine, lane, datapath.clock, unsent);
             let (worker, stopper) = worker.map_err(system("epoll for a worker"))?;
+            let owners = Owners::open().map_err(system("netlink for a worker"))?;
+            let worker = worker.on_host(Some(Box::new(owners)));
             let body = move || {
                 let error = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
                     Ok(Ok(())) => return,

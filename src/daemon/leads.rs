@@ -1,5 +1,5 @@
 //! Everything that leads packets to lbd: the kernel's routing, and the XDP program where there is one.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -155,6 +155,14 @@ impl Leads {
     /// What is led here now.
     pub(super) const fn plan(&self) -> &Plan {
         self.plumbing.plan()
+    }
+
+    /// Service addresses that other hosts have, so that ports which no service has there are theirs. What lbd announces as its
+    /// own is not.
+    pub(super) fn other_hosts(&self) -> HashSet<IpAddr> {
+        let announced = self.interfaces.as_ref().is_some_and(Interfaces::announces);
+        let others = self.plumbing.other_hosts();
+        others.filter(|_| !announced).collect()
     }
 
     /// The interfaces that are served by AF_XDP.

@@ -30,13 +30,15 @@ impl Processor<'_> {
         let Lane { index: lane, rng, .. } = &mut *self.lane;
         let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
-            Match::None => return Err(self.bypass(segment, trace, Pass::NoMatch, now)),
+            Match::None => return Err(self.unserved(segment, trace, now)),
             Match::Pass => return Err(self.bypass(segment, trace, Pass::Rule, now)),
             Match::Reject => return Err(Stop::Reject(Reject::Rule)),
             Match::Drop => return Err(Stop::Drop(Drop::Rule)),
         };
+        let is_own = self.ruleset.is_local(&tuple.destination.address);
         if !segment.opens() {
             return Err(match service.is_usable() {
+                _ if is_own => self.bypass(segment, trace, opens_nothing(segment), now),
                 true => self.stray(segment),
                 false => Stop::Reject(Reject::NoBackend),
             });
@@ -45,6 +47,9 @@ impl Processor<'_> {
             return Err(Stop::Drop(Drop::Unanswerable));
         }
         let service = Arc::clone(service);
+        if is_own && segment.signal == Signal::Udp && self.host.as_mut().is_some_and(|host| host.owns(&tuple)) {
+            return Err(self.bypass(segment, trace, Pass::Host, now));
+        }
         match self.establish(&service, segment, &tuple, now) {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
             Err(stop @ Stop::Drop(_)) => {
@@ -58,6 +63,15 @@ impl Processor<'_> {
             | Err(
                 Stop::Pass(_) | Stop::Reject(_) | Stop::Abort(_) | Stop::Complain(_) | Stop::Echo | Stop::Hold,
             )) => decided,
+        }
+    }
+
+    /// No service has this port of the address. Where lbd answers for the address, nobody else would say so.
+    fn unserved(&self, segment: &Segment, trace: Trace, now: Instant) -> Stop {
+        let address = segment.key.destination.into();
+        match super::refuses_other_ports(self.elsewhere, &self.ruleset, &address) {
+            true => Stop::Reject(Reject::NoService),
+            false => self.bypass(segment, trace, Pass::NoMatch, now),
         }
     }
 
@@ -119,6 +133,14 @@ impl Processor<'_> {
         backend.stats.count_connection(*lane);
         count(&backend, Direction::Original, *lane, segment.length);
         Ok(leaving.into())
+    }
+}
+
+/// As which it is the host's, at one of its own addresses.
+pub(crate) const fn opens_nothing(segment: &Segment) -> Pass {
+    match segment.signal {
+        Signal::Tcp(_) | Signal::Udp => Pass::NotSyn,
+        Signal::Sctp(_) => Pass::NotInit,
     }
 }
 

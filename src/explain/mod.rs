@@ -1,8 +1,8 @@
 //! What would happen to a packet, step by step: the way of [`crate::engine`], without leaving a trace.
 //!
 //! Nothing is counted, stored or drawn: flows and templates are only read, a scheduler picks on a copy of its state, and where
-//! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment;
-//! where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far, and where
+//! chance decides, all that it may choose from is shown. The verdict is the one that the packet would get at this moment,
+//! unless it is a datagram to one of the host's own addresses, of which a socket of the host's may have it; where lbd itself is the router (AF_XDP), it may yet be too long for its way, or have come too far, and where
 //! lbd has answered too many of late, there may be no answer.
 mod choice;
 mod fragment;
@@ -15,7 +15,8 @@ use crate::conntrack::connection::{Connection, State};
 use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
 use crate::engine::{
-    Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, may_be_ours, orphaned, segment, told_by,
+    Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, may_be_ours, opens_nothing, orphaned, segment,
+    told_by,
 };
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
@@ -210,7 +211,7 @@ impl<'a> Way<'a> {
         (self.told.service, self.told.backend) = (None, None);
         let service = match self.find(headers, Some(&segment.key.into())) {
             Match::Service(service) => service,
-            Match::None => return Verdict::Pass(Pass::NoMatch),
+            Match::None => return self.unserved(headers),
             Match::Pass => return Verdict::Pass(Pass::Rule),
             Match::Reject => return self.refuse(headers, Reject::Rule),
             Match::Drop => return Verdict::Drop(Drop::Rule),
@@ -218,6 +219,7 @@ impl<'a> Way<'a> {
         self.told.service = Some(service.identity.name.clone());
         if !segment.opens() {
             return match service.is_usable() {
+                _ if self.ruleset.is_local(&headers.destination.into()) => self.pass_to_host(segment),
                 true => self.stray(headers, segment),
                 false => self.refuse(headers, Reject::NoBackend),
             };
@@ -226,6 +228,24 @@ impl<'a> Way<'a> {
             return Verdict::Drop(Drop::Unanswerable);
         }
         self.establish(headers, &segment.key.into(), service, forgotten)
+    }
+
+    /// `Processor::unserved`
+    fn unserved(&mut self, headers: &Headers) -> Verdict {
+        let address = headers.destination.into();
+        match self.engine.refuses_other_ports(self.ruleset, &address) {
+            true => self.refuse(headers, Reject::NoService),
+            false => Verdict::Pass(Pass::NoMatch),
+        }
+    }
+
+    /// It opens nothing at an address of this host.
+    fn pass_to_host(&mut self, segment: &Segment) -> Verdict {
+        self.push(match segment.signal {
+            Signal::Tcp(_) | Signal::Udp => Step::NotSyn,
+            Signal::Sctp(_) => Step::NotInit,
+        });
+        Verdict::Pass(opens_nothing(segment))
     }
 
     /// `Processor::stray`

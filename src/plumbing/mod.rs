@@ -58,6 +58,7 @@ mod replies;
 mod sysctl;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -228,6 +229,11 @@ impl Plumbing {
     #[must_use]
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Of the routed addresses those that other hosts have.
+    pub fn other_hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.elsewhere.iter().map(IpNet::addr)
     }
 
     fn apply(&mut self, steps: &[Step]) -> Result<(), Error> {

@@ -24,7 +24,7 @@ pub(crate) use namespaces::{isolated, isolated_with_sctp, isolated_xdp, isolated
 pub(crate) use peers::{BIG, write_big};
 pub(crate) use ports::{Sender, reuse_port};
 pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
-pub(crate) use talk::{Conversation, Watch, echo_datagram, tcp_close, tcp_echo, udp_echo};
+pub(crate) use talk::{Conversation, Watch, echo_datagram, echo_datagram_from, tcp_close, tcp_echo, udp_echo};
 
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};

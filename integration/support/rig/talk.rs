@@ -75,6 +75,15 @@ impl Conversation {
         })
     }
 
+    /// What connecting ends with.
+    pub(crate) fn try_open(namespace: &str, address: &str) -> io::Result<()> {
+        let server = parse(address);
+        let asked = inside(namespace, move || {
+            TcpStream::connect_timeout(&server, PATIENCE).map(drop)
+        });
+        asked.join().map_err(|_panic| io::Error::other("the client panicked"))?
+    }
+
     /// Connects from a port there, which other connections may have as well.
     #[track_caller]
     pub(crate) fn open_from(namespace: &str, port: u16, address: &str) -> Self {
@@ -123,14 +132,30 @@ impl Conversation {
 /// Sends one datagram of this many bytes to an echo server; it came back whole, or the error that came in its place
 /// (`EMSGSIZE`: too big for the way; a timeout: nothing came).
 pub(crate) fn echo_datagram(namespace: &str, address: &str, size: usize) -> io::Result<()> {
+    echo_datagram_from(namespace, 0, address, size, true)
+}
+
+/// The same from a port there, by a socket that is connected or not.
+pub(crate) fn echo_datagram_from(
+    namespace: &str,
+    port: u16,
+    address: &str,
+    size: usize,
+    is_connected: bool,
+) -> io::Result<()> {
     let server = parse(address);
     let asked = inside(namespace, move || {
-        let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(server)?;
+        let any = if server.is_ipv4() { "0.0.0.0" } else { "::" };
+        let socket = UdpSocket::bind((any, port))?;
+        if is_connected {
+            socket.connect(server)?;
+        }
         socket.set_read_timeout(Some(PATIENCE))?;
         let (sent, mut heard) = (vec![0x5a; size], vec![0; 65536]);
-        socket.send(&sent)?;
+        match is_connected {
+            true => socket.send(&sent)?,
+            false => socket.send_to(&sent, server)?,
+        };
         let length = socket.recv(&mut heard)?;
         if heard[..length] == sent {
             Ok(())

@@ -332,6 +332,12 @@ pub struct Wanted<'a> {
 }
 
 impl Interfaces {
+    /// Whether lbd announces service addresses as its own.
+    #[must_use]
+    pub const fn announces(&self) -> bool {
+        self.announced.is_some()
+    }
+
     /// Leads what is lbd's to its sockets, and everything else past them.
     ///
     /// # Errors
