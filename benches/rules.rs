@@ -17,15 +17,20 @@ use std::time::Duration;
 use ahash::RandomState;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
+use ipnet::IpNet;
 use lbd::conntrack::timeout::Timeouts;
 use lbd::engine::{Engine, Seeds};
 use lbd::flow::{Endpoint, Protocol};
 use lbd::matcher::Matcher;
+use lbd::matcher::rules::{Action, Condition, Rule};
+use lbd::packet::frame::{Checksum, Frame};
 use lbd::packet::{Headers, Payload, Ports, TcpFlags, Version};
 use lbd::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
 use lbd::ruleset::Registry;
 use lbd::scheduler::{Flags, Rng};
 use lbd::time::Instant;
+use lbd::verdict::{Pass, Verdict};
 
 use openings::Openings;
 
@@ -171,6 +176,74 @@ fn flows(criterion: &mut Criterion) {
     }
 }
 
+/// Packets of no service and none of the rules: whole ones, and fragments behind the first one of a datagram.
+fn strangers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rules-strangers");
+    for rules in [10, 1_000, 20_000] {
+        let mut policy = policy(Mode::Iptables, Evaluation::Compiled, 10, 1);
+        policy.rules = (0..rules).map(banned).collect();
+        let engine = Engine::new(Arc::new(policy), 1, seeds(), Instant::ZERO);
+        let (engine, mut lanes) = engine;
+        for (name, fragment) in [("whole", false), ("fragment", true)] {
+            let mut number = 0_u32;
+            let mut buffer = [0; 256];
+            group.bench_function(BenchmarkId::new(name, rules), |bencher| {
+                bencher.iter(|| {
+                    number = number.wrapping_add(1);
+                    let end = datagram(number, fragment, &mut buffer);
+                    let mut frame = Frame::new(&mut buffer, 0, end, Checksum::Complete);
+                    let verdict = engine
+                        .enter(&mut lanes[0], Instant::ZERO)
+                        .process(&mut frame, Instant::ZERO);
+                    assert_eq!(verdict, Verdict::Pass(Pass::NoMatch));
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn banned(number: u32) -> Rule {
+    let condition = |base, number| {
+        Some(Condition {
+            negated: false,
+            value: IpNet::from(address(base, number)),
+        })
+    };
+    Rule {
+        name: None,
+        source: condition([172, 16, 0, 0], number),
+        destination: None,
+        protocol: None,
+        source_port: None,
+        destination_port: None,
+        probability: None,
+        action: Action::Drop,
+    }
+}
+
+/// Writes a datagram to nobody that lbd knows, whole or only its second half; returns its length.
+fn datagram(number: u32, fragment: bool, buffer: &mut [u8]) -> usize {
+    let mut header = Ipv4Header::new(32, 64, IpNumber::UDP, [100, 64, 0, 1], [192, 0, 2, 1]).expect("a short packet");
+    header.identification = number as u16;
+    if fragment {
+        header.fragment_offset = IpFragOffset::try_new(8).expect("a small one");
+    }
+    header.header_checksum = header.calc_header_checksum();
+    let (packet, length) = (header.to_bytes(), 52);
+    buffer[..20].copy_from_slice(&packet);
+    buffer[20..length].fill(0);
+    buffer[20..28].copy_from_slice(&[4, 0, 4, 1, 0, 32, 0, 0]);
+    length
+}
+
+fn seeds() -> Seeds {
+    Seeds {
+        choices: 1,
+        hashing: RandomState::with_seed(1),
+    }
+}
+
 /// The same policy with another backend for a service in the middle of the list.
 fn with_another_backend(policy: &Policy) -> Policy {
     let mut policy = policy.clone();
@@ -181,10 +254,6 @@ fn with_another_backend(policy: &Policy) -> Policy {
 }
 
 fn updates(criterion: &mut Criterion) {
-    let seeds = || Seeds {
-        choices: 1,
-        hashing: RandomState::with_seed(1),
-    };
     for (services, backends) in [(10_000, 10), (100_000, 2)] {
         for (name, mode, evaluation) in &WAYS[1..] {
             let before = Arc::new(policy(*mode, *evaluation, services, backends));
@@ -281,6 +350,7 @@ fn main() -> std::io::Result<()> {
     let mut criterion = Criterion::default().output_directory(&results).configure_from_args();
     flows(&mut criterion);
     lookups(&mut criterion);
+    strangers(&mut criterion);
     updates(&mut criterion);
     let all = [
         ("flows", "A new flow", openings::BATCH),

@@ -7,11 +7,9 @@ use super::{Counters, Processor, Segment, Stop};
 use crate::conntrack::signal::Signal;
 use crate::flow::{Address, Key, Protocol, Tuple};
 use crate::fragments::{self, Arrival, Held, Piece, Table};
-use crate::matcher::rules::Action;
 use crate::packet::fragment::{Fragment, Opening};
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::{Headers, Version, ip};
-use crate::policy::Mode;
 use crate::rewrite;
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
@@ -285,14 +283,5 @@ fn leads_to_ports(version: Version, protocol: u8) -> bool {
 /// Whether a fragment may belong to a flow: it is from or to a service or a backend, or to where a rule leads to a service.
 pub(crate) fn may_be_ours(ruleset: &Ruleset, headers: &Headers) -> bool {
     let (source, destination) = (IpAddr::from(headers.source), IpAddr::from(headers.destination));
-    let leads_here = || {
-        ruleset.policy.rules.iter().any(|rule| {
-            let net = rule.destination.as_ref();
-            matches!(rule.action, Action::Service(_))
-                && net.is_none_or(|net| net.negated != net.value.contains(&destination))
-        })
-    };
-    ruleset.is_known(&source)
-        || ruleset.is_known(&destination)
-        || (ruleset.policy.mode == Mode::Iptables && leads_here())
+    ruleset.is_known(&source) || ruleset.is_known(&destination) || ruleset.matcher.may_lead(destination)
 }

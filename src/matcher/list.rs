@@ -2,6 +2,7 @@
 //!
 //! The answer to a packet is found by a classifier ([`super::classifier`] and [`super::service_rules`]), or by walking the
 //! list as the kernel does. It is the same: the same rule, the same random draws on the way, the same counts.
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Match;
@@ -120,6 +121,11 @@ impl RuleList {
         let rest = service.map_or(Match::None, |rule| Match::Service(&rule.service));
         answers.push((None, rest));
         answers
+    }
+
+    /// Whether a user rule may lead packets to `destination`, with or without ports, to a service.
+    pub(super) fn may_lead(&self, destination: IpAddr) -> bool {
+        self.users.may_lead(destination)
     }
 
     /// What a user rule says.

@@ -39,6 +39,7 @@ mod bucket;
 mod classifier;
 mod difference;
 mod list;
+mod reach;
 pub mod rules;
 mod service_rules;
 pub(crate) mod shared_map;
@@ -46,6 +47,7 @@ mod tally;
 mod user_rules;
 pub mod virtual_servers;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use self::difference::Difference;
@@ -146,6 +148,15 @@ impl Matcher {
                 Some(service)
             }
             Self::VirtualServers(servers) => servers.at(&address),
+        }
+    }
+
+    /// Whether a rule may lead packets to `destination` to a service that does not have this address.
+    #[must_use]
+    pub fn may_lead(&self, destination: IpAddr) -> bool {
+        match self {
+            Self::Rules(rules) => rules.may_lead(destination),
+            Self::VirtualServers(_) => false,
         }
     }
 

@@ -1,9 +1,11 @@
 //! The part of iptables mode's list that users write.
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::classifier::{Answer, Classifier, Found};
 use super::difference::Difference;
+use super::reach::Reach;
 use super::rules::{Action, Rule};
 use super::tally::{Tallies, Tally};
 use crate::flow::Tuple;
@@ -24,6 +26,8 @@ pub(super) struct UserRule {
 struct Listed {
     rules: Vec<UserRule>,
     classifier: Classifier,
+    /// Where rules lead to services.
+    reach: Reach,
 }
 
 /// See the module.
@@ -55,9 +59,15 @@ impl UserRules {
             list.push(UserRule { rule, stats });
         }
         let classifier = Classifier::new(list.iter().map(|each| &each.rule));
+        let leading = list.iter().filter(|each| names(&each.rule).is_some());
+        let reach = Reach::of(leading.map(|each| each.rule.destination.as_ref()));
         let rules = list;
         Self {
-            listed: Arc::new(Listed { rules, classifier }),
+            listed: Arc::new(Listed {
+                rules,
+                classifier,
+                reach,
+            }),
             targets: Arc::new(targets),
         }
     }
@@ -101,7 +111,11 @@ impl UserRules {
 
     /// The first rule that a packet meets for certain, and those before it that it may meet.
     pub(super) fn search(&self, headers: &Headers, tuple: Option<&Tuple>) -> Found {
-        let Listed { rules, classifier } = &*self.listed;
+        let Listed {
+            rules,
+            classifier,
+            reach: _,
+        } = &*self.listed;
         classifier.search(headers, tuple, |index| {
             match (self.meets(index, headers, tuple), rules[index].rule.probability) {
                 (false, _) => Answer::No,
@@ -123,6 +137,11 @@ impl UserRules {
     fn meets(&self, index: usize, headers: &Headers, tuple: Option<&Tuple>) -> bool {
         let fits = |service: &Arc<Service>| tuple.is_some_and(|tuple| service.takes(tuple));
         self.targets[index].as_ref().is_none_or(fits) && self.listed.rules[index].rule.matches(headers, tuple)
+    }
+
+    /// Whether a rule may lead packets to `destination` to a service.
+    pub(super) fn may_lead(&self, destination: IpAddr) -> bool {
+        self.listed.reach.contains(destination)
     }
 
     /// A rule and the service that it names.
