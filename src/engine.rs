@@ -21,7 +21,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::wheel::Tick;
-use crate::conntrack::{Conntrack, Trace};
+use crate::conntrack::{Conntrack, Sweep, Trace};
 use crate::flow::{Key, Protocol, Tuple};
 use crate::fragments::{Holding, Table};
 use crate::host::Host;
@@ -82,8 +82,9 @@ pub struct Lane {
     index: usize,
     rng: Rng,
     counters: Arc<Counters>,
-    /// The last tick at which this worker looked for flows whose time is over.
+    /// The last tick at which this worker began to look for flows whose time is over, and how far it is.
     expired: Tick,
+    sweep: Sweep,
     exhausted: Exhausted,
     limits: Limits,
     /// Room for the packets of a batch.
@@ -101,6 +102,15 @@ struct Arrived {
 }
 
 type Arrival = Result<Arrived, ParseError>;
+
+impl Lane {
+    /// Whether flows are over that this worker has not forgotten yet, since that is done a bounded number at a time: it is to
+    /// enter the engine again before it sleeps.
+    #[must_use]
+    pub const fn is_behind(&self) -> bool {
+        self.sweep.is_under_way()
+    }
+}
 
 /// The packet path with everything it knows.
 #[derive(Debug)]
@@ -133,6 +143,7 @@ impl Engine {
             rng: rng.fork(),
             counters: Arc::clone(counters),
             expired: Tick::default(),
+            sweep: Sweep::new(index, workers),
             exhausted: Exhausted::default(),
             limits: Limits::default(),
             arrivals: Vec::new(),
@@ -151,7 +162,8 @@ impl Engine {
         (engine, lanes)
     }
 
-    /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch.
+    /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch. Of many that
+    /// are over at once it forgets a bounded part ([`Lane::is_behind`]).
     pub fn enter<'a>(&'a self, lane: &'a mut Lane, now: Instant) -> Processor<'a> {
         let released = self.expire(lane, now);
         Processor {
@@ -170,12 +182,15 @@ impl Engine {
 
     fn expire(&self, lane: &mut Lane, now: Instant) -> Vec<Released> {
         let tick = Tick::at(now);
-        if tick == lane.expired {
-            return Vec::new();
+        let is_new = tick != lane.expired;
+        if is_new {
+            lane.expired = tick;
+            self.conntrack.begin(&mut lane.sweep);
         }
-        lane.expired = tick;
-        self.conntrack.expire(lane.index, self.counters.len(), now);
-        if lane.index != 0 {
+        if lane.sweep.is_under_way() {
+            self.conntrack.expire(&mut lane.sweep, now);
+        }
+        if !is_new || lane.index != 0 {
             return Vec::new();
         }
         self.affinity.expire(self.conntrack.max_flows(), now);

@@ -138,6 +138,9 @@ impl<I: PacketIo> Worker<I> {
                 patience.found(|| self.clock.now());
                 continue;
             }
+            if self.lane.is_behind() {
+                continue;
+            }
             if patience.looks_on(self.clock.now()) {
                 // Whoever has something to do on this CPU goes first.
                 std::thread::yield_now();

@@ -16,6 +16,7 @@ mod backends;
 mod echo;
 mod errors;
 mod eviction;
+mod expiry;
 mod explain;
 mod flows;
 #[path = "fragments.rs"]

@@ -144,6 +144,10 @@ impl World {
         self.now = self.now + by;
         for lane in &mut self.lanes {
             self.released.extend(self.engine.enter(lane, self.now).take_released());
+            // As a worker before it sleeps.
+            while lane.is_behind() {
+                self.released.extend(self.engine.enter(lane, self.now).take_released());
+            }
         }
     }
 

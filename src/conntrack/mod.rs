@@ -32,11 +32,13 @@ mod index;
 pub mod sctp;
 pub mod shard;
 pub mod signal;
+mod sweep;
 pub mod tcp;
 pub mod timeout;
 pub mod wheel;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use ahash::RandomState;
@@ -51,6 +53,12 @@ use connection::{Class, Connection, Tenant};
 use shard::Shard;
 use signal::Signal;
 use timeout::Timeouts;
+
+pub use sweep::Sweep;
+
+/// Flows that a worker looks at in one go when it forgets what is over: some 100 us of 4,000,000 flows (`benches/expiry`). More
+/// than a batch opens, so that flows are forgotten faster than they come.
+const BUDGET: usize = 256;
 
 /// Flows that room is made for at the start; the kernel gives the memory when it is used.
 const MOST_ROOM: usize = 1 << 20;
@@ -279,11 +287,22 @@ impl Conntrack {
         self.bypass.sighting(hash, reply.protocol, timeouts, now)
     }
 
-    /// Forgets what is over in this worker's share of the table.
-    pub fn expire(&self, worker: usize, workers: usize, now: Instant) {
-        for shard in self.shards.iter().skip(worker).step_by(workers.max(1)) {
-            let gone = shard.lock().expire(now);
-            self.flows.fetch_sub(gone, Relaxed);
+    /// A tick is over, so that all of a worker's share of the table is to be looked at.
+    pub fn begin(&self, sweep: &mut Sweep) {
+        sweep.begin(self.shards.len());
+    }
+
+    /// Goes on with a worker's sweep through its share of the table, where it forgets what is over: a bounded part of it, so that
+    /// packets do not wait; no shard is locked for more than a few flows at a time.
+    pub fn expire(&self, sweep: &mut Sweep, now: Instant) {
+        let mut budget = BUDGET;
+        while let Some(at) = sweep.shard() {
+            let looked = self.accounted(&mut self.shards[at].lock(), |shard| shard.expire_some(now));
+            match looked {
+                0 => sweep.next(self.shards.len()),
+                looked if looked < budget => budget -= looked,
+                _ => return,
+            }
         }
     }
 

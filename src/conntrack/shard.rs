@@ -12,8 +12,8 @@ use crate::affinity::Template;
 use crate::flow::{Direction, Key};
 use crate::time::Instant;
 
-/// So many flows are looked at ahead.
-const AHEAD: usize = 64;
+/// So many flows are looked at ahead, and forgotten under the lock at a time.
+pub(super) const AHEAD: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
@@ -214,16 +214,15 @@ impl Shard {
         self.remove(oldest)
     }
 
-    /// Forgets every flow whose time is over; returns how many.
-    pub fn expire(&mut self, now: Instant) -> usize {
-        let before = self.live;
-        while let Some((tick, slots)) = self.wheel.advance(&mut self.slots, now) {
-            for slots in slots.chunks(AHEAD) {
-                self.prefetch_all(slots);
-                slots.iter().for_each(|&slot| self.visit(slot, tick));
-            }
-        }
-        before - self.live
+    /// Looks at a few flows that are due by `now`, and forgets those whose time is over; returns how many it has looked at. 0:
+    /// there are no more.
+    pub fn expire_some(&mut self, now: Instant) -> usize {
+        let mut slots = [0; AHEAD];
+        let due = self.wheel.take(&mut self.slots, now, &mut slots);
+        let slots = &slots[..due];
+        self.prefetch_all(slots);
+        slots.iter().for_each(|&slot| self.visit(slot, now));
+        due
     }
 
     /// Shows the living flows of some slots from `from` on to `see`; returns where to go on, None at the end.
@@ -248,23 +247,23 @@ impl Shard {
         keys.for_each(|key| self.index.prefetch(self.hasher.hash_one(key)));
     }
 
-    fn visit(&mut self, slot: u32, tick: Tick) {
+    fn visit(&mut self, slot: u32, now: Instant) {
         let Some(flow) = self.slots.get(slot) else {
             return;
         };
         let due = Tick::after(flow.expires);
-        if due <= tick {
+        if due <= Tick::at(now) {
             self.remove(slot);
         } else {
-            // A packet came since, or it waited in a coarse bucket.
+            // A packet came since, or it is due beyond a turn of the wheel.
             self.arm(slot, due);
         }
     }
 
     fn arm(&mut self, slot: u32, due: Tick) {
-        self.wheel.arm(&mut self.slots, slot, due);
+        let at = self.wheel.arm(&mut self.slots, slot, due);
         if let Some(flow) = self.slots.get_mut(slot) {
-            flow.due = due.into();
+            flow.due = at.into();
         }
     }
 
@@ -274,10 +273,10 @@ impl Shard {
         self.index.find(hash, matches)
     }
 
-    const fn list(&mut self, class: Class) -> Option<&mut Ages> {
+    const fn list(&self, class: Class) -> Option<&Ages> {
         match class {
-            Class::Embryonic => Some(&mut self.embryonic),
-            Class::Closing => Some(&mut self.closing),
+            Class::Embryonic => Some(&self.embryonic),
+            Class::Closing => Some(&self.closing),
             Class::Established => None,
         }
     }
@@ -365,9 +364,9 @@ mod tests {
                 shard.evict(Class::Embryonic).unwrap();
             }
             now = now + Duration::from_millis(7);
-            shard.expire(now);
+            while shard.expire_some(now) > 0 {}
         }
-        assert_eq!((shard.len(), shard.wheel.waiting(&mut shard.slots)), (10, 10));
+        assert_eq!((shard.len(), shard.wheel.waiting()), (10, 10));
     }
 
     #[test]
@@ -382,8 +381,8 @@ mod tests {
             shard.get_mut(0).unwrap().expires = now + Duration::from_secs(timeout);
             shard.changed(0, Class::Embryonic);
             now = now + Duration::from_secs(5);
-            shard.expire(now);
+            while shard.expire_some(now) > 0 {}
         }
-        assert_eq!((shard.len(), shard.wheel.waiting(&mut shard.slots)), (1, 1));
+        assert_eq!((shard.len(), shard.wheel.waiting()), (1, 1));
     }
 }

@@ -44,9 +44,14 @@ impl Simulation {
 
 impl Replayed for Simulation {
     fn advance(&mut self, now: Instant) {
-        let released = self.engine.enter(&mut self.lane, now).take_released();
-        self.released
-            .extend(released.into_iter().map(|released| (released, now)));
+        loop {
+            let released = self.engine.enter(&mut self.lane, now).take_released();
+            let released = released.into_iter().map(|released| (released, now));
+            self.released.extend(released);
+            if !self.lane.is_behind() {
+                return;
+            }
+        }
     }
 
     fn process(&mut self, frame: &mut Frame<'_>, now: Instant) -> Verdict {

@@ -175,7 +175,7 @@ impl Lab {
                 .tick(self.engine.ruleset().services.iter().map(|service| &**service));
         }
         self.now = until;
-        let _batch = self.engine.enter(&mut self.lane, until);
+        drop(self.engine.enter(&mut self.lane, until));
     }
 
     /// Has a packet judged; it comes back as it leaves.
