@@ -15,10 +15,11 @@ use etherparse::PacketBuilder;
 use lbd::engine::{Engine, Lane, Seeds};
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::time::Instant;
-use lbd::verdict::Verdict;
+use lbd::verdict::{Drop, Verdict};
 use lbd::worker::Clock;
 
 const BATCH: usize = 64;
+const SERVICE: &str = "10.96.0.10:80";
 /// Room for an Ethernet header, as in a device's buffer.
 const START: usize = 64;
 
@@ -36,13 +37,17 @@ struct Flows {
 impl Flows {
     /// Every flow has been answered, so that it is established.
     fn new(count: u32, v6: bool, tcp: bool, workers: usize) -> Self {
+        Self::limited(count, v6, tcp, workers, 2_000_000)
+    }
+
+    fn limited(count: u32, v6: bool, tcp: bool, workers: usize, max_flows: u32) -> Self {
         let protocol = if tcp { "tcp" } else { "udp" };
         let (service, backend) = match v6 {
-            false => ("10.96.0.10:80", "10.2.0.11:8080"),
+            false => (SERVICE, "10.2.0.11:8080"),
             true => ("[fd00:96::10]:80", "[fd00:2::11]:8080"),
         };
         let toml = format!(
-            "[conntrack]\nmax_flows = 2000000\n[[services]]\nname = \"web\"\nprotocol = \"{protocol}\"\n\
+            "[conntrack]\nmax_flows = {max_flows}\n[[services]]\nname = \"web\"\nprotocol = \"{protocol}\"\n\
              address = \"{service}\"\nbackends = [{{ address = \"{backend}\" }}]\n"
         );
         let policy = lbd::config::parse("bench.toml", &toml).unwrap().config.policy;
@@ -221,12 +226,43 @@ fn together(flows: &Flows, lanes: &mut [Lane], batches: u64) -> Duration {
     })
 }
 
+/// SYNs of flows that a full table has no place for, by the number of workers that the table is made for: one of them works.
+fn refused(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("refused by a full table");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for workers in [1, 16] {
+        group.bench_function(BenchmarkId::new("tcp4", workers), |bencher| {
+            let (mut flows, mut lanes) = with_lanes(Flows::limited(1, false, true, workers, 1));
+            flows.packet = segment(client(0, false), SERVICE.parse().unwrap(), Some((true, false)));
+            let mut rng = fastrand::Rng::with_seed(7);
+            let mut buffers = vec![vec![0; 2048]; BATCH];
+            bencher.iter(|| {
+                let mut frames = strangers(&flows, &mut buffers, &mut rng);
+                let mut processor = flows.engine.enter(&mut lanes[0], flows.now);
+                processor.process_batch(&mut frames, flows.now, |_, verdict| {
+                    assert_eq!(black_box(verdict), Verdict::Drop(Drop::TableFull));
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
 fn batch(flows: &Flows, lane: &mut Lane, buffers: &mut [Vec<u8>], rng: &mut fastrand::Rng) {
     let mut frames = frames(flows, buffers, rng);
     let mut processor = flows.engine.enter(lane, flows.now);
     processor.process_batch(&mut frames, flows.now, |_, verdict| {
         assert_eq!(black_box(verdict), Verdict::Forward);
     });
+}
+
+/// Packets of clients that have no flow: all but the first one.
+fn strangers<'a>(flows: &Flows, buffers: &'a mut [Vec<u8>], rng: &mut fastrand::Rng) -> Vec<Frame<'a>> {
+    let frames = buffers.iter_mut().map(|buffer| {
+        let end = flows.write(rng.u32(1..1_000_000), buffer);
+        Frame::new(buffer, START, end, Checksum::Complete)
+    });
+    frames.collect()
 }
 
 fn frames<'a>(flows: &Flows, buffers: &'a mut [Vec<u8>], rng: &mut fastrand::Rng) -> Vec<Frame<'a>> {
@@ -246,6 +282,6 @@ fn settings() -> Criterion {
 criterion_group! {
     name = benches;
     config = settings();
-    targets = known_flows, packets_alone, threads
+    targets = known_flows, packets_alone, threads, refused
 }
 criterion_main!(benches);

@@ -5,7 +5,10 @@
 //!
 //! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or the
 //! backend never answered), else of the oldest closing one, or UDP flow that was no more than a question and what came in answer.
-//! Established flows are never evicted.
+//! Established flows are never evicted. *Oldest* is exact with one worker. Where workers share the table, it is the oldest one in
+//! the new flow's own shard, or else in the next shard that has one of the class; a class that any shard has goes before the
+//! next class. Which shards have some is known without their locks (`evictable.rs`), so that a flow is refused, or gets its
+//! place, under one lock: of a table made for 16 workers it took those of all 512 shards twice, 21 us.
 //!
 //! The index (`index.rs`) is our own, hashed with ahash: of the fast hashers the only one that claims resistance to
 //! flooding, and strangers choose these keys. dashmap took 127 ns a hit at a million flows where hashbrown took 70, and
@@ -27,6 +30,7 @@ pub mod ages;
 mod ahead;
 pub mod bypass;
 pub mod connection;
+mod evictable;
 mod flow;
 mod index;
 pub mod sctp;
@@ -50,6 +54,7 @@ use crate::time::Instant;
 use ahead::{Scout, Signpost};
 use bypass::{Bypass, Side, Sighting};
 use connection::{Class, Connection, Tenant};
+use evictable::{Evictable, Mark};
 use shard::Shard;
 use signal::Signal;
 use timeout::Timeouts;
@@ -77,6 +82,7 @@ pub struct Conntrack {
     spread: u64,
     flows: AtomicUsize,
     max_flows: AtomicUsize,
+    evictable: Arc<Evictable>,
     bypass: Bypass,
 }
 
@@ -116,8 +122,9 @@ impl Conntrack {
         let count = shards(workers, ports);
         // Room for flows from the start: growing moves them at once. The index grows bit by bit.
         let room = max_flows.min(MOST_ROOM) / count;
-        let shard = || CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, now)));
-        let shards: Box<[_]> = std::iter::repeat_with(shard).take(count).collect();
+        let evictable = Arc::new(Evictable::new(count));
+        let shard = |mark| CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, mark, now)));
+        let shards: Box<[_]> = Mark::all(&evictable).map(shard).collect();
         Self {
             signposts: shards.iter().map(|shard| Signpost::to(&shard.lock())).collect(),
             shards,
@@ -125,6 +132,7 @@ impl Conntrack {
             hasher,
             flows: AtomicUsize::new(0),
             max_flows: AtomicUsize::new(max_flows),
+            evictable,
             bypass: Bypass::default(),
         }
     }
@@ -231,7 +239,9 @@ impl Conntrack {
     pub fn insert(&self, connection: Connection, now: Instant) -> Result<(), Refused> {
         let home = self.shard_index(&connection.source);
         debug_assert_eq!(home, self.shard_index(&connection.client));
-        self.reserve(home)?;
+        if !self.reserve(home) {
+            return Err(self.refusal(home, &connection, now));
+        }
         let mut shard = self.shards[home].lock();
         let before = shard.len();
         let result = shard.insert(connection, now);
@@ -361,24 +371,39 @@ impl Conntrack {
         result
     }
 
-    /// Takes one of `max_flows`, from an evicted flow if need be.
-    fn reserve(&self, home: usize) -> Result<(), Refused> {
-        if self.flows.fetch_add(1, Relaxed) < self.max_flows() {
-            return Ok(());
+    /// Takes one of `max_flows`, from an evicted flow if need be; false: there is none, which is found out without a lock.
+    fn reserve(&self, home: usize) -> bool {
+        let max_flows = self.max_flows();
+        if self.len() < max_flows {
+            if self.flows.fetch_add(1, Relaxed) < max_flows {
+                return true;
+            }
+            // Another worker has taken the last place meanwhile.
+            self.flows.fetch_sub(1, Relaxed);
         }
-        let evicted = [Class::Embryonic, Class::Closing]
-            .into_iter()
-            .any(|class| self.evict(home, class));
-        self.flows.fetch_sub(1, Relaxed);
-        match evicted {
-            true => Ok(()),
-            false => Err(Refused::Full),
-        }
+        let classes = [Class::Embryonic, Class::Closing];
+        classes.into_iter().any(|class| self.evict(home, class))
     }
 
+    /// Evicts the oldest flow of a class in the flow's own shard, or else in the next one that has any.
     fn evict(&self, home: usize, class: Class) -> bool {
-        let count = self.shards.len();
-        (0..count).any(|step| self.shards[(home + step) % count].lock().evict(class).is_some())
+        while let Some(shard) = self.evictable.next(class, home) {
+            if self.shards[shard].lock().evict(class).is_some() {
+                return true;
+            }
+            // Another worker was faster.
+        }
+        false
+    }
+
+    /// Why a flow has no place in a full table: another worker may have stored it just now.
+    fn refusal(&self, home: usize, connection: &Connection, now: Instant) -> Refused {
+        let key = Key::from(connection.arriving(Direction::Original));
+        let hash = self.hash(&key);
+        match self.shards[home].lock().find(&key, hash, now) {
+            Some(_) => Refused::InUse,
+            None => Refused::Full,
+        }
     }
 }
 
@@ -395,7 +420,84 @@ fn shards(workers: usize, ports: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::connection::{Dialogue, State};
     use super::*;
+    use crate::flow::Protocol;
+    use crate::policy::BackendSpec;
+    use crate::service::{Backend, ServiceIdentity};
+
+    const NOW: Instant = Instant::from_nanos(1_000_000_000_000);
+
+    fn full(max_flows: usize) -> Conntrack {
+        Conntrack::new(16, 64_512, max_flows, RandomState::with_seeds(1, 2, 3, 4), NOW)
+    }
+
+    fn backend() -> Arc<Backend> {
+        let spec = BackendSpec {
+            address: "10.2.0.11:53".parse().unwrap(),
+            weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        Arc::new(Backend::new(1, &spec, Arc::new(ServiceIdentity::new(1, "dns")), 1))
+    }
+
+    fn connection(backend: &Arc<Backend>, port: u16, dialogue: Dialogue) -> Connection {
+        let client = Endpoint::new([10, 1, 0, 2].into(), port);
+        Connection {
+            protocol: Protocol::Udp,
+            client,
+            virtual_address: "10.96.0.10:53".parse().unwrap(),
+            source: client,
+            backend: Arc::clone(backend),
+            template: None,
+            state: State::Udp,
+            dialogue,
+            opened: NOW,
+            expires: NOW + std::time::Duration::from_secs(300),
+        }
+    }
+
+    /// The locks of all shards but those of these flows.
+    fn others<'a>(table: &'a Conntrack, flows: &[&Connection]) -> Vec<MutexGuard<'a, Shard>> {
+        let homes: Vec<usize> = flows.iter().map(|flow| table.shard_index(&flow.client)).collect();
+        let others = table.shards.iter().enumerate().filter(|(at, _)| !homes.contains(at));
+        others.map(|(_, shard)| shard.lock()).collect()
+    }
+
+    #[test]
+    fn a_full_table_refuses_a_flow_while_all_shards_but_its_own_are_locked() {
+        let (table, backend) = (full(1), backend());
+        let kept = connection(&backend, 1, Dialogue::Continued);
+        table.insert(kept.clone(), NOW).unwrap();
+        let new = connection(&backend, 2, Dialogue::Asked);
+        assert_ne!(table.shard_index(&new.client), table.shard_index(&kept.client));
+        let locked = others(&table, &[&new]);
+        assert!(matches!(table.insert(new, NOW), Err(Refused::Full)));
+        drop(locked);
+        let same = connection(&backend, 1, Dialogue::Asked);
+        assert!(
+            matches!(table.insert(same, NOW), Err(Refused::InUse)),
+            "its flow is there"
+        );
+    }
+
+    #[test]
+    fn a_full_table_evicts_while_all_shards_are_locked_but_the_two_of_both_flows() {
+        let (table, backend) = (full(2), backend());
+        let kept = connection(&backend, 1, Dialogue::Continued);
+        let closing = connection(&backend, 2, Dialogue::Answered);
+        let new = connection(&backend, 3, Dialogue::Asked);
+        for flow in [&kept, &closing] {
+            table.insert(flow.clone(), NOW).unwrap();
+        }
+        let locked = others(&table, &[&closing, &new]);
+        table.insert(new.clone(), NOW).unwrap();
+        drop(locked);
+        let is_there = |flow: &Connection| table.get(&flow.arriving(Direction::Original), NOW).is_some();
+        assert_eq!([kept, closing, new].map(|flow| is_there(&flow)), [true, false, true]);
+        assert_eq!(table.len(), 2);
+    }
 
     #[test]
     fn every_client_has_ports_to_be_masqueraded_with_however_many_workers_and_few_ports_there_are() {

@@ -4,6 +4,7 @@ use ahash::RandomState;
 
 use super::ages::Ages;
 use super::connection::{Class, Connection, Tenant};
+use super::evictable::Mark;
 use super::flow::{Flow, Slots};
 use super::index::{Entry, Index};
 use super::timeout::Timeouts;
@@ -24,14 +25,15 @@ pub struct Shard {
     wheel: Wheel,
     embryonic: Ages,
     closing: Ages,
+    /// Tells others whether these lists are empty.
+    mark: Mark,
     live: usize,
 }
 
 impl Shard {
     /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It has room for `room` flows,
     /// to which more must be moved at once.
-    #[must_use]
-    pub fn new(hasher: RandomState, room: usize, now: Instant) -> Self {
+    pub(super) fn new(hasher: RandomState, room: usize, mark: Mark, now: Instant) -> Self {
         Self {
             hasher,
             index: Index::new(),
@@ -39,6 +41,7 @@ impl Shard {
             wheel: Wheel::new(now),
             embryonic: Ages::default(),
             closing: Ages::default(),
+            mark,
             live: 0,
         }
     }
@@ -186,11 +189,11 @@ impl Shard {
         if flow.due.is_after(due) {
             self.arm(slot, due);
         }
-        // One that is in use, as syslog over UDP without an answer, is not the oldest any more.
-        if class != before || class != Class::Established {
-            self.delist(slot, before);
-            self.enlist(slot, class);
+        if class == before {
+            return self.refresh(slot, class);
         }
+        self.delist(slot, before);
+        self.enlist(slot, class);
     }
 
     /// Forgets a flow.
@@ -281,19 +284,41 @@ impl Shard {
         }
     }
 
+    const fn list_mut(&mut self, class: Class) -> Option<(&mut Ages, &mut Slots, &Mark)> {
+        let list = match class {
+            Class::Embryonic => &mut self.embryonic,
+            Class::Closing => &mut self.closing,
+            Class::Established => return None,
+        };
+        Some((list, &mut self.slots, &self.mark))
+    }
+
     fn enlist(&mut self, slot: u32, class: Class) {
-        match class {
-            Class::Embryonic => self.embryonic.push(&mut self.slots, slot),
-            Class::Closing => self.closing.push(&mut self.slots, slot),
-            Class::Established => {}
+        if let Some((list, slots, mark)) = self.list_mut(class) {
+            if list.oldest().is_none() {
+                mark.set(class, true);
+            }
+            list.push(slots, slot);
         }
     }
 
     fn delist(&mut self, slot: u32, class: Class) {
-        match class {
-            Class::Embryonic => self.embryonic.remove(&mut self.slots, slot),
-            Class::Closing => self.closing.remove(&mut self.slots, slot),
-            Class::Established => {}
+        if let Some((list, slots, mark)) = self.list_mut(class) {
+            list.remove(slots, slot);
+            if list.oldest().is_none() {
+                mark.set(class, false);
+            }
+        }
+    }
+
+    /// One that is in use, as syslog over UDP without an answer, is not the oldest of its class any more.
+    #[inline]
+    fn refresh(&mut self, slot: u32, class: Class) {
+        if let Some((list, slots, _)) = self.list_mut(class)
+            && list.youngest() != Some(slot)
+        {
+            list.remove(slots, slot);
+            list.push(slots, slot);
         }
     }
 }
@@ -305,9 +330,15 @@ mod tests {
 
     use super::*;
     use crate::conntrack::connection::{Dialogue, State};
+    use crate::conntrack::evictable::Evictable;
     use crate::flow::{Endpoint, Protocol};
     use crate::policy::BackendSpec;
     use crate::service::{Backend, ServiceIdentity};
+
+    fn empty(room: usize, now: Instant) -> Shard {
+        let mark = Mark::all(&Arc::new(Evictable::new(1))).next().unwrap();
+        Shard::new(RandomState::with_seeds(1, 2, 3, 4), room, mark, now)
+    }
 
     fn backend() -> Arc<Backend> {
         let service = Arc::new(ServiceIdentity::new(1, "web"));
@@ -340,7 +371,7 @@ mod tests {
     fn a_flow_in_a_full_table_takes_128_bytes_with_both_its_directions_and_gives_them_back() {
         const FLOWS: usize = 1 << 15;
         let (backend, now) = (backend(), Instant::from_nanos(1_000_000_000_000));
-        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), FLOWS, now);
+        let mut shard = empty(FLOWS, now);
         for _ in 0..3 {
             for port in 0..FLOWS as u16 {
                 shard
@@ -355,7 +386,7 @@ mod tests {
     #[test]
     fn evicted_flows_leave_nothing_behind_for_the_wheel() {
         let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
-        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), 0, now);
+        let mut shard = empty(0, now);
         for port in 1..50_000 {
             shard
                 .insert(connection(&backend, port, now + Duration::from_secs(60)), now)
@@ -372,7 +403,7 @@ mod tests {
     #[test]
     fn a_flow_whose_end_comes_nearer_and_goes_away_again_is_visited_once_a_turn() {
         let (backend, mut now) = (backend(), Instant::from_nanos(1_000_000_000_000));
-        let mut shard = Shard::new(RandomState::with_seeds(1, 2, 3, 4), 0, now);
+        let mut shard = empty(0, now);
         shard
             .insert(connection(&backend, 1, now + Duration::from_secs(900)), now)
             .unwrap();

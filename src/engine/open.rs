@@ -51,6 +51,8 @@ impl Processor<'_> {
             return Err(self.bypass(segment, trace, Pass::Host, now));
         }
         match self.establish(&service, segment, &tuple, now) {
+            // Refused by a full table that was looked through for the flow.
+            full @ Err(Stop::Drop(Drop::TableFull)) => full,
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
             Err(stop @ Stop::Drop(_)) => {
                 let mut leaving = segment.key;
