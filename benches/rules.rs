@@ -7,6 +7,7 @@ mod openings;
 #[path = "support/plot.rs"]
 mod plot;
 
+use std::convert::identity;
 use std::fmt::Write;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -149,7 +150,7 @@ fn lookups(criterion: &mut Criterion) {
     for services in SIZES {
         for (name, mode, evaluation) in WAYS {
             let policy = Arc::new(policy(mode, evaluation, services, 0));
-            let ruleset = Registry::new(1).prepare(policy, None).commit();
+            let ruleset = Registry::new(1).prepare(policy, None).commit(identity);
             for (flows, popular) in Popular::ALL {
                 let mut group = criterion.benchmark_group(format!("rules-{flows}"));
                 lookup(&mut group, name, &ruleset.matcher, popular, services);
@@ -268,7 +269,7 @@ fn updates(criterion: &mut Criterion) {
                 });
             });
             group.bench_function(BenchmarkId::new(format!("{name}-anew"), services), |bencher| {
-                let anew = || Registry::new(2).prepare(Arc::clone(&before), None).commit();
+                let anew = || Registry::new(2).prepare(Arc::clone(&before), None).commit(identity);
                 bencher.iter_batched(|| (), |()| anew(), BatchSize::PerIteration);
             });
             group.finish();

@@ -7,13 +7,13 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use lbd::flow::{Endpoint, Protocol, Tuple};
 use lbd::policy::BackendSpec;
 use lbd::scheduler::{Flags, Kind, Rng, Scheduler};
-use lbd::service::{Backend, ServiceIdentity};
+use lbd::service::{Backend, Member, ServiceIdentity};
 use lbd::time::Instant;
 
 const SIZES: [u32; 3] = [3, 100, 10_000];
 
 /// Weights 1 to 3 and a few flows each, so that no comparison ends early.
-fn backends(count: u32) -> Vec<Arc<Backend>> {
+fn backends(count: u32) -> Vec<Member> {
     let identity = Arc::new(ServiceIdentity::new(1, "bench"));
     (0..count)
         .map(|number| {
@@ -27,7 +27,7 @@ fn backends(count: u32) -> Vec<Arc<Backend>> {
             let backend = Backend::new(u64::from(number), &spec, Arc::clone(&identity), 1);
             backend.bind();
             backend.set_active(true);
-            Arc::new(backend)
+            Member::new(Arc::new(backend), &spec, None)
         })
         .collect()
 }
@@ -45,7 +45,7 @@ fn decisions(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("scheduler/{kind}"));
         for size in SIZES {
             let backends = backends(size);
-            let mut scheduler = Scheduler::new(kind, Flags::default(), &backends);
+            let scheduler = Scheduler::new(kind, Flags::default(), &backends);
             let mut rng = Rng::with_seed(1);
             let mut client = 0_u32;
             group.bench_function(BenchmarkId::from_parameter(size), |bencher| {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use lbd::flow::{Endpoint, Protocol, Tuple};
 use lbd::policy::BackendSpec;
 use lbd::scheduler::{Flags, Kind, Rng, Scheduler};
-use lbd::service::{Backend, ServiceIdentity};
+use lbd::service::{Backend, Member, ServiceIdentity};
 use lbd::time::Instant;
 use serde_json::Value;
 
@@ -110,7 +110,7 @@ fn tuple(pattern: &str, number: u8) -> Tuple {
 
 struct Service {
     scheduler: Scheduler,
-    backends: Vec<Arc<Backend>>,
+    backends: Vec<Member>,
 }
 
 impl Service {
@@ -128,7 +128,7 @@ impl Service {
         service
     }
 
-    fn add(&mut self, backend: Arc<Backend>) {
+    fn add(&mut self, backend: Member) {
         let before = self.backends.clone();
         self.backends.insert(0, backend);
         self.scheduler.backends_changed(&before, &self.backends);
@@ -159,7 +159,7 @@ fn flags(words: &str) -> Flags {
     flags
 }
 
-fn backend(id: u8, weight: u32) -> Arc<Backend> {
+fn backend(id: u8, weight: u32) -> Member {
     let identity = Arc::new(ServiceIdentity::new(1, "recorded"));
     let spec = BackendSpec {
         address: Endpoint::new([10, 2, id, 2].into(), 80),
@@ -167,5 +167,6 @@ fn backend(id: u8, weight: u32) -> Arc<Backend> {
         upper_threshold: 0,
         lower_threshold: 0,
     };
-    Arc::new(Backend::new(u64::from(id), &spec, identity, 1))
+    let backend = Backend::new(u64::from(id), &spec, identity, 1);
+    Member::new(Arc::new(backend), &spec, None)
 }

@@ -9,7 +9,7 @@
 //! took 12 ms.
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -26,6 +26,8 @@ use crate::time::Instant;
 pub struct Template {
     /// Where its flows go.
     pub backend: Arc<Backend>,
+    /// In the service's list, when it was last looked for.
+    place: AtomicU32,
     expires: AtomicU64,
     /// Whether a flow of it was ever established, or over UDP answered (`IP_VS_CTPL_S_ASSURED`).
     assured: AtomicBool,
@@ -71,15 +73,22 @@ impl Template {
         self.expires.store(expires.as_nanos(), Relaxed);
     }
 
-    /// Whether new flows may still go by it. `template` is the one in the table.
-    fn is_usable(template: &Arc<Self>, policy: &Conntrack, now: Instant) -> bool {
-        template.may_be_followed(policy) && Self::is_alive(template, now)
+    /// Whether new flows of the service may still go by it. `template` is the one in the table.
+    fn is_usable(template: &Arc<Self>, service: &Service, policy: &Conntrack, now: Instant) -> bool {
+        let Some(place) = template.place(service, policy) else {
+            return false;
+        };
+        if place != template.place.load(Relaxed) {
+            template.place.store(place, Relaxed);
+        }
+        Self::is_alive(template, now)
     }
 
-    /// `ip_vs_check_template` (ip_vs_conn.c).
-    fn may_be_followed(&self, policy: &Conntrack) -> bool {
-        let is_quiescent = policy.expire_quiescent_template && self.backend.weight() == 0;
-        !self.backend.is_removed() && !is_quiescent
+    /// Where its backend is in the list of the service, if it may get new flows by it: `ip_vs_check_template` (ip_vs_conn.c).
+    fn place(&self, service: &Service, policy: &Conntrack) -> Option<u32> {
+        let (place, member) = service.member(&self.backend, self.place.load(Relaxed) as usize)?;
+        let is_quiescent = policy.expire_quiescent_template && member.weight() == 0;
+        (!is_quiescent).then_some(place as u32)
     }
 
     /// No flow holds it, and none that ever did was established.
@@ -164,7 +173,7 @@ impl Affinity {
         let key = key(service, persistence, client);
         let part = self.part(&key);
         if let Some(known) = part.get(&key)
-            && Template::is_usable(&known, policy, now)
+            && Template::is_usable(&known, service, policy, now)
         {
             return Some(choice(&known));
         }
@@ -172,13 +181,14 @@ impl Affinity {
             return Some((pick()?, None));
         }
         let place = match part.entry(key) {
-            Entry::Occupied(known) if Template::is_usable(known.get(), policy, now) => {
+            Entry::Occupied(known) if Template::is_usable(known.get(), service, policy, now) => {
                 return Some(choice(known.get()));
             }
             place @ (Entry::Occupied(_) | Entry::Vacant(_)) => place,
         };
         let template = Arc::new(Template {
             backend: pick()?,
+            place: AtomicU32::new(0),
             expires: AtomicU64::new(0),
             assured: AtomicBool::new(false),
             proven: AtomicBool::new(false),
@@ -208,7 +218,7 @@ impl Affinity {
         let holders = Arc::strong_count(&known) - 2 * usize::from(forgotten.is_some());
         let is_alive = holders > 1 || known.expires.load(Relaxed) > now.as_nanos();
         let (backend, left) = (Arc::clone(&known.backend), known.remaining(now));
-        let outlook = match is_alive && known.may_be_followed(policy) {
+        let outlook = match is_alive && known.place(service, policy).is_some() {
             true => Outlook::Used(backend, left),
             false => Outlook::Unusable(backend, left),
         };

@@ -1,8 +1,9 @@
 //! The way of a packet, top to bottom: [`Processor::process`] is the one place where the order of steps is written.
 //!
-//! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), which keeps the ruleset
-//! as it is until the batch is done; [`Engine::apply`] waits for every batch to end, so a new policy takes effect
-//! between batches, whole, and for all workers at once.
+//! An [`Engine`] is shared by all workers. A worker enters it for one batch ([`Engine::enter`]), for which the ruleset stays as it
+//! is; [`Engine::apply`] builds the next one meanwhile, and each worker has it from its next batch on. So a new policy takes
+//! effect between batches and whole, and neither side waits for the other.
+mod current;
 mod echo;
 mod errors;
 mod follow;
@@ -16,8 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ahash::RandomState;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 
+use self::current::Current;
 use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::wheel::Tick;
@@ -79,6 +81,14 @@ pub struct Seeds {
 /// What belongs to one worker alone.
 #[derive(Debug)]
 pub struct Lane {
+    /// What its packets are judged by.
+    ruleset: Arc<Ruleset>,
+    state: LaneState,
+}
+
+/// What a worker has of its own and changes.
+#[derive(Debug)]
+struct LaneState {
     index: usize,
     rng: Rng,
     counters: Arc<Counters>,
@@ -108,14 +118,14 @@ impl Lane {
     /// enter the engine again before it sleeps.
     #[must_use]
     pub const fn is_behind(&self) -> bool {
-        self.sweep.is_under_way()
+        self.state.sweep.is_under_way()
     }
 }
 
 /// The packet path with everything it knows.
 #[derive(Debug)]
 pub struct Engine {
-    ruleset: RwLock<Ruleset>,
+    ruleset: Current,
     registry: Mutex<Registry>,
     conntrack: Conntrack,
     affinity: Affinity,
@@ -138,20 +148,24 @@ impl Engine {
         let affinity = Affinity::new(&seeds.hashing);
         let fragments = Table::new(seeds.hashing.clone(), crate::fragments::Limits::default());
         let conntrack = Conntrack::new(workers, ports, policy.conntrack.max_flows, seeds.hashing, now);
+        let ruleset = registry.prepare(policy, None).commit(Arc::new);
         let lanes = counters.iter().enumerate().map(|(index, counters)| Lane {
-            index,
-            rng: rng.fork(),
-            counters: Arc::clone(counters),
-            expired: Tick::default(),
-            sweep: Sweep::new(index, workers),
-            exhausted: Exhausted::default(),
-            limits: Limits::default(),
-            arrivals: Vec::new(),
-            strangers: Vec::new(),
+            ruleset: Arc::clone(&ruleset),
+            state: LaneState {
+                index,
+                rng: rng.fork(),
+                counters: Arc::clone(counters),
+                expired: Tick::default(),
+                sweep: Sweep::new(index, workers),
+                exhausted: Exhausted::default(),
+                limits: Limits::default(),
+                arrivals: Vec::new(),
+                strangers: Vec::new(),
+            },
         });
         let lanes = lanes.collect();
         let engine = Self {
-            ruleset: RwLock::new(registry.prepare(policy, None).commit()),
+            ruleset: Current::new(ruleset),
             registry: Mutex::new(registry),
             conntrack,
             affinity,
@@ -162,12 +176,13 @@ impl Engine {
         (engine, lanes)
     }
 
-    /// Forgets flows whose time is over, in this worker's share of the table, and holds the ruleset for one batch. Of many that
-    /// are over at once it forgets a bounded part ([`Lane::is_behind`]).
+    /// Forgets flows whose time is over, in this worker's share of the table, and takes up the ruleset in effect for one batch.
     pub fn enter<'a>(&'a self, lane: &'a mut Lane, now: Instant) -> Processor<'a> {
+        let Lane { ruleset, state: lane } = lane;
+        self.ruleset.follow(ruleset);
         let released = self.expire(lane, now);
         Processor {
-            ruleset: self.ruleset.read(),
+            ruleset,
             conntrack: &self.conntrack,
             affinity: &self.affinity,
             fragments: &self.fragments,
@@ -180,7 +195,7 @@ impl Engine {
         }
     }
 
-    fn expire(&self, lane: &mut Lane, now: Instant) -> Vec<Released> {
+    fn expire(&self, lane: &mut LaneState, now: Instant) -> Vec<Released> {
         let tick = Tick::at(now);
         let is_new = tick != lane.expired;
         if is_new {
@@ -197,16 +212,16 @@ impl Engine {
         fragments::expire(&self.fragments, &lane.counters, now)
     }
 
-    /// Puts a new policy into effect once every batch under way is done. Flows stay.
+    /// Puts a new policy into effect: every batch that begins after this is judged by it. Flows stay.
+    ///
+    /// All that takes time is done while packets are judged by the policy before, and no packet waits for it.
     pub fn apply(&self, policy: Arc<Policy>) {
         let mut registry = self.registry.lock();
-        let prepared = registry.prepare(policy, Some(&self.ruleset.read()));
-        let mut ruleset = self.ruleset.write();
-        self.conntrack.set_max_flows(prepared.policy().conntrack.max_flows);
-        let former = std::mem::replace(&mut *ruleset, prepared.commit());
-        drop(ruleset);
-        // Giving back the memory of thousands of services takes a while.
-        drop(former);
+        let max_flows = policy.conntrack.max_flows;
+        let prepared = registry.prepare(policy, Some(&self.ruleset()));
+        prepared.commit(|ruleset| self.ruleset.publish(ruleset));
+        self.conntrack.set_max_flows(max_flows);
+        self.reclaim();
     }
 
     /// From now on packets to ports of service addresses that no service has are refused, as by a host that has these addresses,
@@ -220,9 +235,16 @@ impl Engine {
         refuses_other_ports(&self.elsewhere, ruleset, address)
     }
 
-    /// The ruleset in effect. Holding it keeps a new one from being applied.
-    pub fn ruleset(&self) -> RwLockReadGuard<'_, Ruleset> {
-        self.ruleset.read()
+    /// The ruleset in effect, which stays as it is while it is held. Another one may be put into effect meanwhile.
+    #[must_use]
+    pub fn ruleset(&self) -> Arc<Ruleset> {
+        self.ruleset.get()
+    }
+
+    /// Gives back the memory of rulesets that were in effect before and that no worker uses any more; to be called now and then.
+    /// Returns how many are in use still.
+    pub fn reclaim(&self) -> usize {
+        self.ruleset.reclaim()
     }
 
     /// The connection table.
@@ -278,13 +300,13 @@ enum Stop {
 /// An engine during one batch of one worker.
 #[derive(Debug)]
 pub struct Processor<'a> {
-    ruleset: RwLockReadGuard<'a, Ruleset>,
+    ruleset: &'a Ruleset,
     conntrack: &'a Conntrack,
     affinity: &'a Affinity,
     fragments: &'a Mutex<Table<Course>>,
     released: Vec<Released>,
     flow_of_fragment: Option<Tuple>,
-    lane: &'a mut Lane,
+    lane: &'a mut LaneState,
     router: Option<&'a mut dyn Router>,
     host: Option<&'a mut dyn Host>,
     elsewhere: &'a RwLock<Option<HashSet<IpAddr>>>,
@@ -434,7 +456,7 @@ impl Processor<'_> {
 
     /// A packet that lbd does not track: a rule may still have a say, and such fragments of services cannot be translated.
     fn without_flow(&mut self, headers: &Headers, now: Instant) -> Stop {
-        let Lane { index: lane, rng, .. } = &mut *self.lane;
+        let LaneState { index: lane, rng, .. } = &mut *self.lane;
         match self.ruleset.find(headers, None, rng, *lane, now) {
             Match::Drop => Stop::Drop(Drop::Rule),
             Match::Reject => Stop::Reject(Reject::Rule),

@@ -50,7 +50,8 @@
 //! - A flow is stored in both directions or not at all, under one lock.
 //! - Every packet in leaves as exactly one verdict and is counted once: the counters sum to the packets in. A fragment that
 //!   is held is counted as that until it leaves.
-//! - A ruleset changes between batches, whole, and for all workers at once.
+//! - A ruleset changes between batches and whole, and no worker waits for it: it is built beside the one in effect, and each
+//!   worker takes it up with its next batch.
 //! - What the host's own sockets and connection tracking own is the host's ([`host`]).
 //! - `unsafe` only under `io`, each block with the reason why it is sound.
 //! - A closed set is an enum, matched without a wildcard; a trait only where the set is open ([`io::PacketIo`]).

@@ -1,6 +1,10 @@
 //! A policy made ready for packets: the matcher built, services joined to the backends and counters they had before.
 //!
 //! A new ruleset shares with the former one what has not changed, so that a change costs little among many services.
+//!
+//! All of it is built while packets are judged by the former one: weights are the ruleset's own ([`Member`]), schedulers share
+//! what they remember with those before, and what flows ask their backends is told by [`Generation`]. So to put it into effect is
+//! to change a pointer.
 mod addresses;
 mod former;
 
@@ -9,7 +13,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use ahash::RandomState;
-use parking_lot::Mutex;
 
 use self::addresses::Addresses;
 use self::former::Former;
@@ -17,9 +20,9 @@ use crate::flow::{Direction, Endpoint, Key, Tuple};
 use crate::matcher::{Difference, Match, Matcher};
 use crate::nat::Pool;
 use crate::packet::{Headers, refusal};
-use crate::policy::{BackendSpec, Mode, OnBackendRemoved, Policy, ServiceSpec};
-use crate::scheduler::{Rng, Scheduler};
-use crate::service::{Backend, Service, ServiceIdentity};
+use crate::policy::{Mode, Policy, ServiceSpec};
+use crate::scheduler::{Flags, Kind, Rng, Scheduler};
+use crate::service::{Backend, Generation, Member, Service, ServiceIdentity};
 use crate::shadow::Shadow;
 use crate::time::Instant;
 
@@ -35,6 +38,8 @@ const CANDIDATES: usize = 4;
 /// What packets are judged by.
 #[derive(Debug)]
 pub struct Ruleset {
+    /// Which one it is.
+    pub generation: Generation,
     /// What it was made from.
     pub policy: Arc<Policy>,
     /// The matcher of the mode.
@@ -51,6 +56,7 @@ pub struct Ruleset {
 
 impl Ruleset {
     fn new(
+        generation: Generation,
         policy: Arc<Policy>,
         (matcher, shadow): (Matcher, Option<Shadow>),
         services: Vec<Arc<Service>>,
@@ -58,6 +64,7 @@ impl Ruleset {
     ) -> Self {
         let local = policy.node_addresses.iter().chain(&policy.local_addresses);
         Self {
+            generation,
             known_addresses,
             local_addresses: local.copied().collect(),
             pool: Pool::new(&policy.nat.pool),
@@ -100,7 +107,7 @@ impl Ruleset {
         }
         let services = || found.iter().copied().flatten();
         let backends = || services().flat_map(|service| service.backends.iter().take(CANDIDATES));
-        services().for_each(|service| service.prefetch_list());
+        services().for_each(|service| service.prefetch_list(CANDIDATES));
         backends().for_each(|backend| backend.prefetch());
         backends().for_each(|backend| backend.prefetch_stats(lane));
     }
@@ -181,10 +188,15 @@ impl Registry {
     }
 
     /// Makes a ruleset of a policy. What `previous` has in common with it goes on: counters, loads, and the place of each
-    /// scheduler. Nothing that packets are judged by changes before [`Prepared::commit`].
+    /// scheduler. Nothing that packets are judged by changes before [`Prepared::commit`]; it must come before the next
+    /// preparation.
     pub fn prepare(&mut self, policy: Arc<Policy>, previous: Option<&Ruleset>) -> Prepared {
+        let generation = previous
+            .map_or_else(Generation::default, |previous| previous.generation)
+            .next();
         let former = Former::of(previous, &policy);
         let mut changes = Vec::new();
+        let mut thresholds = Vec::new();
         let services: Vec<Arc<Service>> = policy
             .services
             .iter()
@@ -192,21 +204,21 @@ impl Registry {
             .map(|(place, spec)| match former.find(place, spec) {
                 Some((service, old)) if former.is_unchanged(spec, old) => Arc::clone(service),
                 known => {
-                    let service = Arc::new(self.build_service(&policy, spec, known.map(|(service, _)| service)));
-                    let before = known.map(|(service, old)| (Arc::clone(service), old.backends != spec.backends));
+                    let before = known.map(|(service, old)| (service, old.backends != spec.backends));
+                    let service = self.build_service(&policy, spec, before, previous.is_some());
+                    configure(&service, spec, generation, &mut thresholds);
+                    let service = Arc::new(service);
                     changes.push(Change {
                         place,
                         service: Arc::clone(&service),
-                        backends: spec.backends.clone(),
-                        on_backend_removed: spec.on_backend_removed,
-                        before,
+                        before: known.map(|(service, _)| Arc::clone(service)),
                     });
                     service
                 }
             })
             .collect();
         let difference = difference(&former, &services, &changes);
-        let gone = self.bury(&difference);
+        self.bury(&difference, generation);
         let lanes = self.lanes;
         let matcher = |mode| match previous.and_then(|previous| previous.matcher_of(mode)) {
             Some(former) => former.changed(&policy, &services, &difference, lanes),
@@ -219,34 +231,39 @@ impl Registry {
             Shadow::new(matcher(policy.mode.other()), former, lanes)
         });
         let matchers = (matcher(policy.mode), shadow);
-        let ruleset = Ruleset::new(policy, matchers, services, known);
         Prepared {
-            ruleset,
-            changes,
-            gone,
-            is_successor: previous.is_some(),
+            ruleset: Ruleset::new(generation, policy, matchers, services, known),
+            thresholds,
         }
     }
 
-    fn build_service(&mut self, policy: &Policy, spec: &ServiceSpec, known: Option<&Arc<Service>>) -> Service {
-        let identity = match known {
-            Some(service) => Arc::clone(&service.identity),
+    /// `before` is the service as it was, and whether its backends are other ones, or weigh another weight, than then.
+    fn build_service(
+        &mut self,
+        policy: &Policy,
+        spec: &ServiceSpec,
+        before: Option<(&Arc<Service>, bool)>,
+        is_successor: bool,
+    ) -> Service {
+        let identity = match before {
+            Some((service, _)) => Arc::clone(&service.identity),
             None => self.identity(&spec.name),
         };
-        let former: HashMap<Endpoint, &Arc<Backend>> = known.map_or_else(HashMap::new, |service| {
-            let backends = service.backends.iter();
-            backends.map(|backend| (backend.address, backend)).collect()
-        });
-        let backends = spec.backends.iter().map(|wanted| {
-            let revived = former.get(&wanted.address).map(|backend| Arc::clone(backend));
-            revived
-                .or_else(|| self.removed.remove(&(identity.id, wanted.address))?.upgrade())
-                .unwrap_or_else(|| Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(&identity), self.lanes)))
-        });
-        let backends: Vec<Arc<Backend>> = backends.collect();
+        let backends = self.members(spec, &identity, before.map(|(service, _)| &**service));
         let kind = policy.scheduler_of(spec);
+        let scheduler = match before {
+            Some((old, changed)) if (old.kind, old.flags) == (kind, spec.flags) => {
+                let mut scheduler = old.scheduler.clone();
+                if changed {
+                    scheduler.backends_changed(&old.backends, &backends);
+                }
+                scheduler
+            }
+            None if is_successor => added_scheduler(kind, spec.flags, &backends),
+            Some(_) | None => Scheduler::new(kind, spec.flags, &backends),
+        };
         Service {
-            scheduler: Mutex::new(Scheduler::new(kind, spec.flags, &[])),
+            scheduler,
             identity,
             protocol: spec.protocol,
             endpoints: spec.endpoints(&policy.node_addresses).collect(),
@@ -256,6 +273,27 @@ impl Registry {
             persistence: spec.persistence,
             one_packet: spec.one_packet,
         }
+    }
+
+    fn members(
+        &mut self,
+        spec: &ServiceSpec,
+        identity: &Arc<ServiceIdentity>,
+        before: Option<&Service>,
+    ) -> Vec<Member> {
+        let former: HashMap<Endpoint, &Member, RandomState> = before.map_or_else(HashMap::default, |service| {
+            let members = service.backends.iter();
+            members.map(|member| (member.address, member)).collect()
+        });
+        let members = spec.backends.iter().map(|wanted| {
+            let former = former.get(&wanted.address).copied();
+            let backend = former
+                .map(|member| Arc::clone(&member.backend))
+                .or_else(|| self.removed.remove(&(identity.id, wanted.address))?.upgrade())
+                .unwrap_or_else(|| Arc::new(Backend::new(self.next_id(), wanted, Arc::clone(identity), self.lanes)));
+            Member::new(backend, wanted, former)
+        });
+        members.collect()
     }
 
     fn identity(&mut self, name: &str) -> Arc<ServiceIdentity> {
@@ -272,19 +310,17 @@ impl Registry {
         self.last_id
     }
 
-    /// The backends that are no more, remembered for their return.
-    fn bury(&mut self, difference: &Difference<'_>) -> Vec<Arc<Backend>> {
+    /// The backends that are no more are removed, and remembered for their return.
+    fn bury(&mut self, difference: &Difference<'_>, generation: Generation) {
         self.purge();
         let backends = difference.present().flat_map(|service| &service.backends);
         let kept: HashSet<u64, RandomState> = backends.map(|backend| backend.id).collect();
         let all = difference.former().flat_map(|service| &service.backends);
-        let gone = all.filter(|backend| !kept.contains(&backend.id)).map(Arc::clone);
-        let gone: Vec<Arc<Backend>> = gone.collect();
-        for backend in &gone {
-            let key = (backend.service.id, backend.address);
-            self.removed.insert(key, Arc::downgrade(backend));
+        for member in all.filter(|member| !kept.contains(&member.id)) {
+            member.remove(generation);
+            let key = (member.service.id, member.address);
+            self.removed.insert(key, Arc::downgrade(&member.backend));
         }
-        gone
     }
 
     /// Forgets what nobody holds any more, each time there is twice as much as was left the last time.
@@ -306,7 +342,7 @@ fn difference<'a>(former: &Former<'a>, services: &'a [Arc<Service>], changes: &[
     let moved = former.moved();
     let in_place = changes.iter().filter(|change| !moved.contains(&change.place));
     let replaced = in_place.filter_map(|change| {
-        let (old, _) = change.before.as_ref()?;
+        let old = change.before.as_ref()?;
         Some((Arc::clone(old), Arc::clone(&change.service)))
     });
     let (before, behind) = former.moved_and_behind();
@@ -318,78 +354,54 @@ fn difference<'a>(former: &Former<'a>, services: &'a [Arc<Service>], changes: &[
     }
 }
 
+/// Tells its backends, and who comes after them, what a service makes of them from a generation on. Collects the thresholds that
+/// change.
+fn configure(service: &Service, spec: &ServiceSpec, generation: Generation, thresholds: &mut Vec<Thresholds>) {
+    let rule = spec.on_backend_removed;
+    service.identity.set_on_backend_removed(generation, rule);
+    for (member, spec) in service.backends.iter().zip(&spec.backends) {
+        member.configure(generation, spec.weight, service.one_packet);
+        let wanted = (spec.upper_threshold, spec.lower_threshold);
+        if member.thresholds() != wanted {
+            thresholds.push((Arc::clone(&member.backend), wanted));
+        }
+    }
+}
+
 /// A service that is new or not as it was.
 #[derive(Debug)]
 struct Change {
     /// In the list of services.
     place: usize,
     service: Arc<Service>,
-    backends: Vec<BackendSpec>,
-    on_backend_removed: Option<OnBackendRemoved>,
-    /// The service as it was, and whether its backends are other ones, or weigh another weight, than before.
-    before: Option<(Arc<Service>, bool)>,
+    before: Option<Arc<Service>>,
 }
 
-/// A ruleset that is ready but for what takes effect at once.
+/// Those that a backend gets, upper and lower.
+type Thresholds = (Arc<Backend>, (u32, u32));
+
+/// A ruleset that is ready.
 #[derive(Debug)]
 pub struct Prepared {
     ruleset: Ruleset,
-    changes: Vec<Change>,
-    gone: Vec<Arc<Backend>>,
-    /// Whether there was a ruleset before.
-    is_successor: bool,
+    thresholds: Vec<Thresholds>,
 }
 
 impl Prepared {
-    /// What it was made from.
-    #[must_use]
-    pub fn policy(&self) -> &Policy {
-        &self.ruleset.policy
-    }
-
-    /// Gives backends their weights and schedulers their place. No packet may be judged meanwhile.
-    #[must_use]
-    pub fn commit(self) -> Ruleset {
-        for backend in &self.gone {
-            backend.remove();
+    /// Has the ruleset put into effect by `publish`, and then the thresholds of its backends, one by one: they are not the
+    /// ruleset's.
+    pub fn commit<R>(self, publish: impl FnOnce(Ruleset) -> R) -> R {
+        let published = publish(self.ruleset);
+        for (backend, thresholds) in self.thresholds {
+            backend.set_thresholds(thresholds);
         }
-        for Change {
-            place: _,
-            service,
-            backends,
-            on_backend_removed,
-            before,
-        } in &self.changes
-        {
-            *service.identity.on_backend_removed.lock() = *on_backend_removed;
-            for (backend, spec) in service.backends.iter().zip(backends) {
-                backend.configure(spec);
-                backend.set_one_packet(service.one_packet);
-            }
-            *service.scheduler.lock() = match (before, self.is_successor) {
-                (None, true) => added_scheduler(service),
-                (None, false) | (Some(_), _) => continue_scheduler(service, before.as_ref()),
-            };
-        }
-        self.ruleset
+        published
     }
 }
 
 /// Of a service that was not there before: it begins empty, as with `ipvsadm -A`, and then has its backends.
-fn added_scheduler(service: &Service) -> Scheduler {
-    let mut scheduler = Scheduler::new(service.kind, service.flags, &[]);
-    scheduler.backends_changed(&[], &service.backends);
-    scheduler
-}
-
-fn continue_scheduler(service: &Service, before: Option<&(Arc<Service>, bool)>) -> Scheduler {
-    let same = before.filter(|(old, _)| (old.kind, old.flags) == (service.kind, service.flags));
-    let Some((old, other_backends)) = same else {
-        return Scheduler::new(service.kind, service.flags, &service.backends);
-    };
-    let mut scheduler = old.scheduler.lock().clone();
-    if *other_backends {
-        scheduler.backends_changed(&old.backends, &service.backends);
-    }
+fn added_scheduler(kind: Kind, flags: Flags, backends: &[Member]) -> Scheduler {
+    let mut scheduler = Scheduler::new(kind, flags, &[]);
+    scheduler.backends_changed(&[], backends);
     scheduler
 }

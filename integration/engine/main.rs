@@ -27,6 +27,7 @@ mod nat;
 mod own;
 mod properties;
 mod refusals;
+mod reloads;
 mod rules;
 mod sctp;
 mod shadow;

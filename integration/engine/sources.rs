@@ -318,7 +318,7 @@ fn flow_at(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogu
             ..Case::UDP.service().into()
         },
         source: place,
-        backend: Arc::clone(&world.engine.ruleset().services[0].backends[0]),
+        backend: Arc::clone(&world.engine.ruleset().services[0].backends[0].backend),
         template: None,
         state: State::Udp,
         dialogue,
@@ -402,7 +402,7 @@ fn a_pool_that_is_exhausted_towards_one_port_of_a_backend_is_not_so_towards_anot
                   address = \"10.96.0.77:0\"\npersistence = {}\nbackends = [{ address = \"10.2.0.77:0\" }]\n";
     let mut world = World::new(tables);
     let [first, second] = ["10.96.0.77:53", "10.96.0.77:123"].map(|text| text.parse::<SocketAddr>().unwrap());
-    let backend = Arc::clone(&world.engine.ruleset().services[0].backends[0]);
+    let backend = Arc::clone(&world.engine.ruleset().services[0].backends[0].backend);
     for port in 1_024..=65_535 {
         let connection = Connection {
             virtual_address: first.into(),

@@ -346,10 +346,8 @@ impl World {
     pub fn backend(&self, address: SocketAddr) -> Arc<Backend> {
         let ruleset = self.engine.ruleset();
         let mut all = ruleset.services.iter().flat_map(|service| &service.backends);
-        Arc::clone(
-            all.find(|backend| backend.address == address.into())
-                .expect("a configured backend"),
-        )
+        let member = all.find(|member| member.address == address.into());
+        Arc::clone(&member.expect("a configured backend").backend)
     }
 
     /// ActiveConn and InActConn of a backend.

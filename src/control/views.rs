@@ -18,7 +18,7 @@ use crate::flow::Endpoint;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
 use crate::policy::Persistence;
 use crate::scheduler::{Flags, Kind};
-use crate::service::{Backend, Service};
+use crate::service::{Backend, Member, Service};
 use crate::time::Instant;
 
 /// The rates of all services and backends.
@@ -122,7 +122,7 @@ impl ServiceView {
 impl BackendView {
     /// The backend as it is now.
     #[must_use]
-    pub fn new(backend: &Backend, rates: &Rates) -> Self {
+    pub fn new(backend: &Member, rates: &Rates) -> Self {
         let (upper_threshold, lower_threshold) = backend.thresholds();
         Self {
             address: backend.address,
@@ -311,8 +311,6 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use parking_lot::Mutex;
-
     use super::*;
     use crate::flow::Protocol;
     use crate::policy::BackendSpec;
@@ -332,14 +330,15 @@ mod tests {
             port: true,
             ..Flags::default()
         };
-        let backends = vec![Arc::new(Backend::new(7, &spec, Arc::clone(&identity), 1))];
+        let backend = Arc::new(Backend::new(7, &spec, Arc::clone(&identity), 1));
+        let backends = vec![Member::new(backend, &spec, None)];
         Service {
             identity,
             protocol: Protocol::Tcp,
             endpoints: vec!["10.96.0.10:80".parse().unwrap()],
             kind: Kind::Mh,
             flags,
-            scheduler: Mutex::new(Scheduler::new(Kind::Mh, flags, &backends)),
+            scheduler: Scheduler::new(Kind::Mh, flags, &backends),
             backends,
             persistence: Some(Persistence {
                 timeout: Duration::from_secs(10_800),

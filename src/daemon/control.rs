@@ -329,6 +329,7 @@ impl Control {
         }
         warn_of_disagreements(&ruleset, self.datapath.clock.now());
         drop(ruleset);
+        self.datapath.engine.reclaim();
         self.follow_routes(&mut state);
         if let Some(leads) = &mut state.leads {
             leads.watch_queues();

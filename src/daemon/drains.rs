@@ -230,7 +230,8 @@ mod tests {
         assert!(drains.cut(&engine.ruleset(), seconds(112)).is_empty());
         let orphans = |engine: &Engine| {
             let rule = crate::policy::OnBackendRemoved::Preserve;
-            engine.ruleset().services[0].backends[2].orphans(Some(rule), Protocol::Tcp)
+            let ruleset = engine.ruleset();
+            ruleset.services[0].backends[2].orphans(Some(rule), Protocol::Tcp, ruleset.generation)
         };
         assert_eq!(orphans(&engine), Some(crate::policy::OnBackendRemoved::Reset));
         assert_eq!(drains.views(&engine, seconds(112))[0].deadline_seconds, Some(0));

@@ -10,7 +10,7 @@ use crate::flow::{Direction, Key};
 use crate::packet::sctp::Chunk;
 use crate::packet::{Headers, TcpFlags};
 use crate::policy::OnBackendRemoved;
-use crate::service::Backend;
+use crate::service::{Backend, Generation};
 use crate::time::Instant;
 
 /// A packet that belongs, or could belong, to a flow.
@@ -89,7 +89,7 @@ impl Processor<'_> {
     /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]).
     #[inline]
     pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
-        let policy = &self.ruleset.policy.conntrack;
+        let (policy, generation) = (&self.ruleset.policy.conntrack, self.ruleset.generation);
         let lane = self.lane.index;
         let found = self
             .conntrack
@@ -98,13 +98,22 @@ impl Processor<'_> {
                     return Known::No;
                 };
                 *leaving = key;
-                if is_reopened(flow.state, &flow.backend, policy.conn_reuse, segment, direction)
-                    || is_direct(flow.state, flow.is_masqueraded(), segment, direction)
+                if is_reopened(
+                    flow.state,
+                    &flow.backend,
+                    generation,
+                    policy.conn_reuse,
+                    segment,
+                    direction,
+                ) || is_direct(flow.state, flow.is_masqueraded(), segment, direction)
                 {
                     shard.remove(slot);
                     return Known::No;
                 }
-                if let Some(rule) = flow.backend.orphans(policy.on_backend_removed, segment.key.protocol()) {
+                if let Some(rule) = flow
+                    .backend
+                    .orphans(policy.on_backend_removed, segment.key.protocol(), generation)
+                {
                     match orphaned(rule, segment, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Waits => return Known::Waits,
@@ -129,6 +138,7 @@ impl Processor<'_> {
 pub(crate) fn is_reopened(
     state: State,
     backend: &Backend,
+    generation: Generation,
     reuse: bool,
     segment: &Segment,
     direction: Direction,
@@ -137,7 +147,7 @@ pub(crate) fn is_reopened(
         State::Tcp(state) => reuse && state.is_reusable(),
         State::Sctp(state) => reuse && state.is_reusable(),
         // One-packet scheduling: the flow remains for the replies only, until the next datagram.
-        State::Udp => backend.is_one_packet(),
+        State::Udp => backend.is_one_packet(generation),
     };
     over && direction == Direction::Original && segment.opens()
 }

@@ -66,7 +66,7 @@ impl Processor<'_> {
         fragment: &Fragment,
         now: Instant,
     ) -> Result<(), Stop> {
-        let concerns_flows = may_be_ours(&self.ruleset, headers);
+        let concerns_flows = may_be_ours(self.ruleset, headers);
         match (begun(headers, fragment), fragment.is_first()) {
             _ if !is_followed(headers, fragment) => Err(self.without_flow(headers, now)),
             (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::follow::{Known, Segment, count};
-use super::{Lane, Processor, Stop};
+use super::{LaneState, Processor, Stop};
 use crate::conntrack::bypass::Side;
 use crate::conntrack::connection::{Connection, Dialogue, State};
 use crate::conntrack::signal::Signal;
@@ -27,8 +27,9 @@ impl Processor<'_> {
         now: Instant,
     ) -> Result<Key, Stop> {
         let tuple = Tuple::from(segment.key);
-        let Lane { index: lane, rng, .. } = &mut *self.lane;
-        let service = match self.ruleset.find(headers, Some(&tuple), rng, *lane, now) {
+        let LaneState { index: lane, rng, .. } = &mut *self.lane;
+        let ruleset = self.ruleset;
+        let service = match ruleset.find(headers, Some(&tuple), rng, *lane, now) {
             Match::Service(service) => service,
             Match::None => return Err(self.unserved(segment, trace, now)),
             Match::Pass => return Err(self.bypass(segment, trace, Pass::Rule, now)),
@@ -46,11 +47,10 @@ impl Processor<'_> {
         if !self.ruleset.may_ask(&tuple) {
             return Err(Stop::Drop(Drop::Unanswerable));
         }
-        let service = Arc::clone(service);
         if is_own && segment.signal == Signal::Udp && self.host.as_mut().is_some_and(|host| host.owns(&tuple)) {
             return Err(self.bypass(segment, trace, Pass::Host, now));
         }
-        match self.establish(&service, segment, &tuple, now) {
+        match self.establish(service, segment, &tuple, now) {
             // Refused by a full table that was looked through for the flow.
             full @ Err(Stop::Drop(Drop::TableFull)) => full,
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
@@ -100,7 +100,7 @@ impl Processor<'_> {
 
     /// Chooses a backend and a source for a new flow, and stores it.
     fn establish(&mut self, service: &Service, segment: &Segment, tuple: &Tuple, now: Instant) -> Result<Key, Stop> {
-        let Lane {
+        let LaneState {
             index: lane,
             rng,
             exhausted,
@@ -113,7 +113,7 @@ impl Processor<'_> {
                 pick(service, tuple, now, rng)
             });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
-        let source = nat::source(&self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
+        let source = nat::source(self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);
         let connection = Connection {
             protocol: tuple.protocol,
@@ -147,8 +147,8 @@ pub(crate) const fn opens_nothing(segment: &Segment) -> Pass {
 }
 
 fn pick(service: &Service, tuple: &Tuple, now: Instant, rng: &mut Rng) -> Option<Arc<Backend>> {
-    let chosen = service.scheduler.lock().pick(tuple, &service.backends, now, rng)?;
-    service.backends.get(chosen).map(Arc::clone)
+    let chosen = service.scheduler.pick(tuple, &service.backends, now, rng)?;
+    service.backends.get(chosen).map(|member| Arc::clone(&member.backend))
 }
 
 impl From<UnknownTcp> for Stop {

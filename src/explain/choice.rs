@@ -10,7 +10,7 @@ use crate::flow::{Direction, Endpoint, Tuple};
 use crate::nat::{self, NoSource, Why};
 use crate::packet::Headers;
 use crate::scheduler::{Kind, Rng};
-use crate::service::{Backend, Service};
+use crate::service::{Backend, Member, Service};
 use crate::verdict::{Drop, Reject, Verdict};
 
 impl Way<'_> {
@@ -76,11 +76,12 @@ impl Way<'_> {
     /// The choice of the scheduler, made on a copy of it.
     fn scheduled(&mut self, tuple: &Tuple, service: &Service, forgotten: Option<&Connection>) -> Option<Arc<Backend>> {
         let backends = without(&service.backends, forgotten);
-        let mut scheduler = service.scheduler.lock().clone();
+        let scheduler = service.scheduler.copy();
         let pick = scheduler.pick(tuple, &backends, self.now, &mut Rng::with_seed(0));
-        let free = |backend: &&Arc<Backend>| backend.weight() != 0 && !backend.is_overloaded();
+        let free = |backend: &&Member| backend.weight() != 0 && !backend.is_overloaded();
         let by_chance = is_by_chance(service.kind) && backends.iter().filter(free).count() > 1;
-        let pick = pick.and_then(|index| service.backends.get(index)).map(Arc::clone);
+        let pick = pick.and_then(|index| service.backends.get(index));
+        let pick = pick.map(|member| Arc::clone(&member.backend));
         self.told.by_chance |= by_chance;
         if by_chance {
             let note = "the backend is chosen by chance: the one shown is one of those that may be";
@@ -88,7 +89,7 @@ impl Way<'_> {
         }
         self.push(Step::Scheduler(SchedulerStep {
             scheduler: service.kind.name().to_owned(),
-            candidates: backends.iter().map(|backend| candidate(backend)).collect(),
+            candidates: backends.iter().map(candidate).collect(),
             pick: pick.as_ref().map(|backend| backend.address),
             by_chance,
         }));
@@ -176,19 +177,19 @@ impl Way<'_> {
 }
 
 /// The backends as they are once a flow is forgotten: schedulers look at their load.
-fn without(backends: &[Arc<Backend>], forgotten: Option<&Connection>) -> Vec<Arc<Backend>> {
-    let lighter = |backend: &Arc<Backend>| match forgotten {
+fn without(backends: &[Member], forgotten: Option<&Connection>) -> Vec<Member> {
+    let lighter = |backend: &Member| match forgotten {
         Some(flow) if flow.backend.id == backend.id => {
             let copy = backend.copy();
             copy.unbind(flow.state.is_active());
-            Arc::new(copy)
+            backend.with(Arc::new(copy))
         }
-        Some(_) | None => Arc::clone(backend),
+        Some(_) | None => backend.clone(),
     };
     backends.iter().map(lighter).collect()
 }
 
-fn candidate(backend: &Backend) -> Candidate {
+fn candidate(backend: &Member) -> Candidate {
     Candidate {
         backend: backend.address,
         weight: backend.weight(),

@@ -126,11 +126,19 @@ impl<'a> Way<'a> {
             return (Known::No, None);
         };
         let policy = &self.ruleset.policy.conntrack;
-        let (rule, reuse) = (policy.on_backend_removed, policy.conn_reuse);
-        let orphan = connection.backend.orphans(rule, connection.protocol);
+        let (rule, reuse, generation) = (policy.on_backend_removed, policy.conn_reuse, self.ruleset.generation);
+        let orphan = connection.backend.orphans(rule, connection.protocol, generation);
         let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
         let (known, outcome) = match orphan {
-            _ if is_reopened(connection.state, &connection.backend, reuse, segment, direction) => {
+            _ if is_reopened(
+                connection.state,
+                &connection.backend,
+                generation,
+                reuse,
+                segment,
+                direction,
+            ) =>
+            {
                 (Known::No, "reopened")
             }
             _ if is_direct(connection.state, connection.is_masqueraded(), segment, direction) => (Known::No, "over"),
@@ -163,7 +171,7 @@ impl<'a> Way<'a> {
             state: connection.state.name().into(),
             next_state: next.name().into(),
             expires_seconds: (connection.expires - self.now).as_secs(),
-            backend_removed: connection.backend.is_removed(),
+            backend_removed: connection.backend.is_removed(self.ruleset.generation),
             outcome: outcome.into(),
         })));
     }

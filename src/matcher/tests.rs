@@ -1,6 +1,7 @@
 //! The compiled list against the linear walk: rules, packets and reloads at random, over few values, so that much matches.
 //!
 //! `LBD_RULE_LISTS=100000 cargo test --release --lib matcher::` looks at that many lists, with some 200 packets each.
+use std::convert::identity;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -281,7 +282,7 @@ fn linear(policy: &Policy) -> Policy {
 impl Pair {
     fn new(policy: &Policy) -> Self {
         let mut registry = Registry::new(1);
-        let ruleset = registry.prepare(Arc::new(policy.clone()), None).commit();
+        let ruleset = registry.prepare(Arc::new(policy.clone()), None).commit(identity);
         let reference = RuleList::new(&linear(policy), &ruleset.services, None, 1);
         Self {
             registry,
@@ -292,7 +293,7 @@ impl Pair {
 
     fn reload(&mut self, policy: &Policy) {
         let prepared = self.registry.prepare(Arc::new(policy.clone()), Some(&self.ruleset));
-        self.ruleset = prepared.commit();
+        self.ruleset = prepared.commit(identity);
         self.reference = RuleList::new(&linear(policy), &self.ruleset.services, Some(&self.reference), 1);
     }
 
@@ -374,9 +375,11 @@ fn a_ruleset_that_was_changed_step_by_step_knows_what_one_made_at_once_knows() {
             ..policy(&mut rng)
         };
         let mut registry = Registry::new(1);
-        let mut ruleset = registry.prepare(Arc::new(policy.clone()), None).commit();
+        let mut ruleset = registry.prepare(Arc::new(policy.clone()), None).commit(identity);
         for _ in 0..6 {
-            let fresh = Registry::new(1).prepare(Arc::new(policy.clone()), None).commit();
+            let fresh = Registry::new(1)
+                .prepare(Arc::new(policy.clone()), None)
+                .commit(identity);
             for _ in 0..PACKETS {
                 let packet = packet(&mut rng);
                 assert_eq!(
@@ -389,7 +392,9 @@ fn a_ruleset_that_was_changed_step_by_step_knows_what_one_made_at_once_knows() {
             if rng.u8(..8) == 0 {
                 policy.mode = pick(&mut rng, &[Mode::Ipvs, Mode::Iptables]);
             }
-            ruleset = registry.prepare(Arc::new(policy.clone()), Some(&ruleset)).commit();
+            ruleset = registry
+                .prepare(Arc::new(policy.clone()), Some(&ruleset))
+                .commit(identity);
         }
     }
 }
@@ -436,7 +441,9 @@ fn where_two_services_have_one_address_both_modes_serve_the_first_of_them() {
     };
     for mode in [Mode::Ipvs, Mode::Iptables] {
         policy.mode = mode;
-        let ruleset = Registry::new(1).prepare(Arc::new(policy.clone()), None).commit();
+        let ruleset = Registry::new(1)
+            .prepare(Arc::new(policy.clone()), None)
+            .commit(identity);
         let (found, ..) = answers(&ruleset, &packet);
         assert!(
             found.as_ref().is_some_and(|name| name.starts_with("s0 ")),

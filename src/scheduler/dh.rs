@@ -1,10 +1,8 @@
 //! `dh`: the virtual address decides (ip_vs_dh.c).
-use std::sync::Arc;
-
 use super::hash::{fold, hash_32};
 use super::table::Table;
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// `CONFIG_IP_VS_DH_TAB_BITS`, by default.
 const TABLE_BITS: u32 = 8;
@@ -17,7 +15,7 @@ pub struct Dh {
 
 impl Dh {
     /// `ip_vs_dh_reassign`.
-    pub(super) fn new(backends: &[Arc<Backend>]) -> Self {
+    pub(super) fn new(backends: &[Member]) -> Self {
         let in_turn = (0..).take(backends.len()).cycle();
         Self {
             table: Table::new(in_turn.take(1 << TABLE_BITS)),
@@ -25,7 +23,7 @@ impl Dh {
     }
 
     /// The backend of the virtual address, if it takes new flows.
-    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Arc<Backend>]) -> Option<usize> {
+    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Member]) -> Option<usize> {
         let bucket = hash_32(fold(tuple.destination.address), TABLE_BITS);
         self.table.pick(bucket, backends)
     }

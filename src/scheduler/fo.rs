@@ -1,11 +1,9 @@
 //! `fo`: weighted failover, everything to the heaviest (ip_vs_fo.c).
-use std::sync::Arc;
-
 use super::load::heaviest;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The heaviest backend that takes new flows; of equals the first.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
     heaviest(backends, |_| true)
 }
 

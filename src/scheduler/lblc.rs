@@ -1,32 +1,40 @@
 //! `lblc`: a virtual address keeps its backend while that one can cope (ip_vs_lblc.c).
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::cache::Cache;
 use super::load::takes_new_flows;
 use super::place::Place;
 use super::wlc;
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::service::Member;
 use crate::time::Instant;
 
 /// Locality-based least connections: remembers a backend for each virtual address.
 #[derive(Clone, Debug)]
 pub struct Lblc {
-    cache: Cache<Place>,
+    cache: Arc<Mutex<Cache<Place>>>,
 }
 
 impl Lblc {
     pub(super) fn new() -> Self {
-        Self { cache: Cache::new() }
+        Self {
+            cache: Arc::new(Mutex::new(Cache::new())),
+        }
     }
 
     /// The remembered backend, or else the one of `wlc`, which is then remembered.
     ///
     /// The kernel goes on with a remembered server above its upper threshold; here the threshold holds.
-    pub(super) fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant) -> Option<usize> {
-        self.cache.sweep(now);
+    ///
+    /// One that was removed is not remembered any more, but it is again once it is back, as the kernel's is, which keeps removed
+    /// servers while anyone refers to them.
+    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Member], now: Instant) -> Option<usize> {
+        let mut cache = self.cache.lock();
+        cache.sweep(now);
         let address = tuple.destination.address;
-        let known = self.cache.get(address, now);
+        let known = cache.get(address, now);
         if let Some(index) = known.and_then(|place| place.find(backends))
             && takes_new_flows(&backends[index])
             && !should_be_relieved(&backends[index], backends)
@@ -34,19 +42,25 @@ impl Lblc {
             return Some(index);
         }
         let index = wlc::pick(backends)?;
-        self.cache.insert(address, Place::of(backends, index), now);
+        cache.insert(address, Place::of(backends, index), now);
         Some(index)
     }
 
-    /// Forgets backends that are gone.
-    pub(super) fn backends_changed(&mut self, after: &[Arc<Backend>]) {
-        self.cache.retain(|place| place.find(after).is_some());
+    pub(super) fn copy(&self) -> Self {
+        let cache = self.cache.lock().clone();
+        Self {
+            cache: Arc::new(Mutex::new(cache)),
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const () {
+        Arc::as_ptr(&self.cache).cast()
     }
 }
 
 /// `is_overloaded` of ip_vs_lblc.c: it has more active flows than its weight, and another is not even half full.
-pub(super) fn should_be_relieved(backend: &Backend, backends: &[Arc<Backend>]) -> bool {
-    let has_room = |other: &Arc<Backend>| u64::from(other.active()) * 2 < u64::from(other.weight());
+pub(super) fn should_be_relieved(backend: &Member, backends: &[Member]) -> bool {
+    let has_room = |other: &Member| u64::from(other.active()) * 2 < u64::from(other.weight());
     backend.active() > backend.weight() && backends.iter().any(has_room)
 }
 

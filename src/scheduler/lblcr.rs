@@ -1,34 +1,39 @@
 //! `lblcr`: a virtual address keeps a set of backends that grows with its load (ip_vs_lblcr.c).
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::cache::{Cache, EXPIRATION};
 use super::lblc::should_be_relieved;
 use super::load::{Load, least_loaded_of};
 use super::place::Place;
 use super::wlc;
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::service::Member;
 use crate::time::Instant;
 
 /// Locality-based least connections with replication: remembers a set of backends for each virtual address.
 #[derive(Clone, Debug)]
 pub struct Lblcr {
-    cache: Cache<Set>,
+    cache: Arc<Mutex<Cache<Set>>>,
 }
 
 impl Lblcr {
     pub(super) fn new() -> Self {
-        Self { cache: Cache::new() }
+        Self {
+            cache: Arc::new(Mutex::new(Cache::new())),
+        }
     }
 
     /// The least loaded of the set; where that one should be relieved, the one of `wlc`, which joins the set.
-    pub(super) fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant) -> Option<usize> {
-        self.cache.sweep(now);
+    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Member], now: Instant) -> Option<usize> {
+        let mut cache = self.cache.lock();
+        cache.sweep(now);
         let address = tuple.destination.address;
-        let Some(set) = self.cache.get(address, now) else {
+        let Some(set) = cache.get(address, now) else {
             let index = wlc::pick(backends)?;
             let set = Set::of(Place::of(backends, index), now);
-            self.cache.insert(address, set, now);
+            cache.insert(address, set, now);
             return Some(index);
         };
         let least = set.least_loaded(backends);
@@ -39,16 +44,19 @@ impl Lblcr {
             return Some(index);
         }
         let index = wlc::pick(backends)?;
-        set.add(Place::of(backends, index), now);
+        set.add(Place::of(backends, index), backends, now);
         Some(index)
     }
 
-    /// Forgets backends that are gone.
-    pub(super) fn backends_changed(&mut self, after: &[Arc<Backend>]) {
-        self.cache.retain(|set| {
-            set.members.retain(|member| member.find(after).is_some());
-            !set.members.is_empty()
-        });
+    pub(super) fn copy(&self) -> Self {
+        let cache = self.cache.lock().clone();
+        Self {
+            cache: Arc::new(Mutex::new(cache)),
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const () {
+        Arc::as_ptr(&self.cache).cast()
     }
 }
 
@@ -67,26 +75,28 @@ impl Set {
         }
     }
 
-    fn add(&mut self, new: Place, now: Instant) {
+    /// Forgets backends that are gone with that, so that the set grows no further than the list.
+    fn add(&mut self, new: Place, backends: &[Member], now: Instant) {
         if !self.members.iter().any(|member| member.is(new)) {
+            self.members.retain(|member| member.find(backends).is_some());
             self.members.push(new);
             self.last_change = now;
         }
     }
 
     /// Members from the newest on, as the kernel's list has them, with their indices.
-    fn newest_first<'a>(&'a self, backends: &'a [Arc<Backend>]) -> impl Iterator<Item = (usize, &'a Backend)> {
+    fn newest_first<'a>(&'a self, backends: &'a [Member]) -> impl Iterator<Item = (usize, &'a Member)> {
         let indices = self.members.iter().rev().filter_map(|it| it.find(backends));
-        indices.map(|index| (index, backends[index].as_ref()))
+        indices.map(|index| (index, &backends[index]))
     }
 
     /// `ip_vs_dest_set_min`.
-    fn least_loaded(&self, backends: &[Arc<Backend>]) -> Option<usize> {
+    fn least_loaded(&self, backends: &[Member]) -> Option<usize> {
         least_loaded_of(self.newest_first(backends), Load::of_all_flows)
     }
 
     /// A set of several that did not change for a day loses its most loaded member.
-    fn shrink_when_old(&mut self, backends: &[Arc<Backend>], now: Instant) {
+    fn shrink_when_old(&mut self, backends: &[Member], now: Instant) {
         if self.members.len() < 2 || now - self.last_change <= EXPIRATION {
             return;
         }
@@ -98,7 +108,7 @@ impl Set {
     }
 
     /// `ip_vs_dest_set_max`: thresholds do not matter, weights do.
-    fn most_loaded(&self, backends: &[Arc<Backend>]) -> Option<usize> {
+    fn most_loaded(&self, backends: &[Member]) -> Option<usize> {
         let mut most: Option<(usize, Load)> = None;
         for (index, backend) in self.newest_first(backends) {
             let load = Load::of_all_flows(backend);

@@ -1,11 +1,9 @@
 //! `lc`: the least flows, weights ignored as long as they are not 0 (ip_vs_lc.c).
-use std::sync::Arc;
-
 use super::load::{Load, least_loaded};
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The backend with the fewest flows, an active one counting as 256; of equals the first.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
     least_loaded(backends, |backend| Load::new(backend.overhead(), 1))
 }
 

@@ -1,10 +1,9 @@
 //! Who is free, and who is the least loaded.
-use std::sync::Arc;
-
-use crate::service::Backend;
+use crate::service::Member;
 
 /// A weight of 0 drains a backend, and its upper threshold closes it for a while (`IP_VS_DEST_F_OVERLOAD`).
-pub(super) fn takes_new_flows(backend: &Backend) -> bool {
+#[inline]
+pub(super) fn takes_new_flows(backend: &Member) -> bool {
     backend.weight() != 0 && !backend.is_overloaded()
 }
 
@@ -21,12 +20,12 @@ impl Load {
     }
 
     /// Active and inactive flows, as `wlc` counts them.
-    pub(super) fn of_all_flows(backend: &Backend) -> Self {
+    pub(super) fn of_all_flows(backend: &Member) -> Self {
         Self::new(backend.overhead(), backend.weight())
     }
 
     /// Active flows and the one to come, as `sed` counts them (`ip_vs_sed_dest_overhead`).
-    pub(super) fn with_one_more(backend: &Backend) -> Self {
+    pub(super) fn with_one_more(backend: &Member) -> Self {
         Self::new(u64::from(backend.active()) + 1, backend.weight())
     }
 
@@ -38,15 +37,14 @@ impl Load {
 }
 
 /// The index of the least loaded backend that takes new flows; of equals the first.
-pub(super) fn least_loaded(backends: &[Arc<Backend>], load: impl Fn(&Backend) -> Load) -> Option<usize> {
-    let every = backends.iter().map(AsRef::as_ref).enumerate();
-    least_loaded_of(every, load)
+pub(super) fn least_loaded(backends: &[Member], load: impl Fn(&Member) -> Load) -> Option<usize> {
+    least_loaded_of(backends.iter().enumerate(), load)
 }
 
 /// As [`least_loaded`], of some backends with their indices.
 pub(super) fn least_loaded_of<'a>(
-    candidates: impl Iterator<Item = (usize, &'a Backend)>,
-    load: impl Fn(&Backend) -> Load,
+    candidates: impl Iterator<Item = (usize, &'a Member)>,
+    load: impl Fn(&Member) -> Load,
 ) -> Option<usize> {
     let mut least: Option<(usize, Load)> = None;
     for (index, backend) in candidates {
@@ -62,7 +60,7 @@ pub(super) fn least_loaded_of<'a>(
 }
 
 /// The heaviest backend among those that `qualify`; of equals the first.
-pub(super) fn heaviest(backends: &[Arc<Backend>], qualifies: impl Fn(&Backend) -> bool) -> Option<usize> {
+pub(super) fn heaviest(backends: &[Member], qualifies: impl Fn(&Member) -> bool) -> Option<usize> {
     let mut heaviest: Option<(usize, u32)> = None;
     for (index, backend) in backends.iter().enumerate() {
         let weight = backend.weight();

@@ -3,15 +3,13 @@
 //! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: every backend
 //! has its own order of preference over all buckets, and backends take turns in taking the best bucket that is left. So
 //! a backend that comes or goes moves few clients of the others.
-use std::net::IpAddr;
-use std::sync::Arc;
-
 use super::Flags;
 use super::hash::{fold, hsiphash};
 use super::load::common_divisor;
 use super::table::Table;
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::service::Member;
+use std::net::IpAddr;
 
 /// The keys of `generate_hash_secret`, for the offset (and the lookup) and for the skip.
 const OFFSET_KEY: u64 = 2_654_435_761;
@@ -40,7 +38,7 @@ pub struct Mh {
 
 impl Mh {
     /// `ip_vs_mh_reassign`. The last weight that was not 0 counts, so that draining a backend moves no client of another.
-    pub(super) fn new(flags: Flags, backends: &[Arc<Backend>]) -> Self {
+    pub(super) fn new(flags: Flags, backends: &[Member]) -> Self {
         let (tab_index, size) = table_size(backends.len());
         let mut preferences = preferences(backends, tab_index, size);
         let table = if preferences.iter().any(|preference| preference.turns > 0) {
@@ -52,7 +50,7 @@ impl Mh {
     }
 
     /// The backend of the client, if it takes new flows; with `mh-fallback`, otherwise another one.
-    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Arc<Backend>]) -> Option<usize> {
+    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Member]) -> Option<usize> {
         let size = self.table.len();
         if size == 0 {
             return None;
@@ -72,7 +70,7 @@ impl Mh {
     }
 
     /// `ip_vs_mh_dest_changed`.
-    pub(super) fn backends_changed(&mut self, after: &[Arc<Backend>]) {
+    pub(super) fn backends_changed(&mut self, after: &[Member]) {
         *self = Self::new(self.flags, after);
     }
 }
@@ -92,7 +90,7 @@ fn table_size(backends: usize) -> (u32, usize) {
 }
 
 /// `ip_vs_mh_permutate`.
-fn preferences(backends: &[Arc<Backend>], tab_index: u32, size: usize) -> Vec<Preference> {
+fn preferences(backends: &[Member], tab_index: u32, size: usize) -> Vec<Preference> {
     let weights = || backends.iter().map(|backend| backend.last_weight());
     let divisor = common_divisor(weights()).max(1);
     let shift = shift(weights().max().unwrap_or(0) / divisor, tab_index);
@@ -135,7 +133,11 @@ fn populate(preferences: &mut [Preference], size: usize) -> Vec<u32> {
 /// The best bucket that is free; the size is prime, so that the order visits every one.
 fn take_best(preference: &mut Preference, buckets: &[u32]) -> usize {
     while buckets[preference.next] != FREE {
-        preference.next = (preference.next + preference.skip) % buckets.len();
+        // Both are below the size, and a division for each of the many steps took most of the time.
+        preference.next += preference.skip;
+        if preference.next >= buckets.len() {
+            preference.next -= buckets.len();
+        }
     }
     preference.next
 }

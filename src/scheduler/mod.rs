@@ -4,7 +4,11 @@
 //! every change of the list, as the kernel's `add_dest`, `del_dest` and `upd_dest` hooks are.
 //!
 //! One scheduler a file; what they share: `load` (who is free, who is least loaded), `hash` and `table` (the hashing
-//! ones), `place` (a backend remembered), `cache` (backends remembered for a while).
+//! ones), `place` (a backend remembered), `cache` (backends remembered for a while), `shared` (what goes on in the scheduler
+//! of the next configuration).
+//!
+//! What follows from the configuration alone (tables, levels) is worked out when a scheduler is made or told of a change, while
+//! packets are still judged by the one before. What it remembers of its choices is shared with that one.
 //!
 //! What one decision costs, in nanoseconds, by the number of backends (`benches/scheduler`, one core of an AMD EPYC, other
 //! builds beside it):
@@ -40,6 +44,7 @@ mod random;
 mod rr;
 mod sed;
 mod sh;
+mod shared;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -49,10 +54,10 @@ mod wrr;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::prefetch;
+use crate::service::Member;
 use crate::time::Instant;
 
 /// The name of a scheduler.
@@ -198,7 +203,7 @@ impl IdleFlags {
 /// Randomness as a value: seeded by the caller, the same for the same seed.
 pub type Rng = fastrand::Rng;
 
-/// A scheduler with its state.
+/// A scheduler. A clone goes on where it is, and both take turns: [`Scheduler::copy`] is apart.
 #[derive(Clone, Debug)]
 pub enum Scheduler {
     /// See [`Kind::Random`].
@@ -236,10 +241,10 @@ pub enum Scheduler {
 impl Scheduler {
     /// A scheduler that has not picked yet, over these backends (the kernel's `init_service`).
     #[must_use]
-    pub fn new(kind: Kind, flags: Flags, backends: &[Arc<Backend>]) -> Self {
+    pub fn new(kind: Kind, flags: Flags, backends: &[Member]) -> Self {
         match kind {
             Kind::Random => Self::Random,
-            Kind::Rr => Self::Rr(rr::Rr::default()),
+            Kind::Rr => Self::Rr(rr::Rr::new()),
             Kind::Wrr => Self::Wrr(wrr::Wrr::new(backends)),
             Kind::Lc => Self::Lc,
             Kind::Wlc => Self::Wlc,
@@ -281,8 +286,8 @@ impl Scheduler {
     /// The index of the backend for a new flow that begins with a packet of `tuple`; None when no one may take it.
     ///
     /// `backends` is the list of [`Scheduler::new`] or of the last [`Scheduler::backends_changed`]. The caller counts
-    /// the flow on the backend before it asks for the next one ([`Backend::bind`]).
-    pub fn pick(&mut self, tuple: &Tuple, backends: &[Arc<Backend>], now: Instant, rng: &mut Rng) -> Option<usize> {
+    /// the flow on the backend before it asks for the next one ([`crate::service::Backend::bind`]).
+    pub fn pick(&self, tuple: &Tuple, backends: &[Member], now: Instant, rng: &mut Rng) -> Option<usize> {
         match self {
             Self::Random => random::pick(backends, rng),
             Self::Rr(rr) => rr.pick(backends),
@@ -303,16 +308,45 @@ impl Scheduler {
     }
 
     /// The list changed from `before` to `after`, or weights in it did (the kernel's `add_dest`, `del_dest` and
-    /// `upd_dest`). `wrr` begins at the head then, so this is not for lists that stay as they are.
-    pub fn backends_changed(&mut self, before: &[Arc<Backend>], after: &[Arc<Backend>]) {
+    /// `upd_dest`). `wrr` begins at the head then, so this is not for lists that stay as they are. Clones made before still pick
+    /// from `before`.
+    pub fn backends_changed(&mut self, before: &[Member], after: &[Member]) {
         match self {
             Self::Rr(rr) => rr.backends_changed(before, after),
             Self::Wrr(wrr) => wrr.backends_changed(after),
             Self::Sh(sh) => sh.backends_changed(after),
             Self::Dh(dh) => *dh = dh::Dh::new(after),
             Self::Mh(mh) => mh.backends_changed(after),
-            Self::Lblc(lblc) => lblc.backends_changed(after),
-            Self::Lblcr(lblcr) => lblcr.backends_changed(after),
+            // What they remember of backends that are gone is of no use, and found out when it is looked at.
+            Self::Lblc(_) | Self::Lblcr(_) => {}
+            Self::Random | Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::Fo | Self::Ovf | Self::Twos => {}
+        }
+    }
+
+    /// One that would choose the same, and whose choices this one does not see.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        match self {
+            Self::Rr(rr) => Self::Rr(rr.copy()),
+            Self::Wrr(wrr) => Self::Wrr(wrr.copy()),
+            Self::Lblc(lblc) => Self::Lblc(lblc.copy()),
+            Self::Lblcr(lblcr) => Self::Lblcr(lblcr.copy()),
+            Self::Sh(_) | Self::Dh(_) | Self::Mh(_) => self.clone(),
+            Self::Random | Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::Fo | Self::Ovf | Self::Twos => {
+                self.clone()
+            }
+        }
+    }
+
+    /// Prefetches what it remembers of its choices.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        match self {
+            Self::Rr(rr) => prefetch::line(rr.as_ptr()),
+            Self::Wrr(wrr) => prefetch::line(wrr.as_ptr()),
+            Self::Lblc(lblc) => prefetch::line(lblc.as_ptr()),
+            Self::Lblcr(lblcr) => prefetch::line(lblcr.as_ptr()),
+            Self::Sh(_) | Self::Dh(_) | Self::Mh(_) => {}
             Self::Random | Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::Fo | Self::Ovf | Self::Twos => {}
         }
     }

@@ -1,13 +1,11 @@
 //! `nq`: never queue, an idle backend before all others (ip_vs_nq.c).
-use std::sync::Arc;
-
 use super::load::takes_new_flows;
 use super::sed;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The first backend without an active flow, or else the one of `sed`.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
-    let is_idle = |backend: &Arc<Backend>| backend.active() == 0 && takes_new_flows(backend);
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
+    let is_idle = |backend: &Member| backend.active() == 0 && takes_new_flows(backend);
     backends.iter().position(is_idle).or_else(|| sed::pick(backends))
 }
 

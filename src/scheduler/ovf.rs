@@ -1,11 +1,9 @@
 //! `ovf`: the heaviest until it overflows, then the next (ip_vs_ovf.c).
-use std::sync::Arc;
-
 use super::load::heaviest;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The heaviest backend with no more active flows than its weight; of equals the first.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
     heaviest(backends, |backend| backend.active() <= backend.weight())
 }
 

@@ -1,7 +1,5 @@
 //! A backend remembered between flows.
-use std::sync::Arc;
-
-use crate::service::Backend;
+use crate::service::Member;
 
 /// A backend by its identity: found at once while it stands where it stood, searched for otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +10,7 @@ pub(super) struct Place {
 
 impl Place {
     /// The place of `backends[index]`.
-    pub(super) fn of(backends: &[Arc<Backend>], index: usize) -> Self {
+    pub(super) fn of(backends: &[Member], index: usize) -> Self {
         Self {
             id: backends[index].id,
             index,
@@ -20,12 +18,17 @@ impl Place {
     }
 
     /// Where it is in `backends`; None when it has left.
-    pub(super) fn find(self, backends: &[Arc<Backend>]) -> Option<usize> {
-        let is_it = |backend: &Arc<Backend>| backend.id == self.id;
+    pub(super) fn find(self, backends: &[Member]) -> Option<usize> {
+        let is_it = |backend: &Member| backend.id == self.id;
         if backends.get(self.index).is_some_and(is_it) {
             return Some(self.index);
         }
         backends.iter().position(is_it)
+    }
+
+    /// Where it stood in the list that it was remembered from.
+    pub(super) const fn index(self) -> usize {
+        self.index
     }
 
     /// Whether both are the same backend.

@@ -1,16 +1,14 @@
 //! What holds for all schedulers, whatever the weights, loads and changes of the list.
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::testing::{backend, backends, bind, overload};
+use super::testing::{backend, backends, bind, overload, reweighed};
 use super::{Flags, Kind, Rng, Scheduler};
 use crate::flow::{Endpoint, Protocol, Tuple};
-use crate::policy::BackendSpec;
-use crate::service::Backend;
+use crate::service::{Backend, Member};
 use crate::time::Instant;
 
 fn tuple(client: u32, service: u8) -> Tuple {
@@ -51,7 +49,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 struct Run {
     scheduler: Scheduler,
-    list: Vec<Arc<Backend>>,
+    list: Vec<Member>,
     now: Instant,
     rng: Rng,
     next_id: u64,
@@ -69,11 +67,11 @@ impl Run {
         }
     }
 
-    fn at(&self, which: usize) -> Option<&Arc<Backend>> {
+    fn at(&self, which: usize) -> Option<&Member> {
         self.list.get(which % self.list.len().max(1))
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Vec<Arc<Backend>>)) {
+    fn change(&mut self, change: impl FnOnce(&mut Vec<Member>)) {
         let before = self.list.clone();
         change(&mut self.list);
         self.scheduler.backends_changed(&before, &self.list);
@@ -94,7 +92,7 @@ impl Run {
     /// Nobody is free, or the scheduler is one that refuses rather than take another.
     fn may_refuse(&self) -> bool {
         let hashes = matches!(self.scheduler.kind(), Kind::Sh | Kind::Dh | Kind::Mh | Kind::Ovf);
-        let is_free = |backend: &Arc<Backend>| backend.weight() != 0 && !backend.is_overloaded();
+        let is_free = |backend: &Member| backend.weight() != 0 && !backend.is_overloaded();
         hashes || !self.list.iter().any(is_free)
     }
 
@@ -128,13 +126,9 @@ impl Run {
 
     fn reweigh(&mut self, which: usize, weight: u32) {
         if let Some(backend) = self.at(which) {
-            backend.configure(&BackendSpec {
-                address: backend.address,
-                weight,
-                upper_threshold: 0,
-                lower_threshold: 0,
-            });
-            self.change(|_| {});
+            backend.set_thresholds((0, 0));
+            let at = which % self.list.len();
+            self.change(|list| list[at] = reweighed(&list[at], weight));
         }
     }
 }
@@ -167,7 +161,7 @@ proptest! {
         prop_assume!(divisor == 1);
         let scaled: Vec<u32> = weights.iter().map(|weight| weight * scale).collect();
         let list = backends(&scaled);
-        let mut scheduler = Scheduler::new(Kind::Wrr, Flags::default(), &list);
+        let scheduler = Scheduler::new(Kind::Wrr, Flags::default(), &list);
         let mut counts = vec![0; list.len()];
         for _ in 0..weights.iter().sum::<u32>() {
             let picked = scheduler.pick(&tuple(1, 1), &list, Instant::ZERO, &mut Rng::with_seed(1));
@@ -184,7 +178,7 @@ proptest! {
     ) {
         let weights: Vec<u32> = weights.iter().map(|weight| weight * scale).collect();
         let list = backends(&weights);
-        let mut scheduler = Scheduler::new(Kind::Wrr, Flags::default(), &list);
+        let scheduler = Scheduler::new(Kind::Wrr, Flags::default(), &list);
         let mut walker = Walker::new(&weights);
         for (which, recovers, flows) in steps {
             if let Some(backend) = list.get(which.index(list.len().max(1))) {
@@ -275,7 +269,7 @@ impl Walker {
 
     /// In vain it walks every level of the list once, from where it is to where it was, but never further than the end
     /// of a lowest level that it walked as a whole.
-    fn pick(&mut self, list: &[Arc<Backend>]) -> Option<usize> {
+    fn pick(&mut self, list: &[Member]) -> Option<usize> {
         if self.highest == 0 {
             return None;
         }
@@ -310,8 +304,8 @@ impl Walker {
 const CLIENTS: u32 = 10_000;
 
 /// Whom `mh` gives many clients to.
-fn mh_clients(list: &[Arc<Backend>]) -> HashMap<u32, u64> {
-    let mut scheduler = Scheduler::new(Kind::Mh, Flags::default(), list);
+fn mh_clients(list: &[Member]) -> HashMap<u32, u64> {
+    let scheduler = Scheduler::new(Kind::Mh, Flags::default(), list);
     let mut rng = Rng::with_seed(1);
     (0..CLIENTS)
         .map(|client| {

@@ -1,12 +1,10 @@
 //! `random`: what kube-proxy's chain of `statistic` rules does, equal shares whatever the weights.
-use std::sync::Arc;
-
 use super::Rng;
 use super::load::takes_new_flows;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// One of the backends that take new flows, each with the same probability.
-pub(super) fn pick(backends: &[Arc<Backend>], rng: &mut Rng) -> Option<usize> {
+pub(super) fn pick(backends: &[Member], rng: &mut Rng) -> Option<usize> {
     if backends.is_empty() {
         return None;
     }
@@ -18,7 +16,7 @@ pub(super) fn pick(backends: &[Arc<Backend>], rng: &mut Rng) -> Option<usize> {
     pick_by_counting(backends, rng)
 }
 
-fn pick_by_counting(backends: &[Arc<Backend>], rng: &mut Rng) -> Option<usize> {
+fn pick_by_counting(backends: &[Member], rng: &mut Rng) -> Option<usize> {
     let free = || (0..backends.len()).filter(|&index| takes_new_flows(&backends[index]));
     let count = free().count();
     if count == 0 {
@@ -32,7 +30,7 @@ mod tests {
     use super::super::testing::{backends, overload};
     use super::*;
 
-    fn shares(backends: &[Arc<Backend>]) -> Vec<u32> {
+    fn shares(backends: &[Member]) -> Vec<u32> {
         let mut rng = Rng::with_seed(7);
         let mut shares = vec![0; backends.len()];
         for _ in 0..30_000 {

@@ -1,40 +1,83 @@
 //! `rr`: round robin, weights ignored as long as they are not 0 (ip_vs_rr.c).
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use ahash::RandomState;
 
 use super::load::takes_new_flows;
 use super::place::Place;
-use crate::service::Backend;
+use super::shared::{From, Shared};
+use crate::service::Member;
 
 /// Round robin: remembers who was last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Rr {
     /// None: the head of the list, before the first backend.
-    last: Option<Place>,
+    last: Shared<Option<Place>>,
+    /// By the places of the list before: where the round goes on after it. None: each is where it was.
+    heirs: Option<Arc<[Option<usize>]>>,
 }
 
 impl Rr {
+    pub(super) fn new() -> Self {
+        Self {
+            last: Shared::new(None),
+            heirs: None,
+        }
+    }
+
     /// The next after the last one, once around the list.
-    pub(super) fn pick(&mut self, backends: &[Arc<Backend>]) -> Option<usize> {
-        let start = self
-            .last
-            .and_then(|last| last.find(backends))
-            .map_or(0, |last| last + 1);
+    pub(super) fn pick(&self, backends: &[Member]) -> Option<usize> {
+        let mut last = self.last.lock(|last, from| self.take_over(last, from, backends));
+        let start = last.and_then(|last| last.find(backends)).map_or(0, |last| last + 1);
         let index = (start..backends.len())
             .chain(0..start)
             .find(|&index| takes_new_flows(&backends[index]))?;
-        self.last = Some(Place::of(backends, index));
+        *last = Some(Place::of(backends, index));
         Some(index)
     }
 
     /// Keeps its place; where the last one is gone, steps back to the one before it (`ip_vs_rr_del_dest`).
-    pub(super) fn backends_changed(&mut self, before: &[Arc<Backend>], after: &[Arc<Backend>]) {
-        let Some(last) = self.last.and_then(|last| last.find(before)) else {
-            self.last = None;
-            return;
-        };
-        let still_there = (0..=last).rev().find_map(|index| Place::of(before, index).find(after));
-        self.last = still_there.map(|index| Place::of(after, index));
+    pub(super) fn backends_changed(&mut self, before: &[Member], after: &[Member]) {
+        // The state is of the list before from here on, if it was not yet.
+        drop(self.last.lock(|last, from| self.take_over(last, from, before)));
+        self.last = self.last.successor();
+        self.heirs = heirs(before, after);
     }
+
+    fn take_over(&self, last: &mut Option<Place>, from: From, backends: &[Member]) {
+        let index = match (from, &self.heirs) {
+            (From::Predecessor, Some(heirs)) => last.and_then(|last| heirs.get(last.index()).copied().flatten()),
+            (From::Predecessor, None) | (From::Other, _) => last.and_then(|last| last.find(backends)),
+        };
+        *last = index.map(|index| Place::of(backends, index));
+    }
+
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            last: self.last.copy(),
+            heirs: self.heirs.clone(),
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const () {
+        self.last.as_ptr()
+    }
+}
+
+/// Of each place in the list before, the place of that backend in the list after; of one that is gone, that of the last one ahead
+/// of it that is still there.
+fn heirs(before: &[Member], after: &[Member]) -> Option<Arc<[Option<usize>]>> {
+    let stays = |(old, new): (&Member, &Member)| old.id == new.id;
+    if before.len() <= after.len() && before.iter().zip(after).all(stays) {
+        return None;
+    }
+    let places: HashMap<u64, usize, RandomState> = (0..).zip(after).map(|(place, member)| (member.id, place)).collect();
+    let heirs = before.iter().scan(None, |heir, member| {
+        *heir = places.get(&member.id).copied().or(*heir);
+        Some(*heir)
+    });
+    Some(heirs.collect())
 }
 
 #[cfg(test)]

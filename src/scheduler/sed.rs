@@ -1,11 +1,9 @@
 //! `sed`: the shortest expected delay, counting the flow to come (ip_vs_sed.c).
-use std::sync::Arc;
-
 use super::load::{Load, least_loaded};
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The backend with the fewest active flows for its weight once it has this one; of equals the first.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
     least_loaded(backends, Load::with_one_more)
 }
 

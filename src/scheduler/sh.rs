@@ -1,11 +1,9 @@
 //! `sh`: the client's address decides (ip_vs_sh.c).
-use std::sync::Arc;
-
 use super::Flags;
 use super::hash::{fold, hash_32};
 use super::table::Table;
 use crate::flow::Tuple;
-use crate::service::Backend;
+use crate::service::Member;
 
 /// `CONFIG_IP_VS_SH_TAB_BITS`, by default.
 const TABLE_BITS: u32 = 8;
@@ -21,7 +19,7 @@ pub struct Sh {
 impl Sh {
     /// `ip_vs_sh_reassign`: in each round a backend gets as many buckets as its weight; one of weight 0 gets one too,
     /// and its clients are refused.
-    pub(super) fn new(flags: Flags, backends: &[Arc<Backend>]) -> Self {
+    pub(super) fn new(flags: Flags, backends: &[Member]) -> Self {
         let shares = || {
             (0..).zip(backends).flat_map(|(index, backend)| {
                 let buckets = (backend.weight() as usize).clamp(1, TABLE_SIZE);
@@ -36,7 +34,7 @@ impl Sh {
     }
 
     /// The backend of the client, if it takes new flows; with `sh-fallback`, otherwise another one.
-    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Arc<Backend>]) -> Option<usize> {
+    pub(super) fn pick(&self, tuple: &Tuple, backends: &[Member]) -> Option<usize> {
         let port = if self.flags.port {
             u32::from(tuple.source.port)
         } else {
@@ -53,7 +51,7 @@ impl Sh {
     }
 
     /// `ip_vs_sh_dest_changed`.
-    pub(super) fn backends_changed(&mut self, after: &[Arc<Backend>]) {
+    pub(super) fn backends_changed(&mut self, after: &[Member]) {
         *self = Self::new(self.flags, after);
     }
 }

@@ -2,12 +2,12 @@
 use std::sync::Arc;
 
 use super::load::takes_new_flows;
-use crate::service::Backend;
+use crate::service::Member;
 
-/// Buckets that each hold the index of a backend. Without backends there are no buckets.
+/// Buckets that each hold the index of a backend. Without backends there are no buckets. Copies share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    buckets: Box<[u32]>,
+    buckets: Arc<[u32]>,
 }
 
 impl Table {
@@ -22,19 +22,15 @@ impl Table {
     }
 
     /// The backend in this bucket, if it takes new flows.
-    pub(super) fn pick(&self, bucket: usize, backends: &[Arc<Backend>]) -> Option<usize> {
+    pub(super) fn pick(&self, bucket: usize, backends: &[Member]) -> Option<usize> {
         let index = *self.buckets.get(bucket)? as usize;
         let backend = backends.get(index)?;
         takes_new_flows(backend).then_some(index)
     }
 
     /// The first backend in these buckets that takes new flows; asks for no bucket in vain when there is none.
-    pub(super) fn pick_first(
-        &self,
-        mut buckets: impl Iterator<Item = usize>,
-        backends: &[Arc<Backend>],
-    ) -> Option<usize> {
-        if !backends.iter().any(|backend| takes_new_flows(backend)) {
+    pub(super) fn pick_first(&self, mut buckets: impl Iterator<Item = usize>, backends: &[Member]) -> Option<usize> {
+        if !backends.iter().any(takes_new_flows) {
             return None;
         }
         buckets.find_map(|bucket| self.pick(bucket, backends))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Flags, Kind, Rng, Scheduler};
 use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::policy::BackendSpec;
-use crate::service::{Backend, ServiceIdentity};
+use crate::service::{Backend, Member, ServiceIdentity};
 use crate::time::Instant;
 
 /// What becomes of a flow before the next one begins.
@@ -61,13 +61,18 @@ fn spec(id: u64, weight: u32, upper_threshold: u32) -> BackendSpec {
     }
 }
 
-pub(super) fn backend(id: u64, weight: u32) -> Arc<Backend> {
-    let service = Arc::new(ServiceIdentity::new(1, "web"));
-    Arc::new(Backend::new(id, &spec(id, weight, 0), service, 1))
+pub(super) fn backend(id: u64, weight: u32) -> Member {
+    let (service, spec) = (Arc::new(ServiceIdentity::new(1, "web")), spec(id, weight, 0));
+    Member::new(Arc::new(Backend::new(id, &spec, service, 1)), &spec, None)
+}
+
+/// The same one with another weight.
+pub(super) fn reweighed(member: &Member, weight: u32) -> Member {
+    Member::new(Arc::clone(&member.backend), &spec(member.id, weight, 0), Some(member))
 }
 
 /// Backends 10.2.1.2:80, 10.2.2.2:80 and so on, with ids from 1.
-pub(super) fn backends(weights: &[u32]) -> Vec<Arc<Backend>> {
+pub(super) fn backends(weights: &[u32]) -> Vec<Member> {
     (1..).zip(weights).map(|(id, &it)| backend(id, it)).collect()
 }
 
@@ -80,21 +85,21 @@ pub(super) fn bind(backend: &Backend, active: u32, inactive: u32) {
 /// Fills it up to its upper threshold.
 pub(super) fn overload(backend: &Backend) {
     bind(backend, 1, 0);
-    backend.configure(&spec(backend.id, backend.weight(), 1));
+    backend.set_thresholds((1, 0));
     assert!(backend.is_overloaded());
 }
 
 pub(super) struct World {
     scheduler: Scheduler,
-    backends: Vec<Arc<Backend>>,
+    backends: Vec<Member>,
     now: Instant,
     rng: Rng,
-    start: Box<dyn Fn() -> (Scheduler, Vec<Arc<Backend>>)>,
+    start: Box<dyn Fn() -> (Scheduler, Vec<Member>)>,
 }
 
 impl World {
     /// A service that had its backends from the beginning.
-    pub(super) fn with(kind: Kind, flags: Flags, backends: Vec<Arc<Backend>>) -> Self {
+    pub(super) fn with(kind: Kind, flags: Flags, backends: Vec<Member>) -> Self {
         let start = move || (Scheduler::new(kind, flags, &backends), backends.clone());
         Self::starting(start)
     }
@@ -114,7 +119,7 @@ impl World {
         })
     }
 
-    fn starting(start: impl Fn() -> (Scheduler, Vec<Arc<Backend>>) + 'static) -> Self {
+    fn starting(start: impl Fn() -> (Scheduler, Vec<Member>) + 'static) -> Self {
         let (scheduler, backends) = start();
         Self {
             scheduler,
@@ -155,13 +160,17 @@ impl World {
         backend.id.to_string()
     }
 
-    fn backend(&self, id: u64) -> &Arc<Backend> {
+    fn backend(&self, id: u64) -> &Member {
         self.backends.iter().find(|it| it.id == id).unwrap()
     }
 
     pub(super) fn set_weight(&mut self, id: u64, weight: u32) {
-        self.backend(id).configure(&spec(id, weight, 0));
-        self.replace(|_| {});
+        // A weight comes with thresholds, here none.
+        self.backend(id).set_thresholds((0, 0));
+        self.replace(|backends| {
+            let of_id = backends.iter_mut().filter(|it| it.id == id);
+            of_id.for_each(|it| *it = reweighed(it, weight));
+        });
     }
 
     pub(super) fn load(&self, id: u64, active: u32, inactive: u32) {
@@ -174,8 +183,7 @@ impl World {
 
     pub(super) fn overload_with_inactive(&self, id: u64) {
         self.backend(id).bind();
-        let weight = self.backend(id).weight();
-        self.backend(id).configure(&spec(id, weight, 1));
+        self.backend(id).set_thresholds((1, 0));
     }
 
     pub(super) fn recover(&self, id: u64) {
@@ -191,7 +199,7 @@ impl World {
         self.replace(|backends| backends.insert(0, backend(id, weight)));
     }
 
-    pub(super) fn replace(&mut self, change: impl FnOnce(&mut Vec<Arc<Backend>>)) {
+    pub(super) fn replace(&mut self, change: impl FnOnce(&mut Vec<Member>)) {
         let before = self.backends.clone();
         change(&mut self.backends);
         self.scheduler.backends_changed(&before, &self.backends);

@@ -1,12 +1,10 @@
 //! `twos`: the better of two random choices (ip_vs_twos.c).
-use std::sync::Arc;
-
 use super::Rng;
 use super::load::{Load, takes_new_flows};
-use crate::service::Backend;
+use crate::service::Member;
 
 /// Draws two backends by weight (both may be the same), and takes the one with fewer flows for its weight.
-pub(super) fn pick(backends: &[Arc<Backend>], rng: &mut Rng) -> Option<usize> {
+pub(super) fn pick(backends: &[Member], rng: &mut Rng) -> Option<usize> {
     let total: u64 = free(backends).map(|(_, weight)| weight).sum();
     if total == 0 {
         return None;
@@ -23,7 +21,7 @@ pub(super) fn pick(backends: &[Arc<Backend>], rng: &mut Rng) -> Option<usize> {
     Some(best)
 }
 
-fn free(backends: &[Arc<Backend>]) -> impl Iterator<Item = (usize, u64)> {
+fn free(backends: &[Member]) -> impl Iterator<Item = (usize, u64)> {
     backends
         .iter()
         .enumerate()
@@ -32,7 +30,7 @@ fn free(backends: &[Arc<Backend>]) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// The first backend with which the weights add up to `mark`; the last one where weights shrink meanwhile.
-fn at(backends: &[Arc<Backend>], mark: u64) -> Option<usize> {
+fn at(backends: &[Member], mark: u64) -> Option<usize> {
     let mut sum = 0;
     let mut last = None;
     for (index, weight) in free(backends) {

@@ -1,11 +1,9 @@
 //! `wlc`: the least flows for the weight (ip_vs_wlc.c).
-use std::sync::Arc;
-
 use super::load::{Load, least_loaded};
-use crate::service::Backend;
+use crate::service::Member;
 
 /// The backend with the fewest flows for its weight, an active one counting as 256; of equals the first.
-pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
+pub(super) fn pick(backends: &[Member]) -> Option<usize> {
     least_loaded(backends, Load::of_all_flows)
 }
 

@@ -74,7 +74,8 @@ impl Seen {
         let within = self.nets.iter().filter(|seen| overlap(**seen, net));
         let seen = IpNet::aggregate(&within.copied().collect());
         if seen.is_empty() {
-            let none = format!("the rule has no effect: no service has an address in destination = \"{net}\": {remedy}");
+            let none =
+                format!("the rule has no effect: no service has an address in destination = \"{net}\": {remedy}");
             return (!self.node_ports).then_some(none);
         }
         if seen.iter().any(|seen| seen.contains(&net)) {
@@ -91,10 +92,13 @@ impl Seen {
 /// The first of them, and how many there are beside these.
 fn few(nets: &[IpNet]) -> String {
     const SHOWN: usize = 3;
-    let shown = nets.iter().take(SHOWN).map(|net| match net.prefix_len() == net.max_prefix_len() {
-        true => net.addr().to_string(),
-        false => net.to_string(),
-    });
+    let shown = nets
+        .iter()
+        .take(SHOWN)
+        .map(|net| match net.prefix_len() == net.max_prefix_len() {
+            true => net.addr().to_string(),
+            false => net.to_string(),
+        });
     let shown = shown.collect::<Vec<_>>().join(", ");
     match nets.len().saturating_sub(SHOWN) {
         0 => shown,
