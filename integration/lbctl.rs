@@ -187,6 +187,7 @@ fn status() -> Status {
         fragments: FragmentsView::default(),
         unsent: 0,
         last_reload: None,
+        troubles: Vec::new(),
         draining: Vec::new(),
         shadow: None,
         af_xdp: None,

@@ -9,6 +9,8 @@
 
 mod addresses;
 mod local_rule;
+mod repair;
+mod router;
 #[path = "../support/unshared.rs"]
 mod unshared;
 

@@ -90,6 +90,59 @@ fn forwarding_that_was_on_before_stays_on() {
 }
 
 #[test]
+fn while_it_runs_no_setting_of_the_host_is_another_but_those_that_forwarding_needs() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.settings();
+        let lbd = rig.lbd(&everything(Mode::Ipvs));
+        use_it(&rig);
+        let now = rig.settings();
+        let changed: Vec<&str> = now.difference(&before).map(String::as_str).collect();
+        let links = ["all", "default", "lo", "client", "s1", "s2", "s3"];
+        let mut expected = vec![
+            "net.ipv4.ip_early_demux = 0".to_owned(),
+            "net.ipv4.ip_forward = 1".to_owned(),
+            "net.ipv4.conf.all.accept_redirects = 0".to_owned(),
+        ];
+        for link in links {
+            for family in ["ipv4", "ipv6"] {
+                expected.push(format!("net.{family}.conf.{link}.forwarding = 1"));
+            }
+            if !["all", "lo"].contains(&link) {
+                expected.push(format!("net.ipv6.conf.{link}.accept_ra = 2"));
+            }
+        }
+        expected.sort();
+        assert_eq!(changed, expected);
+        lbd.terminate();
+        assert_eq!(rig.settings(), before);
+    });
+}
+
+#[test]
+fn a_default_route_by_router_advertisement_stays_from_start_to_end() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.advertise_router("client");
+        let ipv4 = Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]);
+        let lbd = rig.lbd(&ipv4);
+        assert!(rig.has_advertised_router(), "IPv4 alone");
+        lbd.reload(&everything(Mode::Ipvs).to_string()).ok();
+        use_it(&rig);
+        assert!(rig.has_advertised_router(), "IPv6 by a reload");
+        rig.sh("lb", "ip -6 route del default proto ra").ok();
+        rig.advertise_router("client");
+        lbd.terminate();
+        assert!(rig.has_advertised_router(), "after the end");
+        rig.lbd(&everything(Mode::Ipvs)).kill9();
+        assert!(rig.has_advertised_router(), "at a start");
+        let lbd = rig.lbd(&ipv4);
+        assert!(rig.has_advertised_router(), "after tidying up");
+        lbd.terminate();
+    });
+}
+
+#[test]
 fn without_its_device_lbd_ends_with_an_error_and_leaves_nothing_behind() {
     isolated(|| {
         let rig = Rig::new();

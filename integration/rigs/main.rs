@@ -12,6 +12,8 @@ mod fragments;
 mod packets;
 #[path = "../support/rig/mod.rs"]
 mod rig;
+#[path = "../support/router.rs"]
+mod router;
 
 mod bulk;
 mod churn;
@@ -23,6 +25,7 @@ mod operator;
 mod own;
 mod ports;
 mod reload;
+mod repair;
 mod sctp;
 mod traffic;
 mod xdp;

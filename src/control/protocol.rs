@@ -202,6 +202,9 @@ pub struct Status {
     pub unsent: u64,
     /// None before the first reload.
     pub last_reload: Option<LastReload>,
+    /// What lbd needs in the kernel and others took away, where it cannot be put back: why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
     /// Backends that are being drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<DrainView>,

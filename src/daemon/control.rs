@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::io::steering::Steering;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
-use crate::plumbing::{Device, Plan};
+use crate::plumbing::{self, Device, Look, Plan};
 use crate::policy::{Mode, OwnSources, Policy};
 use crate::ruleset::Ruleset;
 use crate::service::Service;
@@ -216,7 +216,7 @@ impl Control {
         let mut state = self.state.lock();
         let result = self.reload_file(&mut state);
         if let Some(leads) = &mut state.leads {
-            leads.look_closely();
+            leads.look_after(Look::Close);
         }
         match &result {
             Ok(changes) => tracing::info!("reloaded {}: {changes}", self.file.display()),
@@ -317,6 +317,24 @@ impl Control {
         if let Err(error) = self.put(&mut state, config) {
             tracing::error!("the addresses of this node changed, and lbd cannot follow: {error}");
         }
+        // Whose link changed may be lbd's own device.
+        if let Some(leads) = &mut state.leads {
+            leads.look_after(Look::Quick);
+        }
+    }
+
+    /// What others took out of the kernel and cannot be put back, and why.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let state = self.state.lock();
+        state
+            .leads
+            .as_ref()
+            .map_or_else(Vec::new, |leads| leads.troubles().to_vec())
+    }
+
+    /// Why nothing can be led here any more, if it is so.
+    pub(super) fn take_loss(&self) -> Option<plumbing::Error> {
+        self.state.lock().leads.as_mut().and_then(Leads::take_loss)
     }
 
     /// Two seconds have passed.
@@ -333,7 +351,7 @@ impl Control {
         self.follow_routes(&mut state);
         if let Some(leads) = &mut state.leads {
             leads.watch_queues();
-            leads.look_after();
+            leads.look_after(Look::Quick);
         }
         if let Err(error) = self.prune(&mut state).and_then(|()| self.narrow(&mut state)) {
             tracing::error!("cannot take out what no flow needs any more: {error}");

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
-use crate::plumbing::{self, Device, Plan, Plumbing, Repaired};
+use crate::plumbing::{self, Device, Look, Plan, Plumbing, Repaired, Tended};
 use crate::policy::Policy;
 
 use super::Error;
@@ -18,8 +18,10 @@ pub(super) struct Leads {
     foreign: BTreeSet<IpAddr>,
     /// How often something had to be put back.
     repairs: u32,
-    /// Why something could not be put back, as the log has been told.
-    trouble: Option<String>,
+    /// What could not be put back, and why, as the log has been told.
+    troubles: Vec<String>,
+    /// Why nothing can be led here any more.
+    lost: Option<plumbing::Error>,
 }
 
 impl Leads {
@@ -37,7 +39,8 @@ impl Leads {
             interfaces,
             foreign: BTreeSet::new(),
             repairs: 0,
-            trouble: None,
+            troubles: Vec::new(),
+            lost: None,
         };
         if leads.interfaces.is_some() {
             // Flows are masqueraded with this host's own addresses, and come out of the device with them.
@@ -102,54 +105,52 @@ impl Leads {
         Ok(())
     }
 
-    /// Puts back what others have taken out of the kernel, where a quick look finds something missing.
-    pub(super) fn look_after(&mut self) {
-        match self.plumbing.is_whole() {
-            Ok(true) => self.trouble = None,
-            Ok(false) => self.repair(),
-            Err(error) => self.tell(&error),
+    /// Puts back what others have taken out of the kernel or changed, where a look finds it so.
+    pub(super) fn look_after(&mut self, look: Look) {
+        if self.lost.is_some() {
+            return;
+        }
+        match self.plumbing.tend(look) {
+            Ok(Tended { repaired, troubles }) => {
+                if !repaired.is_nothing() {
+                    self.repairs += 1;
+                    self.tell_of(&repaired);
+                }
+                self.tell(troubles);
+            }
+            Err(error) => self.lost = Some(error),
         }
     }
 
-    /// The same by a closer look, which takes a while where there are many services.
-    pub(super) fn look_closely(&mut self) {
-        match self.plumbing.is_complete() {
-            Ok(true) => {}
-            Ok(false) => self.repair(),
-            Err(error) => self.tell(&error),
-        }
-    }
-
-    fn repair(&mut self) {
-        let (repaired, result) = self.plumbing.repair();
-        if !repaired.is_nothing() {
-            self.repairs += 1;
-            self.tell_of(repaired);
-        }
-        if let Err(error) = result {
-            self.tell(&error);
-        }
+    /// Why nothing can be led here any more, if it is so.
+    pub(super) const fn take_loss(&mut self) -> Option<plumbing::Error> {
+        self.lost.take()
     }
 
     /// Who takes them out again and again is told of less and less often.
-    fn tell_of(&self, repaired: Repaired) {
+    fn tell_of(&self, repaired: &Repaired) {
         const FEW: u32 = 5;
         if self.repairs <= FEW || self.repairs.is_power_of_two() {
             tracing::warn!(
-                "{repaired} of lbd's were gone and are put back (times so far: {}): does another program manage this host's network? \
+                "of what lbd needs in the kernel this was gone or changed, and is put back (times so far: {}): {repaired}; \
+                 does another program manage this host's network? \
                  (systemd-networkd: ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf)",
                 self.repairs
             );
         }
     }
 
-    /// Once, for as long as it is the same.
-    fn tell(&mut self, trouble: &plumbing::Error) {
-        let trouble = trouble.to_string();
-        if self.trouble.as_ref() != Some(&trouble) {
-            tracing::error!("cannot put back what is missing of lbd's routes and rules: {trouble}");
-            self.trouble = Some(trouble);
+    /// Each once, for as long as it is the same.
+    fn tell(&mut self, troubles: Vec<String>) {
+        for new in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            tracing::error!("cannot put back what lbd needs in the kernel: {new}");
         }
+        self.troubles = troubles;
+    }
+
+    /// What could not be put back, and why.
+    pub(super) fn troubles(&self) -> &[String] {
+        &self.troubles
     }
 
     /// What is led here now.

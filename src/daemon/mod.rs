@@ -379,6 +379,9 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
         if control.is_blind() {
             return Err(Error::Blind);
         }
+        if let Some(loss) = control.take_loss() {
+            return Err(loss.into());
+        }
     }
 }
 

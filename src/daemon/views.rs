@@ -84,6 +84,7 @@ impl Control {
             fragments: self.fragments(),
             unsent: self.unsent(),
             last_reload: self.last_reload(),
+            troubles: self.troubles(),
             draining: self.drains(),
             shadow: self.shadow(),
             af_xdp: self.with_interfaces(af_xdp::view),

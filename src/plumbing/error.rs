@@ -35,6 +35,26 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The device was deleted, or moved.
+    #[error(
+        "{device} is not in this network namespace any more, so no packet reaches lbd: was the TUN device removed? was it moved (ip link set {device} netns)? start lbd again"
+    )]
+    Gone {
+        /// Its name.
+        device: String,
+    },
+    /// The device was renamed, and cannot get its name back.
+    #[error(
+        "{device} is called {now} by now, so lbd's rules do not know it, and it cannot get its name back: {source}; start lbd again, or choose another [tun] name"
+    )]
+    Renamed {
+        /// Its name.
+        device: String,
+        /// What it is called.
+        now: String,
+        /// Why.
+        source: Box<Self>,
+    },
     /// The kernel was started without IPv6.
     #[error(
         "a service has an IPv6 address, and this kernel has no IPv6; start it without ipv6.disable=1, or remove the IPv6 services"

@@ -112,12 +112,18 @@ impl Journal {
         &self.contents.settings
     }
 
-    /// Adds `settings`; when this returns, they are on disk.
+    /// Adds `settings`; when this returns, they are on disk. What was before the first of several changes counts.
     pub(super) fn add(&mut self, settings: Vec<Setting>) -> Result<(), Error> {
         if settings.is_empty() {
             return Ok(());
         }
-        self.contents.settings.extend(settings);
+        for new in settings {
+            let mut known = self.contents.settings.iter_mut();
+            match known.find(|known| known.key == new.key) {
+                Some(known) => known.change_again(new),
+                None => self.contents.settings.push(new),
+            }
+        }
         self.write()
     }
 
@@ -155,6 +161,17 @@ impl Journal {
         self.path
             .parent()
             .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+impl Setting {
+    fn change_again(&mut self, new: Self) {
+        self.set = new.set;
+        for (key, before) in new.along {
+            if self.along.iter().all(|(known, _)| *known != key) {
+                self.along.push((key, before));
+            }
+        }
     }
 }
 
@@ -348,6 +365,24 @@ mod tests {
         let found = Journal::left_behind(directory.path()).unwrap().unwrap();
         assert_eq!(found.settings(), [setting()]);
         assert_eq!(found.device(), "lbd0");
+    }
+
+    #[test]
+    fn a_setting_that_is_changed_again_keeps_what_it_was_at_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut written = journal(directory.path());
+        let mut again = setting();
+        again.before = "7".into();
+        again.along = vec![
+            ("net/ipv4/conf/eth0/forwarding".into(), "0".into()),
+            ("net/ipv4/conf/eth1/forwarding".into(), "0".into()),
+        ];
+        written.add(vec![again]).unwrap();
+        let mut expected = setting();
+        expected
+            .along
+            .push(("net/ipv4/conf/eth1/forwarding".into(), "0".into()));
+        assert_eq!(written.settings(), [expected]);
     }
 
     #[test]

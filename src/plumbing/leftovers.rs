@@ -8,13 +8,11 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 
 use super::error::Error;
+use super::forwarding;
 use super::journal::Journal;
 use super::message;
 use super::netlink::Handle;
-use super::object::{
-    DIVERT_TABLE, Family, FirstLocalRules, KERNEL, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step,
-};
-use super::sysctl;
+use super::object::{DIVERT_TABLE, Family, KERNEL, LOCAL, Object, REFUSE_TABLE, Route, SERVICES_TABLE, Step};
 
 /// What was cleared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,26 +51,19 @@ pub fn clear_leftovers(journal: &Path) -> Result<Option<Summary>, Error> {
     }
     summary.routes = clear_routes(&mut handle, &routes)?;
     if let Some(journal) = &mut journal {
-        summary.sysctls = sysctl::restore_settings(journal.settings())?;
+        let (restored, result) = forwarding::restore(journal.settings());
+        summary.sysctls = restored;
+        result?;
         journal.delete()?;
     }
     Ok((summary != Summary::default()).then_some(summary))
 }
 
-/// The rules for the local table at priority 0, where the kernel puts one.
-pub(super) fn first_local_rules(handle: &mut Handle) -> Result<FirstLocalRules, Error> {
-    let mut marks = |family| -> Result<Vec<u8>, Error> {
-        let rules = rules(handle, family)?;
-        Ok(rules
-            .iter()
-            .filter(|rule| is_first_local(rule))
-            .map(message::mark)
-            .collect())
-    };
-    Ok(FirstLocalRules {
-        v4: marks(Family::V4)?,
-        v6: marks(Family::V6)?,
-    })
+/// By whom each rule for the local table at priority 0, where the kernel puts one, is marked.
+pub(super) fn first_local_rules(handle: &mut Handle, family: Family) -> Result<Vec<u8>, Error> {
+    let rules = rules(handle, family)?;
+    let first = rules.iter().filter(|rule| is_first_local(rule));
+    Ok(first.map(message::mark).collect())
 }
 
 fn is_first_local(rule: &RuleMessage) -> bool {

@@ -46,6 +46,7 @@ mod cover;
 mod device;
 mod directory;
 mod error;
+mod forwarding;
 mod identity;
 mod journal;
 mod leftovers;
@@ -71,7 +72,7 @@ pub use error::Error;
 pub use leftovers::{Summary, clear_leftovers};
 pub(crate) use plan::has_host;
 pub use plan::{Plan, PlanError};
-pub use repair::Repaired;
+pub use repair::{Look, Repaired, Tended};
 
 pub(crate) use message::is_ours as is_own_rule;
 pub(crate) use netlink::Handle;
@@ -79,6 +80,7 @@ pub(crate) use object::{DIVERT_TABLE, SERVICES_TABLE};
 
 use journal::Journal;
 use object::{Family, FirstLocalRules, Object, Step};
+use repair::Setbacks;
 
 use crate::flow::{Endpoint, Protocol};
 
@@ -95,6 +97,11 @@ pub struct Plumbing {
     /// Of the plan's addresses those that other hosts have: what no service takes there goes on to them.
     elsewhere: BTreeSet<IpNet>,
     installed: Vec<Object>,
+    /// Whatever the plan says of it.
+    accepts_own_addresses: bool,
+    setbacks: Setbacks,
+    /// Looks at what others did, so far.
+    looks: u32,
     removed: bool,
 }
 
@@ -108,7 +115,10 @@ impl Plumbing {
     pub fn install(device: Device, plan: Plan, journal: &Path) -> Result<Self, Error> {
         let mut handle = Handle::open()?;
         let journal = Journal::claim(journal, &device.name)?;
-        let first_local_rules = leftovers::first_local_rules(&mut handle)?;
+        let first_local_rules = FirstLocalRules {
+            v4: leftovers::first_local_rules(&mut handle, Family::V4)?,
+            v6: leftovers::first_local_rules(&mut handle, Family::V6)?,
+        };
         let index = device.bring_up(&mut handle)?;
         let mut plumbing = Self {
             handle,
@@ -119,6 +129,9 @@ impl Plumbing {
             plan: Plan::default(),
             elsewhere: BTreeSet::new(),
             installed: Vec::new(),
+            accepts_own_addresses: false,
+            setbacks: Setbacks::default(),
+            looks: 0,
             removed: false,
         };
         // On failure `plumbing` is dropped, which undoes the sysctls that were already set.
@@ -131,13 +144,16 @@ impl Plumbing {
     /// # Errors
     /// When the kernel refuses anything; then what was changed has been changed back.
     pub fn update(&mut self, plan: Plan) -> Result<(), Error> {
+        let needs = self.needs(&plan);
+        if needs != self.needs(&self.plan) {
+            for outcome in sysctl::prepare_device(&self.device.name, needs) {
+                outcome?;
+            }
+        }
         for family in Family::BOTH {
             if plan.uses(family) && !self.plan.uses(family) {
                 sysctl::prepare(family, &self.device.name, &mut self.journal)?;
             }
-        }
-        if plan.has_local_ports() {
-            sysctl::accept_local(&self.device.name)?;
         }
         let elsewhere = self.elsewhere(&plan)?;
         let wanted = object::objects(&plan, &elsewhere, &self.first_local_rules);
@@ -213,8 +229,9 @@ impl Plumbing {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn accept_own_addresses(&self) -> Result<(), Error> {
-        sysctl::accept_local(&self.device.name)
+    pub fn accept_own_addresses(&mut self) -> Result<(), Error> {
+        self.accepts_own_addresses = true;
+        sysctl::accept_local(&self.device.name).map(|_| ())
     }
 
     /// Takes everything out of the kernel again. The device stays, down to its owner.

@@ -96,24 +96,28 @@ impl Handle {
         first
     }
 
-    /// Carries out those of `steps`, all of them installations, whose objects are missing, and yields them; up to the batch in
-    /// which one is refused.
+    /// Carries out those of `steps`, all of them installations, whose objects are missing, and yields them, with the first
+    /// refusal. It goes on after one, but then leaves the host's local table where it is.
     pub(super) fn put_back(&mut self, steps: &[Step], context: &Context) -> (Vec<Step>, Result<(), Error>) {
         let mut done = Vec::new();
+        let mut result = Ok(());
         for batch in batches(steps) {
+            if result.is_err() && batch.iter().any(Step::is_barrier) {
+                continue;
+            }
             let mut refusals = match self.run_batch(batch, context) {
                 Ok(refusals) => refusals,
-                Err(error) => return (done, Err(error)),
+                Err(error) => return (done, result.and(Err(error))),
             };
             let missing = (0..batch.len()).filter(|index| refusals.iter().all(|(refused, _)| refused != index));
             done.extend(missing.map(|index| batch[index].clone()));
             refusals.retain(|(index, refusal)| !is_there(&batch[*index], refusal));
             if let Some((index, source)) = refusals.into_iter().next() {
                 let what = batch[index].to_string();
-                return (done, Err(Error::Refused { what, source }));
+                result = result.and(Err(Error::Refused { what, source }));
             }
         }
-        (done, Ok(()))
+        (done, result)
     }
 
     /// One request, acknowledged.
@@ -129,21 +133,39 @@ impl Handle {
     pub(super) fn link(&mut self, name: &str) -> Result<LinkMessage, Error> {
         let mut query = LinkMessage::default();
         query.attributes.push(LinkAttribute::IfName(name.into()));
-        let found = self.query(RouteNetlinkMessage::GetLink(query), 0);
         let what = || format!("ip link show {name}");
-        let found = found.map_err(|source| Error::Refused { what: what(), source })?;
-        let link = found.into_iter().find_map(|message| {
+        let found = self
+            .find_link(query)
+            .map_err(|source| Error::Refused { what: what(), source })?;
+        let missing = || io::Error::from_raw_os_error(libc::ENODEV);
+        found.ok_or_else(|| Error::Refused {
+            what: what(),
+            source: missing(),
+        })
+    }
+
+    /// The device with this number, unless it is gone.
+    pub(super) fn link_of(&mut self, index: u32) -> Result<Option<LinkMessage>, Error> {
+        let mut query = LinkMessage::default();
+        query.header.index = index;
+        match self.find_link(query) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            found => found.map_err(|source| Error::Netlink {
+                what: "look at a link",
+                source,
+            }),
+        }
+    }
+
+    fn find_link(&mut self, query: LinkMessage) -> io::Result<Option<LinkMessage>> {
+        let found = self.query(RouteNetlinkMessage::GetLink(query), 0)?;
+        Ok(found.into_iter().find_map(|message| {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 Some(link)
             } else {
                 None
             }
-        });
-        let missing = || io::Error::from_raw_os_error(libc::ENODEV);
-        link.ok_or_else(|| Error::Refused {
-            what: what(),
-            source: missing(),
-        })
+        }))
     }
 
     /// All devices.

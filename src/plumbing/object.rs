@@ -59,6 +59,13 @@ impl Family {
         }
     }
 
+    const fn of_net(net: IpNet) -> Self {
+        match net {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
     /// Everything, as a prefix.
     pub(super) fn default_net(self) -> IpNet {
         match self {
@@ -184,6 +191,16 @@ pub(super) enum Object {
     Rule(Rule),
     /// The rule for the local table at priority 0 that is marked so is absent.
     NoFirstLocalRule(Family, u8),
+}
+
+impl Object {
+    pub(super) const fn family(&self) -> Family {
+        match self {
+            Self::Route(route) => Family::of_net(route.net),
+            Self::Rule(rule) => rule.family,
+            Self::NoFirstLocalRule(family, _) => *family,
+        }
+    }
 }
 
 /// A change of one object.

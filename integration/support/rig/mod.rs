@@ -26,6 +26,7 @@ pub(crate) use ports::{Sender, reuse_port};
 pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
 pub(crate) use talk::{Conversation, Watch, echo_datagram, echo_datagram_from, tcp_close, tcp_echo, udp_echo};
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -157,6 +158,31 @@ impl Rig {
         Lbd::start(self, config)
     }
 
+    /// All network settings in `lb`, but for those of lbd's own device.
+    pub(crate) fn settings(&self) -> BTreeSet<String> {
+        let told = self.told_by(&SETTINGS);
+        let lines = told
+            .lines()
+            .filter(|line| line.starts_with("net.") && !line.contains(".lbd0."));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Has a router on the link of a namespace say that it is one, until `lb` has a route by it.
+    #[track_caller]
+    pub(crate) fn advertise_router(&self, namespace: &str) {
+        wait_until("a route by router advertisement", Duration::from_secs(10), || {
+            let advertised = load::inside(namespace, || crate::router::advertise("eth0"));
+            advertised.join().expect("cannot advertise a router");
+            self.has_advertised_router()
+        });
+    }
+
+    /// Whether `lb` has a default route by router advertisement.
+    pub(crate) fn has_advertised_router(&self) -> bool {
+        let route = self.sh("lb", "ip -6 route show default proto ra").ok();
+        route.contains("via fe80::")
+    }
+
     /// The kernel's rules, routes, links with their XDP programs and features, and sysctls in `lb`: what lbd may change,
     /// and must put back.
     pub(crate) fn kernel_state(&self) -> String {
@@ -181,7 +207,8 @@ const ROUTING: [&str; 7] = [
 
 const SETTINGS: [&str; 2] = [
     "for link in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do ethtool -k $link; done",
-    "sysctl -a --pattern '^net\\.ipv[46]\\.(conf|ip_forward|ip_early_demux|ip_nonlocal|route\\.flush)' 2>/dev/null",
+    // Without what nobody sets: the kernel counts there.
+    "sysctl -a --pattern '^net\\.' 2>/dev/null | grep -v nf_conntrack_count",
 ];
 
 impl Drop for Rig {

@@ -30,7 +30,8 @@ pub fn status(status: &Status) -> String {
         .draining
         .iter()
         .map(|drain| ("draining", super::drains::line(drain)));
-    for (key, value) in facts.into_iter().chain(drains) {
+    let troubles = status.troubles.iter().map(|trouble| ("trouble", trouble.clone()));
+    for (key, value) in facts.into_iter().chain(troubles).chain(drains) {
         text.push_str(&format!("{key:<12} {value}\n"));
         match key {
             "flows" => text.push_str(&flows_by_state(status)),
@@ -224,6 +225,7 @@ mod tests {
                 succeeded: false,
                 result: "a:1:1: x\na:2:1: y\n".to_owned(),
             }),
+            troubles: Vec::new(),
             draining: Vec::new(),
             shadow: None,
             af_xdp: None,
