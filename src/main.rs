@@ -10,11 +10,15 @@ use lbd::config::validate::{Loaded, load};
 use lbd::daemon;
 use lbd::engine::Seeds;
 use lbd::replay::run::Simulation;
+use tracing::Level;
 
 /// A layer-4 load balancer in user space, with the semantics of kube-proxy's iptables and IPVS modes.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    /// Log details, too, for example what the kernel's verifier says of the XDP program
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(flatten)]
     run: Run,
     #[command(subcommand)]
@@ -62,7 +66,7 @@ struct Replay {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr();
+    log_to_stderr(arguments.verbose);
     let done = match (arguments.command, arguments.run.config) {
         (Some(Command::Check { config }), _) => read(&config).map(|_valid| ()),
         (Some(Command::Replay(replay)), _) => replay.run(),
@@ -78,8 +82,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr() {
+fn log_to_stderr(verbose: bool) {
+    let level = if verbose { Level::DEBUG } else { Level::INFO };
     tracing_subscriber::fmt()
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()

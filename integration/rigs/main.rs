@@ -24,6 +24,7 @@ mod leaving;
 mod operator;
 mod own;
 mod ports;
+mod preflight;
 mod reload;
 mod repair;
 mod sctp;

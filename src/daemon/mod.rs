@@ -9,6 +9,7 @@ mod kept;
 mod leads;
 mod notify;
 mod ports;
+pub mod preflight;
 mod views;
 
 use std::io;
@@ -34,7 +35,7 @@ use crate::io::xdp::filter::error::FilterError;
 use crate::io::xdp::filter::program;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
-use crate::io::{PacketIo, tun, xdp};
+use crate::io::{PacketIo, limits, tun, xdp};
 use crate::plumbing::{self, Device, Monitor};
 use crate::policy::{OwnSources, Policy, differing};
 use crate::worker::Clock;
@@ -45,6 +46,9 @@ use notify::notify;
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The process or the host lacks something that the configuration needs.
+    #[error(transparent)]
+    Missing(#[from] preflight::Report),
     /// The interfaces, with `backend = "af_xdp"`.
     #[error(transparent)]
     Xdp(#[from] xdp::interfaces::OpenError),
@@ -91,7 +95,7 @@ pub enum Error {
     )]
     Blind,
     /// Threads, signals or epoll.
-    #[error("the system refuses {what}: {error}")]
+    #[error("the system refuses {what}: {error}{}", limits::remedy(error).map_or_else(String::new, |remedy| format!("; {remedy}")))]
     System {
         /// What was asked for.
         what: &'static str,
@@ -162,6 +166,7 @@ impl Watch {
 /// When the kernel refuses what lbd needs. Whatever was put into the kernel has been taken out again.
 pub fn run(file: &Path, loaded: Loaded, watch: Watch, on_ready: impl FnOnce(Ready<'_>)) -> Result<(), Error> {
     let config = &loaded.config;
+    preflight::check(config, tun_workers(config))?;
     let clock = Clock::start();
     let socket = config.control_socket.clone();
     let device = Device {
@@ -200,11 +205,7 @@ fn start_datapath(
     clock: Clock,
     waker: &Arc<Waker>,
 ) -> Result<(Datapath, Option<Interfaces>, Crew), Error> {
-    let tun_workers = match config.datapath.backend {
-        Backend::Tun => config.datapath.workers.unwrap_or_else(available_workers),
-        // For this host's own clients, and what lbd cannot send itself.
-        Backend::AfXdp => 1,
-    };
+    let tun_workers = tun_workers(config);
     let name = &config.tun.name;
     let opened = tun::open(name, tun_workers, config.tun.offload)?;
     tracing::info!("{name}: {tun_workers} queues, offloads: {}", opened.offloads);
@@ -274,6 +275,15 @@ fn xdp_settings(config: &Config) -> xdp::interfaces::Settings {
         workers: config.datapath.workers,
         announce: *announce,
         seed: fastrand::u64(..),
+    }
+}
+
+/// Workers that serve the TUN device.
+fn tun_workers(config: &Config) -> usize {
+    match config.datapath.backend {
+        Backend::Tun => config.datapath.workers.unwrap_or_else(available_workers),
+        // For this host's own clients, and what lbd cannot send itself.
+        Backend::AfXdp => 1,
     }
 }
 

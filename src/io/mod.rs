@@ -3,6 +3,7 @@
 //! A device owns its buffers and lends them for one batch: it receives, has the batch decided, and sends what is left
 //! of it. So nothing is copied between a receive and a send buffer, on TUN as on AF_XDP, where both are one frame.
 pub mod capture;
+pub mod limits;
 pub mod owners;
 pub mod steering;
 pub mod tun;

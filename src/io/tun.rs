@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::limits;
 use super::steering::Steering;
 use super::{Decide, Exchanged, PacketIo};
 use crate::io::xdp::channels::interface_index;
@@ -63,7 +64,7 @@ impl std::fmt::Display for Offloads {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is no TUN here, or lbd may not use it.
-    #[error("/dev/net/tun: {0}; load the module `tun` and run lbd as root or with CAP_NET_ADMIN")]
+    #[error("/dev/net/tun: {said}; {remedy}", said = .0, remedy = device_remedy(.0))]
     Device(io::Error),
     /// lbd may not make the device.
     #[error("TUN device {name}: {error}; run lbd as root or with CAP_NET_ADMIN")]
@@ -83,6 +84,10 @@ pub enum OpenError {
         /// What the kernel says.
         error: io::Error,
     },
+}
+
+fn device_remedy(error: &io::Error) -> &'static str {
+    limits::remedy(error).unwrap_or("load the module `tun` and run lbd as root or with CAP_NET_ADMIN")
 }
 
 /// One queue of a TUN device.
@@ -131,7 +136,7 @@ pub fn open(name: &str, queues: usize, offload: bool) -> Result<Opened, OpenErro
 fn steer(name: &str, file: &File) -> Option<Steering> {
     let steering = Steering::attach(file);
     let explained = steering.map_err(|error| {
-        tracing::warn!("{name}: the kernel chooses queues, and may reorder a flow when it moves one ({error}); run lbd with CAP_BPF, or set [datapath] workers = 1");
+        tracing::warn!("{name}: the kernel chooses queues, and may reorder a flow when it moves one ({error}); run lbd with CAP_BPF and CAP_PERFMON, or set [datapath] workers = 1");
     });
     explained.ok()
 }

@@ -2,6 +2,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::io::limits;
+
 /// The kernel, or a file, refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -14,7 +16,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Netlink itself failed.
-    #[error("netlink: cannot {what}: {source}")]
+    #[error("netlink: cannot {what}: {source}{}", limits::remedy(source).map_or_else(String::new, |remedy| format!("; {remedy}")))]
     Netlink {
         /// What was being done.
         what: &'static str,
@@ -107,6 +109,9 @@ pub enum Error {
 }
 
 fn remedy(error: &io::Error) -> &'static str {
+    if let Some(remedy) = limits::remedy(error) {
+        return remedy;
+    }
     match error.raw_os_error() {
         Some(libc::EPERM) => "lbd needs CAP_NET_ADMIN in this network namespace",
         // `ip6_route_info_create_nh` of net/ipv6/route.c; a missing capability is EPERM.

@@ -2,6 +2,12 @@
 use std::fmt;
 use std::io;
 
+use crate::io::limits;
+
+/// What the XDP program and its sockets need. CAP_PERFMON: it compares pointers (`allow_ptr_leaks`, include/linux/bpf.h).
+pub(super) const CAPABILITIES: &str = "AF_XDP needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON of the host itself, not of a user namespace, and \
+    CAP_IPC_LOCK or LimitMEMLOCK=infinity: run lbd as root, or with AmbientCapabilities= in its unit";
+
 /// What lbd asked the kernel for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -43,16 +49,19 @@ impl OpenError {
     }
 
     fn remedy(&self) -> &'static str {
+        if let Some(remedy) = limits::remedy(&self.error) {
+            return remedy;
+        }
         match (self.error.raw_os_error().unwrap_or(0), self.step) {
             (_, Step::SendQueue) => {
                 "set [datapath] workers to at most the number of send queues (`ethtool -l`), or give the interface more (`ethtool -L`)"
             }
-            (libc::EPERM | libc::EACCES, _) => "run lbd as root, or with CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
+            (libc::EPERM | libc::EACCES, _) => CAPABILITIES,
             (libc::EBUSY, _) => {
                 "another AF_XDP program owns this queue: stop it (`ss --xdp -p` names it), or leave the interface out of [af_xdp] interfaces"
             }
             (libc::ENOBUFS | libc::ENOMEM, _) => {
-                "lbd may not lock this much memory: raise `ulimit -l`, or set LimitMEMLOCK=infinity in its systemd unit"
+                "lbd may not lock this much memory: raise `ulimit -l`, set LimitMEMLOCK=infinity in its systemd unit, or give it CAP_IPC_LOCK"
             }
             (libc::EOPNOTSUPP | libc::EINVAL, Step::BindZeroCopy) => {
                 "the driver has no zero copy here: set [af_xdp] zero_copy = \"auto\""

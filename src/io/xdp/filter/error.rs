@@ -1,7 +1,9 @@
 //! What can go wrong between lbd and its XDP program.
 use std::io;
 
+use super::super::error::CAPABILITIES;
 use super::program::Attach;
+use crate::io::limits;
 
 /// The kernel, or the loader, refused.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +69,14 @@ impl FilterError {
     pub(super) fn load(error: &(dyn std::error::Error + 'static)) -> Self {
         let cause = chain(error).find_map(|error| error.downcast_ref::<io::Error>());
         let texts: Vec<String> = chain(error).map(ToString::to_string).collect();
+        let mut short: Vec<&str> = texts.iter().map(|text| without_dump(text)).collect();
+        // A cause is part of what it caused, once the dump after it is gone.
+        short.dedup_by(|later, former| former.ends_with(*later));
+        if short.join(": ") != texts.join(": ") {
+            tracing::debug!("{}", texts.join(": "));
+        }
         Self::Load {
-            what: texts.join(": "),
+            what: short.join(": "),
             remedy: cause.map_or("this is a fault of lbd, please report it", load_remedy),
         }
     }
@@ -81,15 +89,22 @@ impl FilterError {
     }
 }
 
+/// What the verifier wrote, hundreds of lines, is for those who ask for it.
+fn without_dump(text: &str) -> &str {
+    let (said, _dump) = text.split_once("Verifier output:").unwrap_or((text, ""));
+    said.trim_end_matches(['.', ' '])
+}
+
 fn chain<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-const CAPABILITIES: &str = "lbd needs the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW in the initial user namespace: run it as root, or with AmbientCapabilities= in its unit";
-
 pub(super) fn load_remedy(error: &io::Error) -> &'static str {
+    if let Some(remedy) = limits::remedy(error) {
+        return remedy;
+    }
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => CAPABILITIES,
         Some(libc::ENOMEM) => "free memory, or raise the memory limit of lbd's cgroup",
