@@ -31,7 +31,7 @@ use crate::matcher::Match;
 use crate::nat::{self, Exhausted};
 use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
-use crate::packet::{Headers, ParseError, Payload};
+use crate::packet::{Headers, ParseError, Payload, ip};
 use crate::policy::Policy;
 use crate::rewrite;
 use crate::router::Router;
@@ -191,6 +191,7 @@ impl Engine {
             lane,
             router: None,
             host: None,
+            restores_hop: false,
             elsewhere: &self.elsewhere,
         }
     }
@@ -309,6 +310,7 @@ pub struct Processor<'a> {
     lane: &'a mut LaneState,
     router: Option<&'a mut dyn Router>,
     host: Option<&'a mut dyn Host>,
+    restores_hop: bool,
     elsewhere: &'a RwLock<Option<HashSet<IpAddr>>>,
 }
 
@@ -317,6 +319,13 @@ impl<'a> Processor<'a> {
     #[must_use]
     pub fn routed_by(self, router: Option<&'a mut dyn Router>) -> Self {
         Self { router, ..self }
+    }
+
+    /// From now on packets that go on get back one hop of their TTL: the kernel forwards them to lbd and once more from there, and
+    /// takes one each time, though this host is one router (RFC 1812 section 5.3.1).
+    #[must_use]
+    pub fn restoring_hop(self, restores_hop: bool) -> Self {
+        Self { restores_hop, ..self }
     }
 
     /// From now on `host` is asked what is its own.
@@ -385,7 +394,12 @@ impl Processor<'_> {
     #[inline]
     fn conclude(&mut self, frame: &mut Frame<'_>, result: Result<(), Stop>, now: Instant) -> Verdict {
         match result {
-            Ok(()) => Verdict::Forward,
+            Ok(()) => {
+                if self.restores_hop {
+                    ip::restore_hop(frame.bytes_mut());
+                }
+                Verdict::Forward
+            }
             Err(Stop::Pass(reason)) => Verdict::Pass(reason),
             Err(Stop::Drop(reason)) => Verdict::Drop(reason),
             Err(Stop::Reject(reason)) => self.refuse(frame, reason, now),

@@ -200,8 +200,14 @@ fn decide(
         router
     });
     let host = host.map(|host| -> &mut dyn Host { host });
-    let mut processor = engine.enter(lane, now).routed_by(router).on_host(host);
-    processor.process_batch(frames, now, |frame, verdict| frame.fate = fate(verdict));
+    // Where lbd is no router itself, the kernel forwards to it and from it.
+    let restores_hop = router.is_none();
+    let processor = engine.enter(lane, now).routed_by(router).on_host(host);
+    let mut processor = processor.restoring_hop(restores_hop);
+    processor.process_batch(frames, now, |frame, verdict| {
+        let returns = frame.is_own_error && matches!(verdict, Verdict::Pass(_));
+        frame.fate = if returns { Fate::Return } else { fate(verdict) };
+    });
     processor.take_released()
 }
 

@@ -208,6 +208,7 @@ fn the_rules_are_as_the_documentation_shows_them() {
                 "35:\tfrom all sport 1-65534 goto 37 proto 108",
                 "35:\tfrom all dport 1-65534 goto 37 proto 108",
                 "36:\tfrom 10.2.0.11 ipproto tcp lookup 7763 proto 108",
+                "36:\tfrom 10.2.0.11 iif lo lookup 7763 proto 108",
                 "37:\tfrom all lookup 7762 proto 108",
                 "39:\tfrom all iif lbd0 lookup 7764 proto 108",
                 "32766:\tfrom all lookup main",

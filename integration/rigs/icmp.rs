@@ -1,7 +1,10 @@
 //! A service can be pinged, and packets find out how long they may be, wherever the narrow place is.
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use crate::rig::{BEFORE, BEHIND, Config, Family, Rig, Service, isolated, matrix, wait_until};
+use crate::rig::{
+    BEFORE, BEHIND, Backend, Config, Conversation, Family, Rig, Service, echo_datagram, isolated, matrix, wait_until,
+};
 use crate::xdp_sizes::assert_transfers;
 
 /// Whether an address answers three pings.
@@ -212,6 +215,137 @@ fn what_this_host_says_in_icmp_about_other_things_arrives_through_a_strict_firew
                 .sh("client", &format!("traceroute -n -q 1 -m 2 {}", Family::host(&server)))
                 .ok();
             assert!(traced.contains(Family::host(&own)), "{traced}");
+            lbd.terminate();
+        }
+    });
+}
+
+/// Each refusal is told, however many there are. And where connection tracking sees all packets, which it does not on AF_XDP, a
+/// firewall drops what it does not know.
+fn strict() -> String {
+    let firewall = match Backend::of_this_run() {
+        Backend::Tun => DROPS_INVALID,
+        Backend::AfXdp => "",
+    };
+    format!("{firewall}\nin_ns lb sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0")
+}
+
+const DROPS_INVALID: &str = "
+for tables in iptables ip6tables; do
+    for chain in INPUT FORWARD; do in_ns lb $tables -A $chain -m conntrack --ctstate INVALID -j DROP; done
+done
+";
+
+/// A TCP and a UDP service with one server, of which both take this port.
+fn both(family: Family, server: &str) -> Vec<Service> {
+    let over = |protocol| Service {
+        name: format!("{protocol} {server}"),
+        protocol,
+        backends: vec![(server.to_owned(), 1)],
+        ..Service::web(family)
+    };
+    vec![over("tcp"), over("udp")]
+}
+
+/// What a client of the web service's address is told at once, over TCP and UDP.
+fn told(family: Family) -> [Result<(), ErrorKind>; 2] {
+    let connected = Conversation::try_open("client", &family.web());
+    let echoed = echo_datagram("client", &family.web(), 100);
+    [connected, echoed].map(|result| result.map_err(|error| error.kind()))
+}
+
+#[test]
+fn a_client_is_told_at_once_whatever_the_hosts_firewall_rejects_its_packets_with() {
+    isolated(|| {
+        let rig = Rig::changed(&strict());
+        for (mode, family) in matrix() {
+            let mut config = Config::new(mode, both(family, &family.server(1, 8080)));
+            // Packets that AF_XDP sends meet no firewall.
+            config.backend = Backend::Tun;
+            let lbd = rig.lbd(&config);
+            let (tables, kinds) = match family {
+                Family::V4 => (
+                    "iptables",
+                    ["icmp-port-unreachable", "icmp-admin-prohibited", "icmp-net-unreachable"],
+                ),
+                Family::V6 => (
+                    "ip6tables",
+                    ["icmp6-port-unreachable", "icmp6-adm-prohibited", "icmp6-no-route"],
+                ),
+            };
+            for kind in kinds.into_iter().chain(["tcp-reset"]) {
+                let protocols = if kind == "tcp-reset" { "-p tcp" } else { "" };
+                let rule = format!("FORWARD -i lbd0 -o s1 {protocols} -j REJECT --reject-with {kind}");
+                rig.sh("lb", &format!("{tables} -A {rule}")).ok();
+                let [connected, echoed] = told(family);
+                let is_told = |result: Result<(), ErrorKind>| {
+                    result.is_err_and(|kind| ![ErrorKind::TimedOut, ErrorKind::WouldBlock].contains(&kind))
+                };
+                assert!(is_told(connected), "{kind}, TCP: {connected:?}");
+                // Sockets that did not ask for them hear of no other errors of ICMP (`icmp_err_convert`, net/ipv4/icmp.c).
+                if kind.contains("port") || kind.contains("adm") {
+                    assert!(is_told(echoed), "{kind}, UDP: {echoed:?}");
+                }
+                rig.sh("lb", &format!("{tables} -D {rule}")).ok();
+            }
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_client_is_told_that_its_server_on_lbds_own_host_is_not_there() {
+    isolated(|| {
+        let rig = Rig::changed(&strict());
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, both(family, &family.balancer(9_999))));
+            let refused = Err(ErrorKind::ConnectionRefused);
+            assert_eq!(told(family), [refused, refused]);
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_client_is_told_that_there_is_no_way_to_its_server() {
+    isolated(|| {
+        let rig = Rig::changed(&strict());
+        for (mode, family) in matrix() {
+            let server = match family {
+                Family::V4 => "10.99.0.1:8080",
+                Family::V6 => "[fd00:99::1]:8080",
+            };
+            let lbd = rig.lbd(&Config::new(mode, both(family, server)));
+            let [connected, _] = told(family);
+            let unreachable = [Err(ErrorKind::NetworkUnreachable), Err(ErrorKind::HostUnreachable)];
+            assert!(unreachable.contains(&connected), "{connected:?}");
+            lbd.terminate();
+        }
+    });
+}
+
+#[test]
+fn a_service_is_one_hop_behind_lbds_host() {
+    isolated(|| {
+        let rig = Rig::changed(&strict());
+        for (mode, family) in matrix() {
+            let lbd = rig.lbd(&Config::new(mode, vec![Service::web(family)]));
+            let web = family.web();
+            let traced = rig.sh(
+                "client",
+                &format!("traceroute -n -q 1 -m 4 -T -p 80 {}", Family::host(&web)),
+            );
+            let traced = traced.ok();
+            let hops: Vec<&str> = traced
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_whitespace().nth(1))
+                .collect();
+            assert_eq!(
+                hops,
+                [Family::host(&family.balancer(0)), Family::host(&web)],
+                "{traced}"
+            );
             lbd.terminate();
         }
     });

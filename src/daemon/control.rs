@@ -77,6 +77,8 @@ pub(super) struct Datapath {
     /// Packets that the device did not take.
     pub(super) unsent: Arc<AtomicU64>,
     pub(super) steering: Option<Steering>,
+    /// Whether workers can send in the host's name.
+    pub(super) returns_errors: bool,
     /// The state of routes that the first policy was made from.
     pub(super) generation: u64,
     /// Routes and neighbours, on AF_XDP.
@@ -105,8 +107,9 @@ impl Datapath {
 }
 
 /// What `policy` needs of the kernel, where an XDP program judges the packets of `interfaces`.
-fn plan(policy: &Policy, interfaces: Option<&Interfaces>) -> Result<Plan, Error> {
+fn plan(policy: &Policy, interfaces: Option<&Interfaces>, returns_errors: bool) -> Result<Plan, Error> {
     let mut plan = Plan::new(policy, &policy.local_addresses)?;
+    plan.returns_errors = returns_errors;
     if let Some(interfaces) = interfaces {
         plan.serve(interfaces.names(), policy.nat.own.as_ref());
     }
@@ -157,7 +160,7 @@ impl Control {
     pub(super) fn install(&self, device: Device, interfaces: Option<Interfaces>, journal: &Path) -> Result<(), Error> {
         let mut state = self.state.lock();
         let policy = Arc::clone(&self.datapath.engine.ruleset().policy);
-        state.plan = plan(&policy, interfaces.as_ref())?;
+        state.plan = plan(&policy, interfaces.as_ref(), self.datapath.returns_errors)?;
         let leads = Leads::install(device, interfaces, state.plan.clone(), &policy, journal)?;
         self.datapath.engine.refuse_other_ports(leads.other_hosts());
         state.leads = Some(leads);
@@ -458,7 +461,8 @@ impl Control {
         if let Some(turnover) = Turnover::between(&former, &policy, &state.plan) {
             return self.turn_over(state, config, policy, &turnover);
         }
-        let plan = plan(&policy, state.leads.as_ref().and_then(Leads::interfaces))?;
+        let interfaces = state.leads.as_ref().and_then(Leads::interfaces);
+        let plan = plan(&policy, interfaces, self.datapath.returns_errors)?;
         let is_same = *self.datapath.engine.ruleset().policy == policy;
         if is_same && plan.served == state.plan.served {
             state.config = config;

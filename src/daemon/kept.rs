@@ -21,6 +21,7 @@ pub(super) fn gone(before: &Plan, after: &Plan) -> Plan {
             .difference(&after.diverted_locally)
             .copied()
             .collect(),
+        ..Plan::default()
     }
 }
 
@@ -34,6 +35,8 @@ pub(super) fn is_only_of_replies(plan: &Plan) -> bool {
         masqueraded,
         diverted,
         diverted_locally,
+        own: _,
+        returns_errors: _,
     } = plan;
     let covers = [masqueraded, diverted, diverted_locally];
     routes.is_empty() && local_ports.is_empty() && served.is_empty() && covers.iter().all(|covers| covers.is_empty())

@@ -243,6 +243,7 @@ fn start_datapath(
         workers,
         unsent: Arc::default(),
         steering: opened.steering,
+        returns_errors: opened.returns,
         generation,
         hops,
     };

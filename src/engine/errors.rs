@@ -32,6 +32,7 @@ impl Processor<'_> {
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {
             let stop = self.without_flow(headers, now);
+            frame.is_own_error = self.is_own_error(headers);
             let is_pinged =
                 matches!(stop, Stop::Pass(Pass::UntrackedProtocol)) && self.is_pinged(frame.bytes(), headers);
             return Err(if is_pinged { Stop::Echo } else { stop });
@@ -39,6 +40,21 @@ impl Processor<'_> {
         self.may_go_on(frame.bytes(), headers, inner.source)?;
         rewrite::error(frame, headers, &quoted, source, &inner);
         Ok(())
+    }
+
+    /// Whether this host itself has made the error, to somebody else. One to an address of lbd's would come back here for ever.
+    fn is_own_error(&self, headers: &Headers) -> bool {
+        let (source, destination) = (headers.source.into(), headers.destination.into());
+        headers.payload == Payload::IcmpError
+            && self.ruleset.is_local(&source)
+            && !self.ruleset.is_virtual(&destination)
+            && !self
+                .ruleset
+                .policy
+                .nat
+                .pool
+                .iter()
+                .any(|pool| pool.contains(&destination))
     }
 
     /// The flow of the quoted packet takes no note of the error: it is neither kept alive nor ended by it.

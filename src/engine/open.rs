@@ -71,7 +71,7 @@ impl Processor<'_> {
     /// No service has this port of the address. Where lbd answers for the address, nobody else would say so.
     fn unserved(&self, segment: &Segment, trace: Trace, now: Instant) -> Stop {
         let address = segment.key.destination.into();
-        match super::refuses_other_ports(self.elsewhere, &self.ruleset, &address) {
+        match super::refuses_other_ports(self.elsewhere, self.ruleset, &address) {
             true => Stop::Reject(Reject::NoService),
             false => self.bypass(segment, trace, Pass::NoMatch, now),
         }

@@ -10,6 +10,7 @@ pub mod tun;
 pub mod xdp;
 
 mod bpf;
+mod own_sender;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -12,8 +12,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use super::limits;
+use super::own_sender::OwnSender;
 use super::steering::Steering;
 use super::{Decide, Exchanged, PacketIo};
 use crate::io::xdp::channels::interface_index;
@@ -95,6 +97,8 @@ fn device_remedy(error: &io::Error) -> &'static str {
 pub struct Queue {
     file: File,
     buffers: Box<[Box<[u8]>]>,
+    /// Sends in the host's name.
+    own: Option<Arc<OwnSender>>,
 }
 
 /// A device and how it works.
@@ -106,6 +110,8 @@ pub struct Opened {
     pub offloads: Offloads,
     /// What chooses the queue, if that is lbd.
     pub steering: Option<Steering>,
+    /// Whether packets with [`Fate::Return`] are sent in the host's name; else they go back like others that pass.
+    pub returns: bool,
 }
 
 /// Opens a device of `name` with this many queues; it vanishes when the last of them is closed.
@@ -120,7 +126,16 @@ pub fn open(name: &str, queues: usize, offload: bool) -> Result<Opened, OpenErro
         [first, _, ..] => steer(name, first),
         [] | [_] => None,
     };
+    let own = OwnSender::open().map(Arc::new);
+    if let Err(error) = &own {
+        tracing::warn!(
+            "{name}: without CAP_NET_RAW clients are not told of most ICMP errors of this host about their packets ({error}); run lbd with CAP_NET_RAW"
+        );
+    }
+    let own = own.ok();
+    let returns = own.is_some();
     let queues = files.into_iter().map(|file| Queue {
+        own: own.clone(),
         file,
         buffers: (0..BATCH)
             .map(|_| vec![0; HEADER + MAX_PACKET].into_boxed_slice())
@@ -130,6 +145,7 @@ pub fn open(name: &str, queues: usize, offload: bool) -> Result<Opened, OpenErro
         queues: queues.collect(),
         offloads,
         steering,
+        returns,
     })
 }
 
@@ -226,7 +242,11 @@ impl PacketIo for Queue {
         decide(&mut frames, None);
         // A packet that is not lbd's goes back to the kernel like any other.
         let kept = frames.iter_mut().filter(|frame| frame.fate != Fate::Discard);
-        let unsent = kept.filter_map(|frame| send(&mut self.file, frame).err()).count();
+        let sent = kept.map(|frame| match (frame.fate, &self.own) {
+            (Fate::Return, Some(own)) => own.send(frame.bytes_mut()),
+            (Fate::Return | Fate::Send | Fate::Pass | Fate::Discard, _) => send(&mut self.file, frame).map(drop),
+        });
+        let unsent = sent.filter(Result::is_err).count();
         Ok(Exchanged {
             received: frames.len(),
             unsent,
@@ -236,7 +256,7 @@ impl PacketIo for Queue {
 
     fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
         match fate {
-            Fate::Send | Fate::Pass => write_packet(&self.file, packet, Checksum::Complete),
+            Fate::Send | Fate::Pass | Fate::Return => write_packet(&self.file, packet, Checksum::Complete),
             Fate::Discard => Ok(()),
         }
     }

@@ -29,6 +29,8 @@ pub enum Fate {
     Send,
     /// Give it back, as it came, to whom it would have gone without lbd.
     Pass,
+    /// Give it back to the host, which has sent it, as something that it sends: it is about none of lbd's flows.
+    Return,
     /// Forget it.
     Discard,
 }
@@ -43,6 +45,8 @@ pub struct Frame<'a> {
     /// Whether the packet has opened a flow: what was known of packets with its tuple, or that of the answer to it, no longer
     /// counts.
     pub opens_flow: bool,
+    /// Whether it is an ICMP error that this host itself has made about a packet that is none of lbd's.
+    pub is_own_error: bool,
     is_finished: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
@@ -73,6 +77,7 @@ impl<'a> Frame<'a> {
             end,
             is_answer: false,
             opens_flow: false,
+            is_own_error: false,
             is_finished: false,
             checksum,
             fate: Fate::Send,

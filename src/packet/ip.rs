@@ -1,4 +1,5 @@
 //! The network layer: IPv4 (RFC 791) and IPv6 with its extension headers (RFC 8200).
+use super::checksum::Difference;
 use super::{ParseError, Version};
 use crate::flow::Address;
 
@@ -175,5 +176,61 @@ fn extension_length(protocol: u8, bytes: &[u8]) -> Result<Option<usize>, ParseEr
     match length <= bytes.len() {
         true => Ok(Some(length)),
         false => Err(ParseError::Malformed),
+    }
+}
+/// Takes one from the time to live or hop limit of a packet, unless none is left. In IPv4 the header's checksum follows (RFC 1141).
+#[inline]
+pub fn take_hop(packet: &mut [u8]) {
+    change_hops(packet, |hops| hops.saturating_sub(1));
+}
+
+/// Adds one to the time to live or hop limit of a packet, unless it is the largest already. In IPv4 the header's checksum follows
+/// (RFC 1141).
+#[inline]
+pub fn restore_hop(packet: &mut [u8]) {
+    change_hops(packet, |hops| hops.saturating_add(1));
+}
+
+#[inline]
+fn change_hops(packet: &mut [u8], change: impl Fn(u8) -> u8) {
+    match packet {
+        [first, _, _, _, _, _, _, hops, ..] if *first >> 4 == 6 => *hops = change(*hops),
+        [_, _, _, _, _, _, _, _, hops, protocol, high, low, ..] => {
+            let before = [*hops, *protocol];
+            *hops = change(*hops);
+            let change = Difference::NONE.replaced(&before, &[*hops, *protocol]);
+            [*high, *low] = change.update(u16::from_be_bytes([*high, *low])).to_be_bytes();
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::checksum;
+
+    #[test]
+    fn a_hop_that_is_given_back_leaves_the_header_as_it_was_before_it_was_taken() {
+        let mut v4 = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 1, 0, 2, 10, 96, 0, 10];
+        let sum = checksum::finish(checksum::add(0, &v4));
+        v4[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut v6 = [0; 40];
+        (v6[0], v6[7]) = (0x60, 64);
+        for packet in [&mut v4[..], &mut v6[..]] {
+            let before = packet.to_vec();
+            take_hop(packet);
+            assert_ne!(packet, before);
+            if packet[0] >> 4 == 4 {
+                assert_eq!(checksum::finish(checksum::add(0, packet)), 0, "its checksum is right");
+            }
+            restore_hop(packet);
+            assert_eq!(packet, before);
+        }
+        for (place, packet) in [(8, &mut v4[..]), (7, &mut v6[..])] {
+            packet[place] = 255;
+            restore_hop(packet);
+            assert_eq!(packet[place], 255);
+        }
     }
 }

@@ -125,9 +125,18 @@ fn select(message: &mut RuleMessage, rule: &Rule, context: &Context) {
             message.attributes.push(RuleAttribute::Iifname(device));
         }
         Selector::FromInterface(name) => message.attributes.push(RuleAttribute::Iifname(name.clone())),
-        Selector::OwnError(number) => {
-            let range = RuleAttribute::DestinationPortRange(port_range((*number, *number)));
+        Selector::OwnError(source, range) => {
+            if let Some(source) = *source {
+                message.header.src_len = 32;
+                message.attributes.push(RuleAttribute::Source(source.into()));
+            }
+            let range = RuleAttribute::DestinationPortRange(port_range(*range));
             message.attributes.extend([own(), icmp(), range]);
+        }
+        Selector::OwnFrom(net) => {
+            message.header.src_len = net.prefix_len();
+            let source = RuleAttribute::Source(net.addr());
+            message.attributes.extend([own(), source]);
         }
         Selector::OwnIcmp => message.attributes.extend([own(), icmp()]),
         Selector::Icmp => message.attributes.push(icmp()),

@@ -16,11 +16,13 @@
 //!  30: iif eth0 goto 37                          what the XDP program on eth0 left to the kernel   (only with AF_XDP)
 //!  31: from BACKEND ipproto tcp sport 8080 -> 7763   replies, so that clients keep their address
 //!      (and `to` destinations of iptables-mode rules that lead to a service)
-//!  32: iif lo ipproto icmp dport 772 -> 7763      the kernel's word that a packet which lbd wrote does not arrive ...
+//!  32: from 0.0.0.0 iif lo ipproto icmp dport 768-783 -> 7763   the kernel's word that a packet which lbd wrote does not
+//!                                                arrive, and the same from backends that are this host ...
 //!  33: iif lo ipproto icmp goto 37               (what else this host says in ICMP is none of lbd's)
 //!  34: ipproto icmp -> 7763                      ... and a router's, about a packet that lbd led to a backend
 //!  35: sport 1-65534 goto 37                     whole packets, and the same with dport
 //!  36: from BACKEND ipproto tcp -> 7763          fragments of replies
+//!  36: from BACKEND iif lo -> 7763               RSTs that the host's firewall sends in a backend's name
 //!  37: lookup 7762                               service, external and pool addresses -> lbd0
 //!  39: iif lbd0 lookup 7764                      the same addresses, unreachable: nobody serves that port, unless the
 //!                                                address is another host's
@@ -36,9 +38,14 @@
 //! - Rules cannot tell an ICMP error from an echo, nor whom an error is about. So all ICMP that this host forwards takes
 //!   the way over lbd, which passes on what is about none of its flows, at the price of one more hop in its TTL.
 //!   Where every flow is masqueraded, the errors come to lbd's own addresses, and there are no such rules.
-//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port. Two errors
-//!   (`Family::errors`) are led to lbd; one about a packet that lbd did not write comes back, from an address of this host that may be another
-//!   interface's than without lbd. The rest is left alone: a ping would choose a wrong source address.
+//! - Of what this host itself says in ICMP, rules can tell the type and code, as a destination port, and in IPv4 whether it is about
+//!   a packet that was to be forwarded: then no source is chosen yet. Such errors are led to lbd. What of them is about none of its
+//!   flows it sends in the host's name, by a raw socket, with one hop less in its TTL ([`crate::io`]): out of the device it would be
+//!   INVALID to connection tracking. Where lbd may open no raw socket, only errors that connection tracking knows are led to it, and
+//!   come back from an address of this host that may be another interface's than without lbd. The rest is left alone: a ping would
+//!   choose a wrong source address.
+//! - RSTs by which the host's firewall rejects a segment to a backend come from the backend, and the kernel asks for their way without
+//!   protocol and port in IPv4. Not led are those in the name of backends that are this host itself, from which it sends more.
 //! - A rule with a port never matches a fragment, not even the first one (its ports are not dissected). So the fragments of
 //!   all that a backend says go to lbd, which passes on what is of no flow of its.
 mod address;

@@ -4,7 +4,7 @@
 //! table, and at no moment do packets that lbd wrote meet lbd's own routes.
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -39,7 +39,7 @@ const SKIP_ICMP: u32 = 33;
 const ICMP: u32 = 34;
 const SKIP_FRAGMENTS: u32 = 35;
 const FRAGMENTS: u32 = 36;
-const SERVICES: u32 = 37;
+pub(super) const SERVICES: u32 = 37;
 const REFUSE: u32 = 39;
 
 /// An IP version.
@@ -82,19 +82,23 @@ impl Family {
         }
     }
 
-    /// Errors about packets on their way, as the kernel has them in place of a destination port when it looks for the way of its
-    /// own ICMP: the type in the upper byte, the code in the lower one (`union flowi_uli`, include/net/flow.h;
+    /// Errors about packets on their way, first and last, as the kernel has them in place of a destination port when it looks for
+    /// the way of its own ICMP: the type in the upper byte, the code in the lower one (`union flowi_uli`, include/net/flow.h;
     /// `icmp_route_lookup`, `icmp6_send`). What it forwards has 0 there.
-    ///
-    /// Only those about packets that the host has begun to send, so that its connection tracking knows what they are about. Others
-    /// (no route, port unreachable, time exceeded) would come out of the device as INVALID, which firewalls drop, kube-proxy's too,
-    /// though most of them are none of lbd's business.
-    pub(super) const fn errors(self) -> &'static [u16] {
-        match self {
+    const fn errors(self, scope: Errors) -> &'static [(u16, u16)] {
+        match (self, scope) {
             // Host unreachable, and fragmentation needed (RFC 792).
-            Self::V4 => &[3 << 8 | 1, 3 << 8 | 4],
+            (Self::V4, Errors::OfTracked) => &[(3 << 8 | 1, 3 << 8 | 1), (3 << 8 | 4, 3 << 8 | 4)],
             // Address unreachable, and packet too big (RFC 4443 sections 3.1 and 3.2).
-            Self::V6 => &[1 << 8 | 3, 2 << 8],
+            (Self::V6, Errors::OfTracked) => &[(1 << 8 | 3, 1 << 8 | 3), (2 << 8, 2 << 8)],
+            // Destination unreachable, time exceeded, parameter problem.
+            (Self::V4, Errors::All) => &[UNREACHABLE, (11 << 8, 11 << 8 | 1), (12 << 8, 12 << 8 | 2)],
+            (Self::V6, Errors::All) => &[
+                (1 << 8, 1 << 8 | 7),
+                (2 << 8, 2 << 8),
+                (3 << 8, 3 << 8 | 1),
+                (4 << 8, 4 << 8 | 3),
+            ],
         }
     }
 
@@ -104,6 +108,20 @@ impl Family {
             Self::V6 => "-6",
         }
     }
+}
+
+/// Destination unreachable with any code (RFC 792, RFC 1812 section 5.2.7.1).
+const UNREACHABLE: (u16, u16) = (3 << 8, 3 << 8 | 15);
+
+/// Which errors that this host itself sends are led to lbd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Errors {
+    /// All about packets that it was to forward.
+    All,
+    /// Only those about packets that the host has begun to send, so that its connection tracking knows what they are about. Others
+    /// (no route, port unreachable, time exceeded), where they are none of lbd's business, would come out of the device as INVALID,
+    /// which firewalls drop, kube-proxy's too.
+    OfTracked,
 }
 
 /// `RTPROT_KERNEL` (include/uapi/linux/rtnetlink.h), by which the kernel's own rules are marked.
@@ -145,8 +163,12 @@ pub(super) enum Selector {
     AllFrom(Protocol, IpNet),
     /// Whatever the port.
     AllTo(Protocol, IpNet),
-    /// What this host itself says in ICMP, or ICMPv6, about packets on their way: one of [`Family::errors`].
-    OwnError(u16),
+    /// What this host itself says in ICMP, or ICMPv6, about packets on their way: one of a range of [`Family::errors`]. In IPv4 those
+    /// from one address, where one is named: 0.0.0.0 as long as none is chosen, which is so for an error about a packet that was to be
+    /// forwarded, else the address that the packet came to (`__icmp_send`, net/ipv4/icmp.c).
+    OwnError(Option<Ipv4Addr>, (u16, u16)),
+    /// Whatever this host sends from there.
+    OwnFrom(IpNet),
     /// All that it says in ICMP.
     OwnIcmp,
     /// ICMP, or ICMPv6.
@@ -269,15 +291,20 @@ pub(super) fn objects(plan: &Plan, elsewhere: &BTreeSet<IpNet>, first_local_rule
             objects.extend(local_rules(plan, family, first_local_rules.of(family)));
             let replies = cover_backends(&of_family(&plan.replies, family));
             let diverted: Vec<Cover> = covers_of(&plan.diverted, family).collect();
+            let resets = reset_sources(plan, family, &replies);
             let fragments = (hosts(&replies).map(|(protocol, net)| Selector::AllFrom(protocol, net)))
-                .chain(hosts(&diverted).map(|(protocol, net)| Selector::AllTo(protocol, net)));
+                .chain(hosts(&diverted).map(|(protocol, net)| Selector::AllTo(protocol, net)))
+                .chain(resets.iter().copied().map(Selector::OwnFrom));
+            let apart = own_sources(plan, &resets)
+                .map(|own| at(SKIP_FRAGMENTS, Selector::OwnFrom(own), Action::Goto(SERVICES)));
             let fragments = fragment_rules(family, [SKIP_FRAGMENTS, FRAGMENTS, SERVICES], fragments);
+            let fragments: Vec<Object> = apart.chain(fragments).collect();
             let replies = replies.into_iter().map(Selector::From);
             let diverted = diverted.into_iter().map(Selector::To);
             let select = |selector| at(REPLIES, selector, Action::Lookup(DIVERT_TABLE));
             objects.extend(replies.chain(diverted).map(select));
             if plan.has_replies(family) {
-                let errors = family.errors().iter().copied().map(Selector::OwnError);
+                let errors = own_errors(plan, family).into_iter();
                 objects.extend(errors.map(|selector| at(OWN_ERRORS, selector, Action::Lookup(DIVERT_TABLE))));
                 objects.push(at(SKIP_ICMP, Selector::OwnIcmp, Action::Goto(SERVICES)));
                 objects.push(at(ICMP, Selector::Icmp, Action::Lookup(DIVERT_TABLE)));
@@ -287,6 +314,51 @@ pub(super) fn objects(plan: &Plan, elsewhere: &BTreeSet<IpNet>, first_local_rule
         }
     }
     objects
+}
+
+/// Which of this host's own errors are led to lbd.
+fn own_errors(plan: &Plan, family: Family) -> Vec<Selector> {
+    let select = |source: Option<Ipv4Addr>, scope| {
+        let errors = family.errors(scope).iter();
+        errors
+            .map(move |&range| Selector::OwnError(source, range))
+            .collect::<Vec<_>>()
+    };
+    match (plan.returns_errors, family) {
+        (false, Family::V4 | Family::V6) => select(None, Errors::OfTracked),
+        (true, Family::V6) => select(None, Errors::All),
+        (true, Family::V4) => {
+            let own = plan
+                .own_backends()
+                .map(|own| Selector::OwnError(Some(own), UNREACHABLE));
+            own.chain(select(Some(Ipv4Addr::UNSPECIFIED), Errors::All)).collect()
+        }
+    }
+}
+
+/// Where the RST comes from that this host sends in the name of a backend, when a firewall rule of its rejects a segment. The kernel
+/// looks for its way without a protocol and ports (`nf_send_reset` and `ip_route_me_harder`; in IPv6 with them).
+fn reset_sources(plan: &Plan, family: Family, replies: &[Cover]) -> Vec<IpNet> {
+    let is_own = |net: IpNet| net.prefix_len() == net.max_prefix_len() && plan.own.contains(&net.addr());
+    let is_reset =
+        |&(protocol, net): &(Protocol, IpNet)| family == Family::V4 && protocol == Protocol::Tcp && !is_own(net);
+    hosts(replies).filter(is_reset).map(|(_, net)| net).collect()
+}
+
+/// This host's own addresses among these, from which it sends other things, too.
+fn own_sources<'a>(plan: &'a Plan, nets: &'a [IpNet]) -> impl Iterator<Item = IpNet> + 'a {
+    let is_among = |own: &&IpAddr| nets.iter().any(|net| net.contains(*own));
+    plan.own.iter().filter(is_among).map(|&own| own.into())
+}
+
+/// The rule that leads the RSTs to lbd that this host sends in the name of backends in `net`.
+pub(super) const fn resets_rule(net: IpNet) -> Rule {
+    Rule {
+        family: Family::V4,
+        priority: FRAGMENTS,
+        selector: Selector::OwnFrom(net),
+        action: Action::Lookup(DIVERT_TABLE),
+    }
 }
 
 /// The rule that leads what `cover` answers to lbd.
@@ -455,9 +527,13 @@ impl fmt::Display for Rule {
             Selector::All => {}
             Selector::FromDevice => write!(f, " iif DEVICE")?,
             Selector::FromInterface(name) => write!(f, " iif {name}")?,
-            Selector::OwnError(number) => {
-                write!(f, " iif lo ipproto {} dport {number}", self.family.icmp())?;
+            Selector::OwnError(source, (first, last)) => {
+                if let Some(source) = source {
+                    write!(f, " from {source}")?;
+                }
+                write!(f, " iif lo ipproto {} dport {first}-{last}", self.family.icmp())?;
             }
+            Selector::OwnFrom(net) => write!(f, " from {net} iif lo")?,
             Selector::OwnIcmp => write!(f, " iif lo ipproto {}", self.family.icmp())?,
             Selector::Icmp => write!(f, " ipproto {}", self.family.icmp())?,
             Selector::From(cover) => {
@@ -524,16 +600,54 @@ mod tests {
                 "ip -4 rule add pref 39 iif DEVICE lookup 7764",
                 "ip -4 rule add pref 30 iif DEVICE goto 39",
                 "ip -4 rule add pref 31 from 10.2.0.11/32 ipproto tcp sport 8080-8080 lookup 7763",
-                "ip -4 rule add pref 32 iif lo ipproto icmp dport 769 lookup 7763",
-                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 769-769 lookup 7763",
+                "ip -4 rule add pref 32 iif lo ipproto icmp dport 772-772 lookup 7763",
                 "ip -4 rule add pref 33 iif lo ipproto icmp goto 37",
                 "ip -4 rule add pref 34 ipproto icmp lookup 7763",
                 "ip -4 rule add pref 37 lookup 7762",
                 "ip -4 rule add pref 35 sport 1-65534 goto 37",
                 "ip -4 rule add pref 35 dport 1-65534 goto 37",
                 "ip -4 rule add pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
+                "ip -4 rule add pref 36 from 10.2.0.11/32 iif lo lookup 7763",
             ]
         );
+    }
+
+    #[test]
+    fn where_errors_can_be_returned_all_about_forwarded_packets_and_own_backends_are_led_and_nothing_else_of_own_addresses()
+     {
+        let mut plan = plan(
+            &["10.96.0.10/32", "fd00::10/128"],
+            &[],
+            &["10.2.0.0:80", "10.2.0.1:80", "[fd00::11]:80"],
+        );
+        plan.returns_errors = true;
+        plan.own = ["10.2.0.1", "10.1.0.1"].map(|text| text.parse().unwrap()).into();
+        let commands = commands(&Plan::default(), &plan);
+        let told = |part: &str| -> Vec<&str> {
+            let told = commands.iter().filter(|command| command.contains(part));
+            told.filter_map(|command| command.split_once("pref ").map(|(_, rest)| rest))
+                .collect()
+        };
+        assert_eq!(
+            told("pref 32"),
+            [
+                "32 from 10.2.0.1 iif lo ipproto icmp dport 768-783 lookup 7763",
+                "32 from 0.0.0.0 iif lo ipproto icmp dport 768-783 lookup 7763",
+                "32 from 0.0.0.0 iif lo ipproto icmp dport 2816-2817 lookup 7763",
+                "32 from 0.0.0.0 iif lo ipproto icmp dport 3072-3074 lookup 7763",
+                "32 iif lo ipproto ipv6-icmp dport 256-263 lookup 7763",
+                "32 iif lo ipproto ipv6-icmp dport 512-512 lookup 7763",
+                "32 iif lo ipproto ipv6-icmp dport 768-769 lookup 7763",
+                "32 iif lo ipproto ipv6-icmp dport 1024-1027 lookup 7763",
+            ]
+        );
+        assert_eq!(
+            told("iif lo goto 37"),
+            ["35 from 10.2.0.1/32 iif lo goto 37"],
+            "before the rules of backends around it"
+        );
+        assert_eq!(told("iif lo lookup"), ["36 from 10.2.0.0/31 iif lo lookup 7763"]);
     }
 
     #[test]
@@ -580,6 +694,8 @@ mod tests {
             [
                 "ip -4 rule add pref 31 from 10.2.0.12/32 ipproto tcp sport 80-80 lookup 7763",
                 "ip -4 rule add pref 36 from 10.2.0.12/32 ipproto tcp lookup 7763",
+                "ip -4 rule add pref 36 from 10.2.0.12/32 iif lo lookup 7763",
+                "ip -4 rule del pref 36 from 10.2.0.11/32 iif lo lookup 7763",
                 "ip -4 rule del pref 36 from 10.2.0.11/32 ipproto tcp lookup 7763",
                 "ip -4 rule del pref 31 from 10.2.0.11/32 ipproto tcp sport 80-80 lookup 7763",
             ]

@@ -1,6 +1,6 @@
 //! What a policy needs of the kernel, as plain sets.
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -10,8 +10,8 @@ use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::{Action, Condition, Rule};
 use crate::policy::{Masquerade, Mode, OwnSources, Policy, ServiceSpec};
 
-/// Protocols of flows that may be masqueraded.
-const MASQUERADED: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+/// Protocols of flows.
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// What is to be led into the TUN device. Equal plans need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,11 @@ pub struct Plan {
     pub diverted: BTreeSet<Cover>,
     /// The same, as far as they are this host's own addresses.
     pub diverted_locally: BTreeSet<Cover>,
+    /// This host's own addresses.
+    pub own: BTreeSet<IpAddr>,
+    /// Whether lbd can send on in the host's name what the host says in ICMP about packets that are none of lbd's: then all that it
+    /// says about packets on their way may be led to lbd.
+    pub returns_errors: bool,
 }
 
 /// A policy that the kernel's routing cannot serve.
@@ -89,6 +94,7 @@ impl Plan {
             }
         }
         let owned: BTreeSet<IpAddr> = owned.iter().chain(&policy.node_addresses).copied().collect();
+        plan.own = owned.iter().copied().filter(|own| !own.is_loopback()).collect();
         for service in &policy.services {
             plan.add_service(service, policy, &owned)?;
         }
@@ -118,6 +124,8 @@ impl Plan {
             replies: self.replies.clone(),
             served: self.served.clone(),
             masqueraded: self.masqueraded.clone(),
+            own: self.own.clone(),
+            returns_errors: self.returns_errors,
             ..Self::default()
         }
     }
@@ -133,11 +141,24 @@ impl Plan {
         self.masqueraded.extend(&other.masqueraded);
         self.diverted.extend(&other.diverted);
         self.diverted_locally.extend(&other.diverted_locally);
+        // Of the host as it is now, not as it was.
         self
     }
 
     pub(super) fn has_local_ports(&self) -> bool {
         !self.local_ports.is_empty() || !self.diverted_locally.is_empty()
+    }
+
+    /// Backends that are this host itself.
+    pub(super) fn own_backends(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let own = self.own.iter().filter(|&&own| {
+            let mut protocols = PROTOCOLS.into_iter();
+            protocols.any(|protocol| has_host(&self.replies, (protocol, own)))
+        });
+        own.filter_map(|own| match own {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
     }
 
     /// Whether backends of `family` answer to clients themselves, so that routers also tell these about what lbd sent in
@@ -211,8 +232,8 @@ impl Plan {
 }
 
 /// A host's own address that stands for clients.
-fn masqueraded(address: IpAddr, ports: (u16, u16)) -> [Cover; MASQUERADED.len()] {
-    MASQUERADED.map(|protocol| Cover {
+fn masqueraded(address: IpAddr, ports: (u16, u16)) -> [Cover; PROTOCOLS.len()] {
+    PROTOCOLS.map(|protocol| Cover {
         protocol,
         net: address.into(),
         ports,

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::cover::{Cover, LIMIT};
-use super::object::{Family, Object, Rule, Selector, fragments_rule, is_services_rule, reply_rule};
+use super::object::{
+    Action, Family, Object, Rule, SERVICES, Selector, fragments_rule, is_services_rule, reply_rule, resets_rule,
+};
 use super::plan::{Plan, has_host};
 use crate::flow::{Endpoint, Protocol};
 
@@ -30,6 +32,8 @@ pub(super) fn additions(
         }
         // A rule more costs each packet on the host; and rules for fragments alone need others before them.
         let needs_more = new.iter().any(|(protocol, _)| protocol.has_fragments()) && fragments.is_empty();
+        // And so do those of this host itself, which sends other things, too.
+        let needs_more = needs_more || new.iter().any(|(_, backend)| plan.own.contains(&backend.address));
         if !plan.has_replies(family) || needs_more || whole.len() + new.len() > LIMIT {
             return None;
         }
@@ -39,7 +43,7 @@ pub(super) fn additions(
             protocol.has_fragments() && !known.any(|(other, wider)| other == protocol && wider.contains(net))
         });
         added.extend(new.iter().map(|&reply| exactly(reply)));
-        added.extend(hosts.map(|(protocol, net)| fragments_rule(family, protocol, net)));
+        added.extend(hosts.flat_map(|(protocol, net)| fragments_rules(protocol, net)));
     }
     // Port 0 stands for a range.
     replies.iter().all(|(_, backend)| backend.port != 0).then_some(added)
@@ -50,7 +54,7 @@ pub(super) fn additions(
 pub(super) fn insert(installed: &mut Vec<Object>, rules: Vec<Rule>) {
     for rule in rules {
         let is_last = |object: &Object| is_fragments(object, rule.family);
-        let place = match matches!(rule.selector, Selector::AllFrom(..)) {
+        let place = match matches!(rule.selector, Selector::AllFrom(..) | Selector::OwnFrom(_)) {
             true => installed.iter().rposition(is_last).map(|at| at + 1),
             false => installed
                 .iter()
@@ -70,9 +74,9 @@ pub(super) fn alone(
     let hosts = replies
         .iter()
         .filter(|(protocol, backend)| !has_host(rest, (*protocol, backend.address)));
-    let fragments = hosts.map(|reply| {
+    let fragments = hosts.flat_map(|reply| {
         let (protocol, net) = host(reply);
-        fragments_rule(Family::of(net.addr()), protocol, net)
+        fragments_rules(protocol, net)
     });
     let rules: Vec<Object> = whole.chain(fragments).map(Object::Rule).collect();
     let installed = installed.iter().filter(|object| match object {
@@ -80,6 +84,13 @@ pub(super) fn alone(
         Object::Route(_) | Object::NoFirstLocalRule(..) => false,
     });
     installed.cloned().collect()
+}
+
+/// For fragments from a host of backends, and what this host says in its name.
+fn fragments_rules(protocol: Protocol, net: IpNet) -> impl Iterator<Item = Rule> {
+    let family = Family::of(net.addr());
+    let resets = (family == Family::V4 && protocol == Protocol::Tcp).then(|| resets_rule(net));
+    std::iter::once(fragments_rule(family, protocol, net)).chain(resets)
 }
 
 fn host(&(protocol, backend): &(Protocol, Endpoint)) -> (Protocol, IpNet) {
@@ -111,7 +122,8 @@ fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, I
                 | Selector::WithSourcePort
                 | Selector::WithDestinationPort
                 | Selector::AllTo(..)
-                | Selector::OwnError(_)
+                | Selector::OwnError(..)
+                | Selector::OwnFrom(_)
                 | Selector::OwnIcmp
                 | Selector::Icmp => {}
             }
@@ -122,7 +134,10 @@ fn covers(installed: &[Object], family: Family) -> (Vec<Cover>, Vec<(Protocol, I
 
 fn is_fragments(object: &Object, family: Family) -> bool {
     match object {
-        Object::Rule(rule) => rule.family == family && matches!(rule.selector, Selector::AllFrom(..)),
+        Object::Rule(rule) => {
+            let action = rule.action != Action::Goto(SERVICES);
+            rule.family == family && action && matches!(rule.selector, Selector::AllFrom(..) | Selector::OwnFrom(_))
+        }
         Object::Route(_) | Object::NoFirstLocalRule(..) => false,
     }
 }
@@ -165,7 +180,11 @@ mod tests {
         let before = installed.clone();
         let new = replies(&["10.2.0.9:80"]);
         let rules = additions(&installed, &plan, &new).unwrap();
-        assert_eq!(rules.len(), 2, "one for whole packets, one for fragments: {rules:?}");
+        assert_eq!(
+            rules.len(),
+            3,
+            "one for whole packets, one for fragments, one for RSTs: {rules:?}"
+        );
         insert(&mut installed, rules);
         let place = |wanted: &dyn Fn(&Object) -> bool| installed.iter().position(wanted).unwrap();
         let own = Object::Rule(exactly((Protocol::Tcp, "10.2.0.9:80".parse().unwrap())));

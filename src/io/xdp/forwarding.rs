@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::next_hop::{Cache, Hop, NextHops, Way};
 use crate::flow::Address;
-use crate::packet::checksum::Difference;
 use crate::packet::{Version, ethernet};
 use crate::router::Router;
 use crate::time::Instant;
@@ -100,20 +99,6 @@ impl Leaving {
             length: header.len() + usize::from(u16::from_be_bytes([header[4], header[5]])),
             spread: (words.iter().fold(0, mix) >> 32) as u32,
         })
-    }
-}
-
-/// Takes one from the time to live or hop limit, which is not zero. In IPv4 the header's checksum follows (RFC 1141).
-pub(super) fn age(packet: &mut [u8], version: Version) {
-    match version {
-        Version::V4 => {
-            let before = [packet[8], packet[9]];
-            packet[8] -= 1;
-            let change = Difference::NONE.replaced(&before, &[packet[8], packet[9]]);
-            let old = u16::from_be_bytes([packet[10], packet[11]]);
-            packet[10..12].copy_from_slice(&change.update(old).to_be_bytes());
-        }
-        Version::V6 => packet[7] -= 1,
     }
 }
 

@@ -11,7 +11,7 @@ use super::announce::{self, Question};
 use super::announced::Announced;
 use super::arrival::Arrival;
 use super::bundle::{Bundle, HEADROOM, Unfinished};
-use super::forwarding::{Forwarding, age, write_header};
+use super::forwarding::{Forwarding, write_header};
 use super::kernel::{Kernel, count};
 use super::meter::Meter;
 use super::next_hop::{Hop, Way};
@@ -79,7 +79,7 @@ impl PacketIo for Queue {
     fn send(&mut self, packet: &mut [u8], fate: Fate) -> io::Result<()> {
         match fate {
             Fate::Send => self.kernel.route(packet, Checksum::Complete),
-            Fate::Pass => self.kernel.give_back(packet),
+            Fate::Pass | Fate::Return => self.kernel.give_back(packet),
             Fate::Discard => {}
         }
         Ok(())
@@ -110,7 +110,8 @@ impl Queue {
         for (mut packet, decision) in packets.into_iter().zip(decisions) {
             match decision.fate {
                 Fate::Discard => self.bundle.release(packet.arrival),
-                Fate::Pass => {
+                // What the host itself sends comes by the TUN device only.
+                Fate::Pass | Fate::Return => {
                     self.kernel.give_back(packet.bytes(&decision.range));
                     self.bundle.release(packet.arrival);
                 }
@@ -194,7 +195,7 @@ impl Queue {
         let (mut arrival, range) = self.put_back(packet, decision);
         let storage = arrival.storage();
         if !decision.is_answer {
-            age(&mut storage[range.clone()], version);
+            ip::take_hop(&mut storage[range.clone()]);
         }
         let begin = write_header(storage, range.start, version, hop);
         let checksum = match decision.checksum {
