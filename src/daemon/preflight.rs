@@ -140,8 +140,8 @@ pub(super) fn needs(config: &Config, queues: u64, workers: u64) -> Needs {
     let mut needs = Needs {
         capabilities: vec![Capability::NetAdmin],
         settings: settings(config),
-        // A device and what wakes the worker each, and what sends.
-        descriptors: OTHERS + 4 * workers,
+        // A device and what wakes the worker each, what sends, and what asks for the owners of flows.
+        descriptors: OTHERS + 7 * workers,
         ..Needs::default()
     };
     if config.datapath.backend == Backend::AfXdp {
@@ -280,7 +280,7 @@ mod tests {
             "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON",
             "/dev/net/tun: No such file or directory",
             "net.ipv4.ip_forward is 0, must be 1",
-            "64 open files, and needs 108",
+            "64 open files, and needs 114",
             "65536 bytes",
             "\n  docker run --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF --cap-add PERFMON --device /dev/net/tun \
              --sysctl net.ipv4.ip_forward=1 --ulimit nofile=65536 --ulimit memlock=-1 …",
