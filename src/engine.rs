@@ -78,6 +78,9 @@ pub struct Seeds {
     pub hashing: RandomState,
 }
 
+/// Has work that takes long done somewhere, once, and returns when it is done.
+pub type Builder = fn(&mut (dyn FnMut() + Send));
+
 /// What belongs to one worker alone.
 #[derive(Debug)]
 pub struct Lane {
@@ -126,6 +129,7 @@ impl Lane {
 #[derive(Debug)]
 pub struct Engine {
     ruleset: Current,
+    builder: Builder,
     registry: Mutex<Registry>,
     conntrack: Conntrack,
     affinity: Affinity,
@@ -166,6 +170,7 @@ impl Engine {
         let lanes = lanes.collect();
         let engine = Self {
             ruleset: Current::new(ruleset),
+            builder: |work| work(),
             registry: Mutex::new(registry),
             conntrack,
             affinity,
@@ -174,6 +179,12 @@ impl Engine {
             elsewhere: RwLock::new(None),
         };
         (engine, lanes)
+    }
+
+    /// From now on rulesets are built and freed by `builder`; before, by whoever asks for it.
+    #[must_use]
+    pub fn built_by(self, builder: Builder) -> Self {
+        Self { builder, ..self }
     }
 
     /// Forgets flows whose time is over, in this worker's share of the table, and takes up the ruleset in effect for one batch.
@@ -217,12 +228,21 @@ impl Engine {
     ///
     /// All that takes time is done while packets are judged by the policy before, and no packet waits for it.
     pub fn apply(&self, policy: Arc<Policy>) {
+        let mut policy = Some(policy);
+        (self.builder)(&mut || {
+            if let Some(policy) = policy.take() {
+                self.build(policy);
+            }
+        });
+    }
+
+    fn build(&self, policy: Arc<Policy>) {
         let mut registry = self.registry.lock();
         let max_flows = policy.conntrack.max_flows;
         let prepared = registry.prepare(policy, Some(&self.ruleset()));
         prepared.commit(|ruleset| self.ruleset.publish(ruleset));
         self.conntrack.set_max_flows(max_flows);
-        self.reclaim();
+        self.ruleset.reclaim();
     }
 
     /// From now on packets to ports of service addresses that no service has are refused, as by a host that has these addresses,
@@ -245,7 +265,11 @@ impl Engine {
     /// Gives back the memory of rulesets that were in effect before and that no worker uses any more; to be called now and then.
     /// Returns how many are in use still.
     pub fn reclaim(&self) -> usize {
-        self.ruleset.reclaim()
+        let mut held = self.ruleset.retired();
+        if held > 0 {
+            (self.builder)(&mut || held = self.ruleset.reclaim());
+        }
+        held
     }
 
     /// The connection table.

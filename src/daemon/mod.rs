@@ -1,6 +1,7 @@
 //! A running lbd: everything built, served, reloaded and taken down again.
 mod af_xdp;
 mod backends;
+mod background;
 mod collisions;
 mod control;
 mod crew;
@@ -238,7 +239,7 @@ fn start_datapath(
     let policy = Arc::new(policy?);
     let (engine, lanes) = Engine::new(policy, queues.len(), seeds(config), clock.now());
     let datapath = Datapath {
-        engine: Arc::new(engine),
+        engine: Arc::new(engine.built_by(background::run)),
         clock,
         workers,
         unsent: Arc::default(),

@@ -52,6 +52,11 @@ impl Current {
         self.retired.lock().push(former);
     }
 
+    /// How many rulesets were in effect before and are not free yet.
+    pub(super) fn retired(&self) -> usize {
+        self.retired.lock().len()
+    }
+
     /// Frees what nobody holds any more; returns how many rulesets are held still that are not in effect.
     pub(super) fn reclaim(&self) -> usize {
         let mut retired = self.retired.lock();
