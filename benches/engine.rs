@@ -136,14 +136,16 @@ fn segment(from: SocketAddr, to: SocketAddr, flags: Option<(bool, bool)>) -> Vec
             .write(&mut packet, &[0; 18])
             .unwrap(),
         Some((syn, ack)) => {
-            let mut builder = builder.tcp(from.port(), to.port(), 1, 1000);
+            // Both sides begin at 1.
+            let mut builder = builder.tcp(from.port(), to.port(), if syn { 1 } else { 2 }, 1000);
             if syn {
                 builder = builder.syn();
             }
             if ack {
-                builder = builder.ack(1);
+                builder = builder.ack(2);
             }
-            builder.write(&mut packet, &[0; 6]).unwrap();
+            let payload: &[u8] = if syn { &[] } else { &[0; 6] };
+            builder.write(&mut packet, payload).unwrap();
         }
     }
     packet

@@ -31,8 +31,8 @@ use lbd::verdict::Verdict;
 use datagrams::{Cut, Datagram, Twist};
 
 use packets::{ACK, FIN, PSH, RST, SYN};
-use reference::{Ends, Expected, Model, Piece, Removed, Rules};
-use world::{Case, Outcome, World, packet};
+use reference::{Ends, Expected, Model, Piece, Removed, Rules, Said};
+use world::{Case, Outcome, World};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -42,13 +42,13 @@ enum Op {
         n: u16,
         port: u16,
         to: usize,
-        flags: u8,
+        segment: Segment,
     },
     /// Of a flow that there is or was.
     Flow {
         which: prop::sample::Index,
         up: bool,
-        flags: u8,
+        segment: Segment,
     },
     /// The last packet might as well have come in fragments; so do the next fragments.
     Cut(Cut),
@@ -65,6 +65,40 @@ enum Op {
     },
     Wait(Duration),
     Reload(Rules),
+}
+
+/// What is said with these flags, or the chunk in their place.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    flags: u8,
+    /// Both sides begin at 1,000; some that are honest and many that are not.
+    sequence: u32,
+    acknowledges: u32,
+    length: u8,
+    is_intact: bool,
+}
+
+fn segment() -> impl Strategy<Value = Segment> {
+    let number = || {
+        prop_oneof![
+            8 => Just(1_001_u32), 2 => 1_000..1_020_u32, 1 => Just(60_000), 1 => Just(90_000), 1 => Just(20_000_000),
+            1 => Just(0x4000_1000), 1 => Just(0x9000_0000), 1 => Just(u32::MAX - 20),
+        ]
+    };
+    let length = prop_oneof![3 => Just(0_u8), 1 => 1..12_u8];
+    (flags(), number(), number(), length, prop::bool::weighted(0.9)).prop_map(
+        |(flags, sequence, acknowledges, length, is_intact)| Segment {
+            flags,
+            sequence: if flags & SYN != 0 && sequence == 1_001 {
+                1_000
+            } else {
+                sequence
+            },
+            acknowledges,
+            length,
+            is_intact,
+        },
+    )
 }
 
 fn flags() -> impl Strategy<Value = u8> {
@@ -136,10 +170,10 @@ const fn chunk(flags: u8) -> u8 {
 fn op(case: Case) -> impl Strategy<Value = Op> {
     let wait = prop_oneof![3 => 0..3_000_u64, 2 => 0..130_000_u64, 1 => 0..1_000_000_u64, 1 => (0..1_000_u64).prop_map(|s| s * 1_000)];
     prop_oneof![
-        6 => (protocol(), 1..5_u16, 1..4_u16, 0..4_usize, flags())
-            .prop_map(|(protocol, n, port, to, flags)| Op::Client { protocol, n, port, to, flags }),
-        12 => (any::<prop::sample::Index>(), any::<bool>(), flags())
-            .prop_map(|(which, up, flags)| Op::Flow { which, up, flags }),
+        6 => (protocol(), 1..5_u16, 1..4_u16, 0..4_usize, segment())
+            .prop_map(|(protocol, n, port, to, segment)| Op::Client { protocol, n, port, to, segment }),
+        12 => (any::<prop::sample::Index>(), any::<bool>(), segment())
+            .prop_map(|(which, up, segment)| Op::Flow { which, up, segment }),
         4 => datagrams::cut().prop_map(Op::Cut),
         8 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), datagrams::twist())
             .prop_map(|(which, place, twist)| Op::Piece { which, place, twist }),
@@ -226,22 +260,22 @@ impl Pair {
                 n,
                 port,
                 to,
-                flags,
+                segment,
             } => {
                 let case = self.case;
                 let to = [case.service(), case.external(), case.node(80), case.backend(1)][*to];
                 let from = case.client(*n, *port);
                 let protocol = *protocol;
-                self.send(Ends { protocol, from, to }, *flags);
+                self.send(Ends { protocol, from, to }, *segment);
             }
-            Op::Flow { which, up, flags } if !self.known.is_empty() => {
+            Op::Flow { which, up, segment } if !self.known.is_empty() => {
                 let (arrives, leaves) = *which.get(&self.known);
                 let reply = Ends {
                     protocol: leaves.protocol,
                     from: leaves.to,
                     to: leaves.from,
                 };
-                self.send(if *up { arrives } else { reply }, *flags);
+                self.send(if *up { arrives } else { reply }, *segment);
             }
             Op::Flow { .. } => {}
             Op::Cut(cut) => self.cut = Some(cut.clone()),
@@ -274,20 +308,54 @@ impl Pair {
         self.compare();
     }
 
-    fn send(&mut self, ends: Ends, flags: u8) {
-        let (told, packet) = match ends.protocol {
-            Protocol::Tcp | Protocol::Udp => (flags, packet(ends.protocol, ends.from, ends.to, flags)),
+    fn send(&mut self, ends: Ends, segment: Segment) {
+        let Segment {
+            flags,
+            sequence,
+            acknowledges,
+            length,
+            is_intact,
+        } = segment;
+        let payload = vec![0; length.into()];
+        let (told, mut packet) = match ends.protocol {
+            Protocol::Tcp => (
+                flags,
+                packets::tcp(ends.from, ends.to, flags, sequence, acknowledges, &payload),
+            ),
+            Protocol::Udp => (flags, packets::udp(ends.from, ends.to, b"hello")),
             Protocol::Sctp => (chunk(flags), packets::sctp(ends.from, ends.to, chunk(flags))),
         };
+        // What etherparse has no name for is not sent.
+        let told = if ends.protocol == Protocol::Tcp {
+            told & 0x1f
+        } else {
+            told
+        };
+        let mut said = Said {
+            told,
+            sequence,
+            acknowledges,
+            length: length.into(),
+            is_intact: true,
+            is_cut: false,
+        };
         if let Some(cut) = self.cut.take() {
-            self.datagrams.push(Datagram { ends, told, cut });
+            self.datagrams.push(Datagram { ends, said, cut });
             if self.datagrams.len() > 3 {
                 self.datagrams.remove(0);
             }
             return;
         }
-        let outcome = self.world.send(&packet);
-        let expected = self.model.packet(ends, told);
+        let outcome = match is_intact || ends.protocol == Protocol::Udp {
+            true => self.world.send(&packet),
+            false => {
+                said.is_intact = false;
+                let field = fragments::header(&packet) + if ends.protocol == Protocol::Tcp { 17 } else { 11 };
+                packet[field] ^= 0x55;
+                self.world.send_as(&packet, Checksum::Complete)
+            }
+        };
+        let expected = self.model.packet(ends, said);
         if let Some(left) = self.agree(&outcome, expected) {
             let ends = packets::endpoints(&outcome.packet);
             assert_eq!(ends, (left.from, left.to));

@@ -33,7 +33,7 @@ use crate::packet::frame::Frame;
 use crate::packet::refusal::{self, Complaint};
 use crate::packet::{Headers, ParseError, Payload, ip};
 use crate::policy::Policy;
-use crate::rewrite;
+use crate::rewrite::{self, verify};
 use crate::router::Router;
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::Rng;
@@ -41,7 +41,9 @@ use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
 
 use self::follow::count;
-pub(crate) use self::follow::{Known, Orphan, Segment, is_direct, is_reopened, orphaned, segment, told_by};
+pub(crate) use self::follow::{
+    Known, Orphan, Segment, is_believed, is_direct, is_reopened, orphaned, segment, told_by,
+};
 pub use self::fragments::Released;
 pub(crate) use self::fragments::{Course, begun, is_followed, is_tiny, may_be_ours};
 pub(crate) use self::open::opens_nothing;
@@ -438,7 +440,7 @@ impl Processor<'_> {
     #[inline]
     fn read(&self, frame: &Frame<'_>) -> Arrival {
         let headers = Headers::parse(frame.bytes())?;
-        let segment = segment(&headers).map(|segment| (segment, self.trace(&segment.key)));
+        let segment = segment(&headers, frame.bytes()).map(|segment| (segment, self.trace(&segment.key)));
         Ok(Arrived { headers, segment })
     }
 
@@ -474,7 +476,8 @@ impl Processor<'_> {
         leaving: &mut Key,
     ) -> Result<(), Stop> {
         // 3. A packet of a known flow follows its flow.
-        match self.follow(segment, trace, now, leaving) {
+        let integrity = || verify::integrity(frame, headers);
+        match self.follow(segment, trace, now, leaving, integrity) {
             Known::Flow => {}
             Known::Ended => return Err(Stop::Reject(Reject::BackendRemoved)),
             Known::Aborted => return Err(Stop::Abort(*leaving)),

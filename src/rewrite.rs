@@ -1,5 +1,6 @@
 //! NAT: a packet's addresses and ports replaced in place, every checksum kept right without reading the payload.
 mod sctp;
+pub mod verify;
 
 use crate::flow::{Address, Key, Protocol};
 use crate::packet::checksum::{self, Difference};

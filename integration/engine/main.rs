@@ -19,6 +19,7 @@ mod eviction;
 mod expiry;
 mod explain;
 mod flows;
+mod forgery;
 #[path = "fragments.rs"]
 mod in_fragments;
 mod lanes;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use lbd::conntrack::connection::{Connection, Dialogue, State};
+use lbd::conntrack::window::Window;
 use lbd::flow::{Direction, Endpoint, Protocol, Tuple};
 use lbd::policy::Mode;
 use lbd::verdict::{Drop, Pass, Verdict};
@@ -322,6 +323,7 @@ fn flow_at(world: &World, client: SocketAddr, place: Endpoint, dialogue: Dialogu
         template: None,
         state: State::Udp,
         dialogue,
+        window: Window::default(),
         opened: world.now,
         expires: world.now + Duration::from_secs(300),
     }

@@ -5,7 +5,7 @@ use lbd::flow::Protocol;
 
 use super::fragments::{fragment, header};
 use super::packets;
-use super::reference::{Ends, Piece};
+use super::reference::{Ends, Piece, Said};
 
 /// How a fragment is sent.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ pub(super) fn cut() -> impl Strategy<Value = Cut> {
 #[derive(Clone, Debug)]
 pub(super) struct Datagram {
     pub(super) ends: Ends,
-    pub(super) told: u8,
+    pub(super) said: Said,
     pub(super) cut: Cut,
 }
 
@@ -63,9 +63,17 @@ impl Datagram {
     fn whole(&self, ends: Ends) -> Vec<u8> {
         let payload: Vec<u8> = (0..self.cut.length).map(|n| n as u8).collect();
         match ends.protocol {
-            Protocol::Tcp => packets::tcp(ends.from, ends.to, self.told, 1_000, 7_000, &payload),
+            Protocol::Tcp => {
+                let Said {
+                    told,
+                    sequence,
+                    acknowledges,
+                    ..
+                } = self.said;
+                packets::tcp(ends.from, ends.to, told, sequence, acknowledges, &payload)
+            }
             Protocol::Udp => packets::udp(ends.from, ends.to, &payload),
-            Protocol::Sctp => packets::sctp_of(ends.from, ends.to, &packets::chunk(self.told, &payload)),
+            Protocol::Sctp => packets::sctp_of(ends.from, ends.to, &packets::chunk(self.said.told, &payload)),
         }
     }
 
@@ -97,7 +105,7 @@ impl Datagram {
         }
         let mut piece = Piece {
             ends: self.ends,
-            told: self.told,
+            said: self.said,
             identification: self.cut.identification,
             start,
             end,

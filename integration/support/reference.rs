@@ -12,6 +12,8 @@
 mod bypass;
 #[path = "reference/fragments.rs"]
 mod fragments;
+#[path = "reference/said.rs"]
+mod said;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ use lbd::verdict::{Drop, Pass, Reject, Verdict};
 
 use super::packets::{ACK, FIN, RST, SYN};
 pub use fragments::Piece;
+pub use said::Said;
+use said::Talk;
 
 /// The state table of the Linux kernel as printed in ip_vs_proto_tcp.c: rows syn, fin, ack, rst.
 const STATES: &str = "NO ES SS SR FW TW CL CW LA LI SA";
@@ -87,6 +91,7 @@ pub struct ModelFlow {
     /// When it was last used, where it is in use; when it became established.
     since: u64,
     template: Option<u64>,
+    talk: Talk,
 }
 
 /// What must become of a packet; a forwarded one may come from anywhere in the pool.
@@ -297,25 +302,32 @@ impl Model {
     }
 
     /// What must become of the packet. A flow from the pool must be told its source by [`Self::learn`].
-    pub fn packet(&mut self, ends: Ends, told: u8) -> Expected {
+    pub fn packet(&mut self, ends: Ends, said: Said) -> Expected {
+        let told = said.told;
         let Some((at, original)) = self.find(&ends) else {
-            return self.open(ends, told);
+            return self.open(ends, said);
         };
         let flow = &self.flows[at];
-        let reopens = original && opens(&ends, told);
+        let is_believed = match ends.protocol {
+            Protocol::Tcp => flow.talk.believes(flow.state, original, said),
+            Protocol::Udp => true,
+            Protocol::Sctp => said.is_intact || !CHUNKS.iter().any(|(number, _)| *number == told),
+        };
+        let reopens = is_believed && original && opens(&ends, told);
         if reopens && ["TW", "CL", "CLOSED"].contains(&flow.state) {
             self.flows.remove(at);
-            return self.open(ends, told);
+            return self.open(ends, said);
         }
-        let answers_another = !original && told & (SYN | ACK | RST) == SYN | ACK;
-        if ends.protocol == Protocol::Tcp && flow.state == "TW" && answers_another {
+        let answers_another = !original && told & (SYN | ACK | RST) == SYN | ACK && said.is_intact && !said.is_cut;
+        let is_direct = answers_another && flow.leaves.from == flow.arrives.from;
+        if ends.protocol == Protocol::Tcp && ["TW", "CL"].contains(&flow.state) && is_direct {
             self.flows.remove(at);
-            return self.open(ends, told);
+            return self.open(ends, said);
         }
         let orphan = !self.is_configured(flow.backend);
         if orphan && reopens && (ends.protocol != Protocol::Udp || self.rules.removed == Removed::Reschedule) {
             self.flows.remove(at);
-            return self.open(ends, told);
+            return self.open(ends, said);
         }
         if orphan && original && self.rules.removed == Removed::Drop {
             return Expected::Verdict(Verdict::Drop(Drop::BackendRemoved));
@@ -336,7 +348,23 @@ impl Model {
                 false => Verdict::Reject(Reject::BackendRemoved),
             });
         }
-        self.follow(at, original, told)
+        match is_believed {
+            true => {
+                let state = self.flows[at].state;
+                self.flows[at].talk.note(original, said);
+                let expires = self.flows[at].expires;
+                let expected = self.follow(at, original, Some(told));
+                // A SYN that nobody has answered yet takes no time away.
+                let is_half_closed = ["FW", "CW", "LA"].contains(&state);
+                if ends.protocol == Protocol::Tcp && opens(&ends, told) && is_half_closed {
+                    self.flows[at].expires = self.flows[at].expires.max(expires);
+                }
+                expected
+            }
+            false if ends.protocol == Protocol::Tcp && told & (SYN | FIN | RST) == 0 => self.follow(at, original, None),
+            // It is sent on, and that is all.
+            false => self.on(at, original),
+        }
     }
 
     /// Both sides of a TCP or SCTP flow are told in turn, as by a RST or ABORT of the other one, so the flow is closed.
@@ -351,24 +379,30 @@ impl Model {
         } else {
             ABORT
         };
-        self.follow(at, original, last);
+        self.follow(at, original, Some(last));
     }
 
-    fn follow(&mut self, at: usize, original: bool, told: u8) -> Expected {
+    /// `told` is None where it is not believed.
+    fn follow(&mut self, at: usize, original: bool, told: Option<u8>) -> Expected {
         self.sequence += 1;
         let flow = &mut self.flows[at];
         let class = flow.class();
         flow.continued |= flow.answered && original;
         flow.answered |= !original;
-        flow.state = match flow.arrives.protocol {
-            Protocol::Tcp => next_state(flow.state, original, told),
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => next_sctp(flow.state, original, told),
+        flow.state = match (flow.arrives.protocol, told) {
+            (Protocol::Tcp, Some(told)) => next_state(flow.state, original, told),
+            (Protocol::Sctp, Some(told)) => next_sctp(flow.state, original, told),
+            (Protocol::Tcp | Protocol::Udp | Protocol::Sctp, _) => flow.state,
         };
         if flow.class() != class || class != 2 {
             flow.since = self.sequence;
         }
         flow.expires = self.now + flow.timeout();
+        self.on(at, original)
+    }
+
+    fn on(&self, at: usize, original: bool) -> Expected {
+        let flow = &self.flows[at];
         let Ends { protocol, from, to } = flow.arrives;
         Expected::Forward(match original {
             true => flow.leaves,
@@ -384,7 +418,8 @@ impl Model {
         self.rules.iptables && ends.from.ip() == self.rules.banned.ip()
     }
 
-    fn open(&mut self, ends: Ends, told: u8) -> Expected {
+    fn open(&mut self, ends: Ends, said: Said) -> Expected {
+        let told = said.told;
         if self.is_banned(&ends) {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
@@ -429,14 +464,14 @@ impl Model {
             return Expected::Verdict(Verdict::Drop(Drop::TableFull));
         }
         self.flows.retain(|flow| flow.arrives != ends);
-        self.store(ends, direct, backend, template);
+        self.store(ends, direct, backend, template, said);
         match in_use {
             true => Expected::ForwardFromPool { to },
             false => Expected::Forward(direct),
         }
     }
 
-    fn store(&mut self, arrives: Ends, leaves: Ends, backend: u16, template: Option<u64>) {
+    fn store(&mut self, arrives: Ends, leaves: Ends, backend: u16, template: Option<u64>, said: Said) {
         self.sequence += 1;
         let mut flow = ModelFlow {
             arrives,
@@ -452,7 +487,9 @@ impl Model {
             expires: 0,
             since: self.sequence,
             template,
+            talk: Talk::default(),
         };
+        flow.talk.note(true, said);
         flow.expires = self.now + flow.timeout();
         self.flows.push(flow);
         let expires = self.now + 60 * SECOND;

@@ -92,7 +92,11 @@ pub fn policy(toml: &str) -> Arc<Policy> {
 /// A packet of a protocol; UDP has no flags, and in SCTP a chunk stands for them.
 pub fn packet(protocol: Protocol, from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     match protocol {
-        Protocol::Tcp => packets::tcp(from, to, flags, 1_000, if flags & ACK == 0 { 0 } else { 7_000 }, b""),
+        Protocol::Tcp => {
+            // Both sides begin at 1,000, and say nothing but SYN and FIN.
+            let sequence = if flags & SYN == 0 { 1_001 } else { 1_000 };
+            packets::tcp(from, to, flags, sequence, if flags & ACK == 0 { 0 } else { 1_001 }, b"")
+        }
         Protocol::Udp => packets::udp(from, to, b"hello"),
         Protocol::Sctp => packets::sctp(from, to, chunk_type(flags)),
     }

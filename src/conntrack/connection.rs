@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::signal::Signal;
 use super::timeout::Timeouts;
+use super::window::Window;
 use super::{sctp, tcp};
 use crate::affinity::Template;
 use crate::flow::{Direction, Endpoint, Protocol, Tuple};
@@ -150,6 +151,8 @@ pub struct Connection {
     pub state: State,
     /// Who has spoken.
     pub dialogue: Dialogue,
+    /// Which segments of it are believed; of TCP only.
+    pub window: Window,
     /// When its first packet came; a stored one remembers the tick ([`super::wheel`]).
     pub opened: Instant,
     /// When it is forgotten unless a packet comes.

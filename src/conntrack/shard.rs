@@ -9,6 +9,7 @@ use super::flow::{Flow, Slots};
 use super::index::{Entry, Index};
 use super::timeout::Timeouts;
 use super::wheel::{Tick, Wheel};
+use super::window::Window;
 use crate::affinity::Template;
 use crate::flow::{Direction, Key};
 use crate::time::Instant;
@@ -76,6 +77,18 @@ impl Shard {
     #[inline]
     pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Flow> {
         self.slots.get_mut(slot)
+    }
+
+    /// What tells which segments of a flow are believed.
+    #[inline]
+    pub(crate) fn window(&self, slot: u32) -> Window {
+        self.slots.window(slot)
+    }
+
+    /// Changes that.
+    #[inline]
+    pub(crate) fn set_window(&mut self, slot: u32, window: Window) {
+        self.slots.set_window(slot, window);
     }
 
     /// The key that packets of a flow leave with.
@@ -362,6 +375,7 @@ mod tests {
             template: None,
             state: State::Udp,
             dialogue: Dialogue::Asked,
+            window: Window::default(),
             opened: Instant::ZERO,
             expires,
         }

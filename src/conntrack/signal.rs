@@ -25,6 +25,17 @@ impl Signal {
         }
     }
 
+    /// Whether it opens, closes or aborts nothing.
+    #[must_use]
+    #[inline]
+    pub const fn goes_on(self) -> bool {
+        match self {
+            Self::Tcp(flags) => !flags.has(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST),
+            Self::Udp => true,
+            Self::Sctp(chunk) => matches!(chunk, Chunk::Data),
+        }
+    }
+
     /// Whether it may open a flow: a datagram always, a TCP segment if it is a plain SYN, an SCTP packet if it is an INIT
     /// (`sctp_conn_schedule`, net/netfilter/ipvs/ip_vs_proto_sctp.c).
     #[must_use]

@@ -6,10 +6,12 @@ use crate::conntrack::shard::Shard;
 use crate::conntrack::signal::Signal;
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
+use crate::conntrack::window::Window;
 use crate::flow::{Direction, Key};
 use crate::packet::sctp::Chunk;
-use crate::packet::{Headers, TcpFlags};
+use crate::packet::{Headers, Numbers, TcpFlags};
 use crate::policy::OnBackendRemoved;
+use crate::rewrite::verify::Integrity;
 use crate::service::{Backend, Generation};
 use crate::time::Instant;
 
@@ -19,6 +21,8 @@ pub(crate) struct Segment {
     pub(crate) key: Key,
     /// What it says to its flow.
     pub(crate) signal: Signal,
+    /// Of a TCP segment; else zeros.
+    pub(crate) numbers: Numbers,
     /// Of the IP packet, in bytes.
     pub(super) length: usize,
 }
@@ -55,8 +59,8 @@ pub(crate) enum Orphan {
     IsForgotten(Known),
 }
 
-pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Direction) -> Orphan {
-    let opens = segment.opens() && direction == Direction::Original;
+pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, is_believed: bool, direction: Direction) -> Orphan {
+    let opens = is_believed && segment.opens() && direction == Direction::Original;
     match (rule, segment.signal, opens) {
         // A SYN or INIT, sent again or for a new connection from an old port, has nothing to preserve: never to a removed
         // backend.
@@ -76,36 +80,42 @@ pub(crate) fn orphaned(rule: OnBackendRemoved, segment: &Segment, direction: Dir
 }
 
 #[inline]
-pub(crate) fn segment(headers: &Headers) -> Option<Segment> {
+pub(crate) fn segment(headers: &Headers, packet: &[u8]) -> Option<Segment> {
     Some(Segment {
         key: headers.key()?,
         signal: Signal::of(headers.payload)?,
+        numbers: headers.numbers(packet).unwrap_or_default(),
         length: headers.length,
     })
 }
 
 impl Processor<'_> {
     /// Looks up the packet's flow and takes note of the packet there. `leaving` becomes the key that it leaves with; as a part
-    /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]).
+    /// of the answer it would be copied in pieces, and the CPU would wait for each (see [`crate::flow::Key`]). What `integrity`
+    /// says is only asked of packets that may change what becomes of the flow.
     #[inline]
-    pub(super) fn follow(&self, segment: &Segment, trace: Trace, now: Instant, leaving: &mut Key) -> Known {
+    pub(super) fn follow(
+        &self,
+        segment: &Segment,
+        trace: Trace,
+        now: Instant,
+        leaving: &mut Key,
+        integrity: impl Fn() -> Integrity,
+    ) -> Known {
         let (policy, generation) = (&self.ruleset.policy.conntrack, self.ruleset.generation);
         let lane = self.lane.index;
         let found = self
             .conntrack
             .with_flow(&segment.key, trace, now, |shard, slot, direction| {
+                let mut window = shard.window(slot);
                 let (Some(key), Some(flow)) = (shard.leaving(slot, direction), shard.get_mut(slot)) else {
                     return Known::No;
                 };
                 *leaving = key;
-                if is_reopened(
-                    flow.state,
-                    &flow.backend,
-                    generation,
-                    policy.conn_reuse,
-                    segment,
-                    direction,
-                ) || is_direct(flow.state, flow.is_masqueraded(), segment, direction)
+                let is_believed = is_believed(flow.state, &window, segment, direction, &integrity);
+                let reuse = policy.conn_reuse && is_believed;
+                if is_reopened(flow.state, &flow.backend, generation, reuse, segment, direction)
+                    || is_direct(flow.state, flow.is_masqueraded(), segment, direction, &integrity)
                 {
                     shard.remove(slot);
                     return Known::No;
@@ -114,7 +124,7 @@ impl Processor<'_> {
                     .backend
                     .orphans(policy.on_backend_removed, segment.key.protocol(), generation)
                 {
-                    match orphaned(rule, segment, direction) {
+                    match orphaned(rule, segment, is_believed, direction) {
                         Orphan::GoesOn => {}
                         Orphan::Waits => return Known::Waits,
                         Orphan::Ends => return end(shard, slot, direction, now, &policy.timeouts),
@@ -125,10 +135,50 @@ impl Processor<'_> {
                     }
                 }
                 count(&flow.backend, direction, lane, segment.length);
-                advance(shard, slot, direction, segment.signal, now, &policy.timeouts);
+                match (is_believed, segment.signal) {
+                    (true, signal) => {
+                        if let Signal::Tcp(flags) = signal {
+                            window.note(direction, flags, &segment.numbers);
+                            shard.set_window(slot, window);
+                        }
+                        advance(shard, slot, direction, Some(signal), now, &policy.timeouts);
+                    }
+                    // What goes on, if strangely, is alive; anything else may be forged.
+                    (false, signal) if signal.goes_on() => {
+                        advance(shard, slot, direction, None, now, &policy.timeouts);
+                    }
+                    (false, _) => {}
+                }
                 Known::Flow
             });
         found.unwrap_or(Known::No)
+    }
+}
+
+/// Whether a packet of a flow may change its state: whatever opens, closes or aborts must be whole, by its checksum, and a TCP
+/// segment must fit what both sides have said. Of a segment in fragments the checksum cannot be told; what is in them may at most
+/// close.
+#[inline]
+pub(crate) fn is_believed(
+    state: State,
+    window: &Window,
+    segment: &Segment,
+    direction: Direction,
+    integrity: impl Fn() -> Integrity,
+) -> bool {
+    match (state, segment.signal) {
+        (State::Tcp(state), Signal::Tcp(flags)) => {
+            window.believes(state, direction, flags, &segment.numbers)
+                && (segment.signal.goes_on()
+                    || match integrity() {
+                        Integrity::Right => true,
+                        Integrity::Wrong => false,
+                        Integrity::Unknown => !flags.has(TcpFlags::SYN | TcpFlags::RST),
+                    })
+        }
+        (State::Sctp(_), Signal::Sctp(_)) => segment.signal.goes_on() || integrity() == Integrity::Right,
+        // A packet is of its flow's protocol, and a datagram says nothing.
+        (State::Tcp(_) | State::Udp | State::Sctp(_), Signal::Tcp(_) | Signal::Udp | Signal::Sctp(_)) => true,
     }
 }
 
@@ -156,14 +206,21 @@ pub(crate) fn is_reopened(
 /// from the port of a flow that is over. A SYN of the flow's own would have put an end to that state; only a client that closes
 /// with the third packet of a handshake, which is then lost, is taken for such a one.
 #[inline]
-pub(crate) fn is_direct(state: State, is_masqueraded: bool, segment: &Segment, direction: Direction) -> bool {
+pub(crate) fn is_direct(
+    state: State,
+    is_masqueraded: bool,
+    segment: &Segment,
+    direction: Direction,
+    integrity: impl Fn() -> Integrity,
+) -> bool {
     const SYN_ACK: u8 = TcpFlags::SYN | TcpFlags::ACK;
     match segment.signal {
         Signal::Tcp(flags) => {
-            state == State::Tcp(tcp::State::TimeWait)
-                && !is_masqueraded
+            flags.0 & (SYN_ACK | TcpFlags::RST) == SYN_ACK
                 && direction == Direction::Reply
-                && flags.0 & (SYN_ACK | TcpFlags::RST) == SYN_ACK
+                && matches!(state, State::Tcp(state) if state.is_reusable())
+                && !is_masqueraded
+                && integrity() == Integrity::Right
         }
         Signal::Udp | Signal::Sctp(_) => false,
     }
@@ -181,7 +238,7 @@ fn end(shard: &mut Shard, slot: u32, direction: Direction, now: Instant, timeout
         State::Udp => None,
     };
     match last {
-        Some(signal) => advance(shard, slot, direction, signal, now, timeouts),
+        Some(_) => advance(shard, slot, direction, last, now, timeouts),
         None => shard.changed(slot, class),
     }
     told_by(state, direction)
@@ -201,14 +258,26 @@ pub(crate) const fn told_by(state: State, direction: Direction) -> Known {
     }
 }
 
-/// Takes note of a packet of a flow.
+/// Takes note of a packet of a flow. None: it says nothing that is believed, but the flow is in use.
 #[inline]
-fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, now: Instant, timeouts: &Timeouts) {
+fn advance(
+    shard: &mut Shard,
+    slot: u32,
+    direction: Direction,
+    signal: Option<Signal>,
+    now: Instant,
+    timeouts: &Timeouts,
+) {
     let Some(flow) = shard.get_mut(slot) else { return };
-    let (before, was_active) = (flow.class(), flow.state.is_active());
-    flow.state = flow.state.next(direction, signal);
+    let (before, was_active, old) = (flow.class(), flow.state.is_active(), flow.state);
+    flow.state = signal.map_or(old, |signal| old.next(direction, signal));
     flow.dialogue = flow.dialogue.next(direction);
-    flow.expires = now + flow.state.timeout(timeouts);
+    let deadline = now + flow.state.timeout(timeouts);
+    flow.expires = match signal.is_some_and(|signal| is_half_closed(old) && signal.opens()) {
+        // Nobody knows yet whether the other side takes the SYN for one.
+        true => deadline.max(flow.expires),
+        false => deadline,
+    };
     let is_active = flow.state.is_active();
     if was_active != is_active {
         flow.backend.set_active(is_active);
@@ -223,6 +292,15 @@ fn advance(shard: &mut Shard, slot: u32, direction: Direction, signal: Signal, n
         }
     }
     shard.changed(slot, before);
+}
+
+/// Whether one side has closed, and the other one may send for long.
+#[inline]
+const fn is_half_closed(state: State) -> bool {
+    match state {
+        State::Tcp(state) => matches!(state, tcp::State::FinWait | tcp::State::CloseWait | tcp::State::LastAck),
+        State::Udp | State::Sctp(_) => false,
+    }
 }
 
 pub(super) fn count(backend: &Backend, direction: Direction, lane: usize, bytes: usize) {

@@ -67,7 +67,7 @@ impl Processor<'_> {
         now: Instant,
     ) -> Result<(), Stop> {
         let concerns_flows = may_be_ours(self.ruleset, headers);
-        match (begun(headers, fragment), fragment.is_first()) {
+        match (begun(headers, fragment, frame.bytes()), fragment.is_first()) {
             _ if !is_followed(headers, fragment) => Err(self.without_flow(headers, now)),
             (Some(segment), _) if concerns_flows || self.conntrack.get(&segment.key.into(), now).is_some() => {
                 self.flow_of_fragment = Some(segment.key.into());
@@ -246,11 +246,12 @@ pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Ins
 }
 
 /// The datagram that begins with this fragment, if all of its transport header is there.
-pub(crate) fn begun(headers: &Headers, fragment: &Fragment) -> Option<Segment> {
+pub(crate) fn begun(headers: &Headers, fragment: &Fragment, packet: &[u8]) -> Option<Segment> {
     let Opening { flags, .. } = fragment.opening?;
     Some(Segment {
         key: headers.begun_key()?,
         signal: flags.map_or(Signal::Udp, Signal::Tcp),
+        numbers: headers.numbers(packet).unwrap_or_default(),
         length: headers.length,
     })
 }

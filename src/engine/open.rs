@@ -6,12 +6,14 @@ use super::{LaneState, Processor, Stop};
 use crate::conntrack::bypass::Side;
 use crate::conntrack::connection::{Connection, Dialogue, State};
 use crate::conntrack::signal::Signal;
+use crate::conntrack::window::Window;
 use crate::conntrack::{Refused, Trace};
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, NoSource};
 use crate::packet::Headers;
 use crate::policy::UnknownTcp;
+use crate::rewrite::verify::Integrity;
 use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
 use crate::time::Instant;
@@ -56,7 +58,7 @@ impl Processor<'_> {
             // Another worker may have been faster with a packet of the same flow, and then this one follows.
             Err(stop @ Stop::Drop(_)) => {
                 let mut leaving = segment.key;
-                match self.follow(segment, trace, now, &mut leaving) {
+                match self.follow(segment, trace, now, &mut leaving, || Integrity::Unknown) {
                     Known::Flow => Ok(leaving),
                     Known::No | Known::Ended | Known::Aborted | Known::Waits => Err(stop),
                 }
@@ -124,6 +126,7 @@ impl Processor<'_> {
             template: template.clone(),
             state,
             dialogue: Dialogue::Asked,
+            window: Window::opened(&segment.numbers),
             opened: now,
             expires: now + state.timeout(&self.ruleset.policy.conntrack.timeouts),
         };

@@ -9,7 +9,7 @@ use crate::verdict::{Drop, Verdict};
 impl Way<'_> {
     pub(super) fn fragment(&mut self, headers: &Headers, fragment: &Fragment) -> Verdict {
         let concerns_flows = may_be_ours(self.ruleset, headers);
-        match (begun(headers, fragment), fragment.is_first()) {
+        match (begun(headers, fragment, self.packet), fragment.is_first()) {
             _ if !is_followed(headers, fragment) => self.without_ports(headers),
             (Some(segment), _) => self.with_ports(headers, &segment),
             (None, _) if is_tiny(headers, fragment) && concerns_flows => Verdict::Drop(Drop::FragmentTiny),

@@ -15,14 +15,15 @@ use crate::conntrack::connection::{Connection, State};
 use crate::conntrack::signal::Signal;
 use crate::control::protocol::explanation::{Explanation, FlowStep, RewriteStep, Step};
 use crate::engine::{
-    Engine, Known, Orphan, Segment, is_balanced, is_direct, is_reopened, may_be_ours, opens_nothing, orphaned, segment,
-    told_by,
+    Engine, Known, Orphan, Segment, is_balanced, is_believed, is_direct, is_reopened, may_be_ours, opens_nothing,
+    orphaned, segment, told_by,
 };
 use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::{Headers, ParseError, Payload, echo, icmp, refusal};
 use crate::policy::UnknownTcp;
+use crate::rewrite::verify::{self, Integrity};
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
 use crate::verdict::{Drop, Pass, Reject, Verdict};
@@ -84,7 +85,7 @@ impl<'a> Way<'a> {
                 "neither address is a service's or a backend's: such a packet does not come to lbd, unless by a detour";
             self.told.notes.push(Cow::Borrowed(note));
         }
-        match (segment(&headers), &headers.payload) {
+        match (segment(&headers, self.packet), &headers.payload) {
             (Some(segment), _) => self.with_ports(&headers, &segment),
             (None, Payload::Fragment(fragment)) => self.fragment(&headers, fragment),
             (None, Payload::Tcp(..) | Payload::Udp(_) | Payload::Sctp(..) | Payload::IcmpError | Payload::Other) => {
@@ -94,7 +95,7 @@ impl<'a> Way<'a> {
     }
 
     fn with_ports(&mut self, headers: &Headers, segment: &Segment) -> Verdict {
-        let (known, flow) = self.follow(segment);
+        let (known, flow) = self.follow(headers, segment);
         let leaving = match &flow {
             Some((connection, direction)) => connection.leaving(*direction).into(),
             None => segment.key,
@@ -120,40 +121,52 @@ impl<'a> Way<'a> {
     }
 
     /// The packet's flow, if it still is, and the packet's direction.
-    fn follow(&mut self, segment: &Segment) -> (Known, Option<(Connection, Direction)>) {
+    fn follow(&mut self, headers: &Headers, segment: &Segment) -> (Known, Option<(Connection, Direction)>) {
         let Some((connection, direction)) = self.engine.conntrack().get(&segment.key.into(), self.now) else {
             self.push(Step::NoFlow);
             return (Known::No, None);
         };
         let policy = &self.ruleset.policy.conntrack;
         let (rule, reuse, generation) = (policy.on_backend_removed, policy.conn_reuse, self.ruleset.generation);
+        let state = connection.state;
+        let integrity = || self.integrity(headers);
+        let is_believed = is_believed(state, &connection.window, segment, direction, integrity);
+        let reuse = reuse && is_believed;
         let orphan = connection.backend.orphans(rule, connection.protocol, generation);
-        let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, direction));
+        let orphan = orphan.map_or(Orphan::GoesOn, |rule| orphaned(rule, segment, is_believed, direction));
         let (known, outcome) = match orphan {
-            _ if is_reopened(
-                connection.state,
-                &connection.backend,
-                generation,
-                reuse,
-                segment,
-                direction,
-            ) =>
-            {
+            _ if is_reopened(state, &connection.backend, generation, reuse, segment, direction) => {
                 (Known::No, "reopened")
             }
-            _ if is_direct(connection.state, connection.is_masqueraded(), segment, direction) => (Known::No, "over"),
+            _ if is_direct(state, connection.is_masqueraded(), segment, direction, integrity) => (Known::No, "over"),
             Orphan::GoesOn => (Known::Flow, "follows"),
             Orphan::Waits => (Known::Waits, "waits"),
-            Orphan::Ends => (told_by(connection.state, direction), "ends"),
+            Orphan::Ends => (told_by(state, direction), "ends"),
             Orphan::IsForgotten(Known::No) => (Known::No, "rescheduled"),
             Orphan::IsForgotten(known) => (known, "ends"),
         };
         let next = match known {
-            Known::Waits => connection.state,
-            Known::Flow | Known::No | Known::Ended | Known::Aborted => connection.state.next(direction, segment.signal),
+            Known::Waits => state,
+            Known::Flow if !is_believed => state,
+            Known::Flow | Known::No | Known::Ended | Known::Aborted => state.next(direction, segment.signal),
         };
+        if known == Known::Flow && !is_believed {
+            self.told.notes.push(Cow::Borrowed(match integrity() {
+                Integrity::Wrong => "its checksum is wrong: it is forwarded, and changes nothing",
+                Integrity::Right | Integrity::Unknown => {
+                    "it does not fit what both sides have said before: it is forwarded, and does not change the state"
+                }
+            }));
+        }
         self.found(&connection, direction, next, outcome);
         (known, Some((connection, direction)))
+    }
+
+    /// Whether the packet is what its sender has sent.
+    fn integrity(&self, headers: &Headers) -> Integrity {
+        let mut packet = self.packet.to_vec();
+        let length = packet.len();
+        verify::integrity(&Frame::new(&mut packet, 0, length, Checksum::Complete), headers)
     }
 
     fn found(&mut self, connection: &Connection, direction: Direction, next: State, outcome: &'static str) {

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use crate::control::protocol::explanation::{Hex, PacketStep, Question};
 use crate::flow::{Endpoint, Protocol, Tuple};
 use crate::packet::ip::{IPV4_HEADER, IPV6_HEADER};
-use crate::packet::{Headers, Payload, TcpFlags, Version, icmp};
+use crate::packet::{Headers, Payload, TcpFlags, Version, checksum, icmp};
 
 /// An SCTP chunk that asks for an association (RFC 9260 section 3.3.2).
 const INIT: u8 = 1;
 
-/// The IP packet that is asked about. Of a first packet that is made here only the headers are right, without checksums:
-/// nobody will get it.
+/// The IP packet that is asked about. A first packet that is made here has its checksum left to a device: nobody will
+/// get it.
 ///
 /// # Errors
 /// When its sender and receiver are not of one IP version.
@@ -26,9 +26,24 @@ pub fn packet(question: &Question) -> Result<Cow<'_, [u8]>, String> {
             let transport = transport(protocol, source.port, destination.port);
             let mut packet = ip(source, destination, protocol, &transport)?;
             packet.extend(transport);
+            leave_checksum(&mut packet);
             Ok(Cow::Owned(packet))
         }
     }
+}
+
+/// Leaves the transport checksum to a device: the field holds the sum of the pseudo-header, in SCTP zero.
+fn leave_checksum(packet: &mut [u8]) {
+    let Ok(headers) = Headers::parse(packet) else { return };
+    let Some(offset) = headers.checksum_offset() else {
+        return;
+    };
+    let (field, length) = (
+        headers.transport + usize::from(offset),
+        headers.length - headers.transport,
+    );
+    let sum = checksum::pseudo_header(headers.source, headers.destination, headers.protocol, length);
+    packet[field..field + 2].copy_from_slice(&checksum::fold(sum).to_be_bytes());
 }
 
 /// RFC 9293 section 3.1, RFC 768, RFC 9260 sections 3.1 and 3.3.2.

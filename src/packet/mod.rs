@@ -54,11 +54,28 @@ impl TcpFlags {
         self.0 & bits != 0
     }
 
+    /// How many numbers of the stream they take: one each for SYN and FIN.
+    #[inline]
+    const fn length(self) -> u32 {
+        self.has(Self::SYN) as u32 + self.has(Self::FIN) as u32
+    }
+
     /// Whether the segment asks for a new connection: SYN without ACK or RST.
     #[must_use]
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
     }
+}
+
+/// Where a TCP segment is in its stream, and what its sender has got of the other one (RFC 9293 section 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// The number of its first byte, or of its SYN.
+    pub first: u32,
+    /// The number behind its last byte; SYN and FIN count as one byte each.
+    pub end: u32,
+    /// The number that its sender waits for. It means nothing without the ACK flag.
+    pub acknowledged: u32,
 }
 
 /// What a packet carries, as far as a balancer cares.
@@ -155,6 +172,29 @@ impl Headers {
         let own = self.key().or_else(|| self.begun_key());
         let key = own.or_else(|| Some(icmp::quoted(packet, self)?.key.reply()));
         key.map(Tuple::from)
+    }
+
+    /// The numbers of a TCP segment, which is in `packet`; of one that comes in fragments as far as the first one tells.
+    #[must_use]
+    #[inline]
+    pub fn numbers(&self, packet: &[u8]) -> Option<Numbers> {
+        let flags = match self.payload {
+            Payload::Tcp(_, flags) => flags,
+            Payload::Fragment(fragment) => fragment.opening?.flags?,
+            Payload::Udp(_) | Payload::Sctp(..) | Payload::IcmpError | Payload::Other => return None,
+        };
+        let segment = packet.get(self.transport..self.length)?;
+        let header: &[u8; 20] = segment.first_chunk()?;
+        let word = |at| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let first = word(4);
+        let data = segment.len() - usize::from(header[12] >> 4) * 4;
+        // No packet is longer than 64 KB.
+        let end = first.wrapping_add(data as u32 + flags.length());
+        Some(Numbers {
+            first,
+            end,
+            acknowledged: word(8),
+        })
     }
 
     /// Offset of the Internet checksum field in the transport header (RFC 9293 section 3.1, RFC 768).

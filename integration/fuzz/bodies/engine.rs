@@ -34,6 +34,8 @@ const MOST_STEPS: usize = 100;
 /// Milliseconds that may go by: about as long as the flows' timeouts, and, as a leap is cheap for the timer wheel where it goes
 /// over all of it, two days.
 const STEPS: [u64; 8] = [1, 60, 900, 2_100, 4_500, 11_000, 62_000, 2 * 86_400_000];
+/// Sequence numbers: few, so that segments fit those before them, and some that are far away.
+const NUMBERS: [u32; 8] = [6, 7, 7, 8, 262, 70_000, 0x8000_0000, u32::MAX];
 /// The last packets, to be quoted, answered and damaged.
 const REMEMBERED: usize = 8;
 
@@ -96,7 +98,10 @@ fn between(from: SocketAddr, to: SocketAddr, input: &mut Unstructured<'_>) -> ar
     let flags = u8::arbitrary(input)?;
     let payload = vec![flags; usize::from(u8::arbitrary(input)?) * usize::from(flags >> 6)];
     Ok(match input.int_in_range(0..=6_u8)? {
-        0..=2 => packets::tcp(from, to, flags & 0x1f, u32::from(flags), 7, &payload),
+        0..=2 => {
+            let [sequence, acknowledges] = [*input.choose(&NUMBERS)?, *input.choose(&NUMBERS)?];
+            packets::tcp(from, to, flags & 0x1f, sequence, acknowledges, &payload)
+        }
         3 | 4 => packets::udp(from, to, &payload),
         5 => packets::sctp_of(from, to, &packets::chunk(flags & 15, &payload)),
         _ => packets::ping(from.ip(), to.ip()),

@@ -73,7 +73,10 @@ impl Model {
         let at = self.bypass.iter().position(|connection| connection.ends == server);
         let at = match (at, opens(protocol, told)) {
             (None, false) => return,
-            (Some(at), false) if ends(protocol, told) => return drop(self.bypass.remove(at)),
+            (Some(at), false) if ends(protocol, told) => {
+                self.bypass.remove(at);
+                return;
+            }
             (Some(at), false) => {
                 self.bypass[at].is_opening &= !by_server;
                 self.bypass[at].is_closing |= closes(protocol, told);

@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use lbd::flow::Protocol;
 use lbd::verdict::{Drop, Pass, Verdict};
 
-use super::{Ends, Expected, Model, SECOND};
+use super::{Ends, Expected, Model, SECOND, Said};
 
 /// A fragment as it is sent.
 #[derive(Clone, Debug)]
 pub struct Piece {
     /// Of the datagram.
     pub ends: Ends,
-    pub told: u8,
+    /// What the whole datagram says.
+    pub said: Said,
     pub identification: u32,
     /// Which bytes of the datagram it has.
     pub start: usize,
@@ -35,6 +36,15 @@ impl Piece {
             from.is_ipv4().then_some(protocol),
             self.identification,
         )
+    }
+
+    /// What it says itself, if it is the first one.
+    fn said(&self) -> Said {
+        Said {
+            length: self.end.saturating_sub(self.header()) as u32,
+            is_cut: self.more,
+            ..self.said
+        }
     }
 
     fn is_malformed(&self) -> bool {
@@ -128,7 +138,7 @@ impl Model {
             return Expected::Verdict(Verdict::Drop(Drop::Malformed));
         }
         if piece.start == 0 && !piece.more {
-            return self.packet(piece.ends, piece.told);
+            return self.packet(piece.ends, piece.said());
         }
         if piece.ends.protocol == Protocol::Sctp {
             return self.without_ports(piece, is_known);
@@ -162,7 +172,7 @@ impl Model {
 
     /// As the whole packet; but nothing of TCP is answered without all of it.
     fn begin(&mut self, piece: &Piece) -> Expected {
-        match self.packet(piece.ends, piece.told) {
+        match self.packet(piece.ends, piece.said()) {
             Expected::Verdict(Verdict::Reject(_)) if piece.ends.protocol == Protocol::Tcp => {
                 Expected::Verdict(Verdict::Drop(Drop::Unanswerable))
             }

@@ -279,7 +279,8 @@ impl Lab {
     }
 
     pub(super) fn reset(&mut self, flow: &Tcp) {
-        self.reach(&tcp(&flow.client, &flow.service, RST, 3, 3, &[])).unwrap();
+        // Of a connection on which nothing was said.
+        self.reach(&tcp(&flow.client, &flow.service, RST, 2, 2, &[])).unwrap();
     }
 
     /// A new connection with one request, closed again; as the recorded "new connections" are.
