@@ -1,7 +1,10 @@
 //! Client affinity (IPVS persistence): templates that say which backend a client's flows go to.
 //!
 //! As in `ip_vs_sched_persist` (ip_vs_core.c) a template lives for the service's timeout after its last new flow, and
-//! as long as any of its flows lives. A backend that was removed gets no new flow by its template either, nor does one of
+//! as long as any of its flows lives. In iptables mode its flows do not count: kube-proxy's `recent` rules go by the time since a
+//! client's last new connection (`--rcheck --seconds --reap`, and `--set` for each, pkg/proxy/iptables/proxier.go). A template
+//! is kept while it has flows in that mode, too, so that after a switch to IPVS mode it is what it would have been there.
+//! A backend that was removed gets no new flow by its template either, nor does one of
 //! weight 0 with the kernel's `expire_quiescent_template=1`, which kube-proxy sets too and is the default here.
 //!
 //! Dashmaps: templates are only looked at for new flows. A client's first choice is made under their lock, which is always taken
@@ -17,7 +20,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use ipnet::IpNet;
 
-use crate::policy::{Conntrack, Persistence};
+use crate::policy::{Mode, Persistence, Policy};
 use crate::service::{Backend, Service};
 use crate::time::Instant;
 
@@ -34,6 +37,9 @@ pub struct Template {
     /// Whether one was ever established, for which a client has to be where it says that it is.
     proven: AtomicBool,
 }
+
+/// When a template expires whose first flow is not stored yet.
+const UNSET: u64 = 0;
 
 /// How long a template that still has flows is shown to live on (`ip_vs_conn_expire`, ip_vs_conn.c).
 const GRACE: u64 = 60_000_000_000;
@@ -58,7 +64,7 @@ impl Template {
         }
     }
 
-    /// How long it lives without a new flow; while it has flows that time is prolonged again and again.
+    /// How long it lives without a new flow; while it has flows that time is prolonged again and again, in IPVS mode.
     #[must_use]
     pub fn remaining(&self, now: Instant) -> Duration {
         let (now, expires) = (now.as_nanos(), self.expires.load(Relaxed));
@@ -74,26 +80,37 @@ impl Template {
     }
 
     /// Whether new flows of the service may still go by it. `template` is the one in the table.
-    fn is_usable(template: &Arc<Self>, service: &Service, policy: &Conntrack, now: Instant) -> bool {
+    fn is_usable(template: &Arc<Self>, service: &Service, policy: &Policy, now: Instant) -> bool {
         let Some(place) = template.place(service, policy) else {
             return false;
         };
         if place != template.place.load(Relaxed) {
             template.place.store(place, Relaxed);
         }
-        Self::is_alive(template, now)
+        template.is_valid(Arc::strong_count(template) > 1, policy.mode, now)
     }
 
     /// Where its backend is in the list of the service, if it may get new flows by it: `ip_vs_check_template` (ip_vs_conn.c).
-    fn place(&self, service: &Service, policy: &Conntrack) -> Option<u32> {
+    fn place(&self, service: &Service, policy: &Policy) -> Option<u32> {
         let (place, member) = service.member(&self.backend, self.place.load(Relaxed) as usize)?;
-        let is_quiescent = policy.expire_quiescent_template && member.weight() == 0;
+        let is_quiescent = policy.conntrack.expire_quiescent_template && member.weight() == 0;
         (!is_quiescent).then_some(place as u32)
     }
 
     /// No flow holds it, and none that ever did was established.
     fn may_be_forged(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1 && !self.proven.load(Relaxed)
+    }
+
+    /// Whether its time is not over, by the mode: with `has_flows` IPVS prolongs it.
+    fn is_valid(&self, has_flows: bool, mode: Mode, now: Instant) -> bool {
+        let expires = self.expires.load(Relaxed);
+        let is_held = match mode {
+            Mode::Ipvs => has_flows,
+            // Its first flow is about to be stored, by another worker perhaps.
+            Mode::Iptables => has_flows && expires == UNSET,
+        };
+        is_held || expires > now.as_nanos()
     }
 
     /// A flow holds it, or its time is not over.
@@ -164,7 +181,7 @@ impl Affinity {
         service: &Service,
         client: IpAddr,
         now: Instant,
-        policy: &Conntrack,
+        policy: &Policy,
         pick: impl FnOnce() -> Option<Arc<Backend>>,
     ) -> Option<Choice> {
         let Some(persistence) = &service.persistence else {
@@ -177,7 +194,7 @@ impl Affinity {
         {
             return Some(choice(&known));
         }
-        if self.len() >= policy.max_flows && !part.contains_key(&key) {
+        if self.len() >= policy.conntrack.max_flows && !part.contains_key(&key) {
             return Some((pick()?, None));
         }
         let place = match part.entry(key) {
@@ -189,7 +206,7 @@ impl Affinity {
         let template = Arc::new(Template {
             backend: pick()?,
             place: AtomicU32::new(0),
-            expires: AtomicU64::new(0),
+            expires: AtomicU64::new(UNSET),
             assured: AtomicBool::new(false),
             proven: AtomicBool::new(false),
         });
@@ -207,7 +224,7 @@ impl Affinity {
         service: &Service,
         client: IpAddr,
         now: Instant,
-        policy: &Conntrack,
+        policy: &Policy,
         forgotten: Option<&Arc<Template>>,
     ) -> Option<(IpAddr, Outlook)> {
         let key = key(service, service.persistence.as_ref()?, client);
@@ -216,9 +233,9 @@ impl Affinity {
         };
         let forgotten = forgotten.filter(|forgotten| Arc::ptr_eq(forgotten, &known));
         let holders = Arc::strong_count(&known) - 2 * usize::from(forgotten.is_some());
-        let is_alive = holders > 1 || known.expires.load(Relaxed) > now.as_nanos();
+        let is_valid = known.is_valid(holders > 1, policy.mode, now);
         let (backend, left) = (Arc::clone(&known.backend), known.remaining(now));
-        let outlook = match is_alive && known.place(service, policy).is_some() {
+        let outlook = match is_valid && known.place(service, policy).is_some() {
             true => Outlook::Used(backend, left),
             false => Outlook::Unusable(backend, left),
         };
@@ -251,12 +268,13 @@ impl Affinity {
         self.count.fetch_sub(gone, Relaxed);
     }
 
-    /// Shows each template to `see`, with the service's id and the client or its network.
-    pub fn each(&self, now: Instant, mut see: impl FnMut(u64, IpAddr, &Template)) {
+    /// Shows each template that is in force in a mode to `see`, with the service's id and the client or its network.
+    pub fn each(&self, mode: Mode, now: Instant, mut see: impl FnMut(u64, IpAddr, &Template)) {
         for entry in self.parts.iter().flatten() {
             let &(service, client) = entry.key();
-            if Template::is_alive(entry.value(), now) {
-                see(service, client, entry.value());
+            let template = entry.value();
+            if template.is_valid(Arc::strong_count(template) > 1, mode, now) {
+                see(service, client, template);
             }
         }
     }

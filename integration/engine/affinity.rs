@@ -68,8 +68,8 @@ fn it_ends_its_timeout_after_the_last_new_flow() {
 }
 
 #[test]
-fn a_living_flow_holds_it_beyond_its_timeout() {
-    for case in Case::all() {
+fn a_living_flow_holds_it_beyond_its_timeout_in_ipvs_mode() {
+    for case in Case::all().filter(|case| case.mode == Mode::Ipvs) {
         let mut world = persistent(case).world();
         let flow = world.connect(case.protocol, case.client(1, 1), case.service());
         for _ in 0..10 {
@@ -78,6 +78,42 @@ fn a_living_flow_holds_it_beyond_its_timeout() {
         }
         assert_eq!(pick(&mut world, case, 1, 2), 1);
     }
+}
+
+#[test]
+fn in_iptables_mode_only_new_flows_prolong_it() {
+    for case in Case::all() {
+        let mut world = persistent(case).mode(Mode::Iptables).scheduler("rr").world();
+        let flow = world.connect(case.protocol, case.client(1, 1), case.service());
+        world.seconds(59);
+        assert_eq!(pick(&mut world, case, 1, 2), 1);
+        world.seconds(59);
+        world.up(&flow, ACK);
+        assert_eq!(pick(&mut world, case, 1, 3), 1);
+        world.seconds(61);
+        world.up(&flow, ACK);
+        assert_eq!(
+            pick(&mut world, case, 1, 4),
+            2,
+            "its flows live on, and count for nothing"
+        );
+        assert_eq!(pick(&mut world, case, 1, 5), 2);
+        world.up(&flow, ACK);
+    }
+}
+
+#[test]
+fn a_switch_to_ipvs_mode_has_its_living_flows_count_and_one_back_has_not() {
+    let case = Case::UDP;
+    let setup = |mode| persistent(case).mode(mode).scheduler("rr");
+    let mut world = setup(Mode::Iptables).world();
+    world.connect(Protocol::Udp, case.client(1, 1), case.service());
+    world.seconds(100);
+    world.reload(&setup(Mode::Ipvs).toml());
+    assert_eq!(pick(&mut world, case, 1, 2), 1);
+    world.seconds(100);
+    world.reload(&setup(Mode::Iptables).toml());
+    assert_ne!(pick(&mut world, case, 1, 3), 1);
 }
 
 #[test]

@@ -35,9 +35,11 @@ impl Trace {
         let mut flows = Vec::new();
         engine.conntrack().each(now, |flow| flows.push(format!("{flow:?}")));
         let mut templates = Vec::new();
-        engine.affinity().each(now, |service, client, template| {
-            templates.push(format!("{service} {client} {template:?}"));
-        });
+        engine
+            .affinity()
+            .each(engine.ruleset().policy.mode, now, |service, client, template| {
+                templates.push(format!("{service} {client} {template:?}"));
+            });
         let ruleset = engine.ruleset();
         // With the schedulers' state, loads and counters.
         let services = ruleset.services.iter().map(|service| format!("{service:?}")).collect();

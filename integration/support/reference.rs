@@ -533,7 +533,7 @@ impl Model {
                 .backends
                 .iter()
                 .any(|&(n, weight)| n == known.backend && weight > 0);
-            let held = self.flows.iter().any(|flow| flow.template == Some(known.id));
+            let held = !self.rules.iptables && self.flows.iter().any(|flow| flow.template == Some(known.id));
             if usable && (held || known.expires > self.now) {
                 return Some((known.backend, Some(known.id)));
             }

@@ -17,6 +17,7 @@ use crate::conntrack::timeout::Timeouts;
 use crate::flow::Endpoint;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
 use crate::policy::Persistence;
+use crate::ruleset::Ruleset;
 use crate::scheduler::{Flags, Kind};
 use crate::service::{Backend, Member, Service};
 use crate::time::Instant;
@@ -175,10 +176,11 @@ impl ConnectionView {
 
 /// The templates of client affinity among the flows.
 #[must_use]
-pub fn templates(affinity: &Affinity, services: &[Arc<Service>], now: Instant) -> Vec<ConnectionView> {
-    let by_id: HashMap<u64, &Arc<Service>> = services.iter().map(|service| (service.identity.id, service)).collect();
+pub fn templates(affinity: &Affinity, ruleset: &Ruleset, now: Instant) -> Vec<ConnectionView> {
+    let services = ruleset.services.iter();
+    let by_id: HashMap<u64, &Arc<Service>> = services.map(|service| (service.identity.id, service)).collect();
     let mut views = Vec::new();
-    affinity.each(now, |id, client, template| {
+    affinity.each(ruleset.policy.mode, now, |id, client, template| {
         let service = by_id.get(&id);
         views.extend(service.and_then(|service| ConnectionView::of_template(service, client, template, now)));
     });
@@ -186,13 +188,14 @@ pub fn templates(affinity: &Affinity, services: &[Arc<Service>], now: Instant) -
 }
 
 /// Fills in how many clients affinity keeps at each backend (`persistconns`).
-pub fn count_persistent(views: &mut [ServiceView], affinity: &Affinity, services: &[Arc<Service>], now: Instant) {
-    let names: HashMap<u64, &str> = services
+pub fn count_persistent(views: &mut [ServiceView], affinity: &Affinity, ruleset: &Ruleset, now: Instant) {
+    let names: HashMap<u64, &str> = ruleset
+        .services
         .iter()
         .map(|service| (service.identity.id, service.identity.name.as_str()))
         .collect();
     let mut counts: HashMap<(&str, Endpoint), u32> = HashMap::new();
-    affinity.each(now, |id, _, template| {
+    affinity.each(ruleset.policy.mode, now, |id, _, template| {
         if let Some(name) = names.get(&id) {
             *counts.entry((name, template.backend.address)).or_default() += 1;
         }

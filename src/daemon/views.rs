@@ -132,7 +132,7 @@ impl Control {
             });
             let mut views: Vec<ServiceView> = picked.map(|service| ServiceView::new(service, rates)).collect();
             let (affinity, now) = (self.engine().affinity(), self.clock().now());
-            views::count_persistent(&mut views, affinity, &ruleset.services, now);
+            views::count_persistent(&mut views, affinity, ruleset, now);
             views
         });
         match selector {
@@ -160,7 +160,7 @@ impl Control {
             }
         });
         let ruleset = self.engine().ruleset();
-        let templates = views::templates(self.engine().affinity(), &ruleset.services, now);
+        let templates = views::templates(self.engine().affinity(), &ruleset, now);
         let picks = |view: &ConnectionView| match &selector {
             Some(selector) => selector.picks_address(&view.service, view.virtual_address),
             None => true,

@@ -109,11 +109,9 @@ impl Processor<'_> {
             ..
         } = &mut *self.lane;
         let client = tuple.source.address;
-        let chosen = self
-            .affinity
-            .choose(service, client, now, &self.ruleset.policy.conntrack, || {
-                pick(service, tuple, now, rng)
-            });
+        let chosen = self.affinity.choose(service, client, now, &self.ruleset.policy, || {
+            pick(service, tuple, now, rng)
+        });
         let (backend, template) = chosen.ok_or(Stop::Reject(Reject::NoBackend))?;
         let source = nat::source(self.ruleset, self.conntrack, tuple, &backend, now, rng, exhausted)?;
         let state = State::new(tuple.protocol).next(Direction::Original, segment.signal);

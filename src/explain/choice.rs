@@ -52,13 +52,8 @@ impl Way<'_> {
     fn remembered(&mut self, tuple: &Tuple, service: &Service, forgotten: Option<&Connection>) -> Option<Arc<Backend>> {
         let template = forgotten.and_then(|flow| flow.template.as_ref());
         let affinity = self.engine.affinity();
-        let (client, outlook) = affinity.outlook(
-            service,
-            tuple.source.address,
-            self.now,
-            &self.ruleset.policy.conntrack,
-            template,
-        )?;
+        let (client, outlook) =
+            affinity.outlook(service, tuple.source.address, self.now, &self.ruleset.policy, template)?;
         let (backend, expires, outcome) = match outlook {
             Outlook::New => (None, None, "none"),
             Outlook::Unusable(backend, left) => (Some(backend), Some(left), "unusable"),

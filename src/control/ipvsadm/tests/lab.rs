@@ -149,17 +149,18 @@ impl Lab {
     }
 
     fn services(&self) -> Vec<ServiceView> {
-        let services = &self.engine.ruleset().services;
-        let mut views: Vec<_> = services
+        let ruleset = self.engine.ruleset();
+        let mut views: Vec<_> = ruleset
+            .services
             .iter()
             .map(|service| ServiceView::new(service, &self.rates))
             .collect();
-        count_persistent(&mut views, self.engine.affinity(), services, self.now);
+        count_persistent(&mut views, self.engine.affinity(), &ruleset, self.now);
         views
     }
 
     fn connections(&self) -> Vec<ConnectionView> {
-        let mut views = templates(self.engine.affinity(), &self.engine.ruleset().services, self.now);
+        let mut views = templates(self.engine.affinity(), &self.engine.ruleset(), self.now);
         self.engine
             .conntrack()
             .each(self.now, |flow| views.push(ConnectionView::new(flow, self.now)));
