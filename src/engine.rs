@@ -100,6 +100,8 @@ struct LaneState {
     /// The last tick at which this worker began to look for flows whose time is over, and how far it is.
     expired: Tick,
     sweep: Sweep,
+    /// Whether there are fragments that it is to give up.
+    gives_up_fragments: bool,
     exhausted: Exhausted,
     limits: Limits,
     /// Room for the packets of a batch.
@@ -119,11 +121,11 @@ struct Arrived {
 type Arrival = Result<Arrived, ParseError>;
 
 impl Lane {
-    /// Whether flows are over that this worker has not forgotten yet, since that is done a bounded number at a time: it is to
-    /// enter the engine again before it sleeps.
+    /// Whether flows or fragments are over that this worker has not forgotten yet, since that is done a bounded number at a time:
+    /// it is to enter the engine again before it sleeps.
     #[must_use]
     pub const fn is_behind(&self) -> bool {
-        self.state.sweep.is_under_way()
+        self.state.sweep.is_under_way() || self.state.gives_up_fragments
     }
 }
 
@@ -163,6 +165,7 @@ impl Engine {
                 counters: Arc::clone(counters),
                 expired: Tick::default(),
                 sweep: Sweep::new(index, workers),
+                gives_up_fragments: false,
                 exhausted: Exhausted::default(),
                 limits: Limits::default(),
                 arrivals: Vec::new(),
@@ -219,11 +222,16 @@ impl Engine {
         if lane.sweep.is_under_way() {
             self.conntrack.expire(&mut lane.sweep, now);
         }
-        if !is_new || lane.index != 0 {
+        if is_new && lane.index == 0 {
+            self.affinity.expire(self.conntrack.max_flows(), now);
+            lane.gives_up_fragments = true;
+        }
+        if !lane.gives_up_fragments {
             return Vec::new();
         }
-        self.affinity.expire(self.conntrack.max_flows(), now);
-        fragments::expire(&self.fragments, &lane.counters, now)
+        let (released, has_more) = fragments::expire(&self.fragments, &lane.counters, now);
+        lane.gives_up_fragments = has_more;
+        released
     }
 
     /// Puts a new policy into effect: every batch that begins after this is judged by it. Flows stay.

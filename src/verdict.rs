@@ -112,7 +112,8 @@ reasons! {
         FragmentTooLong = "fragment_too_long",
         /// A fragment of a datagram with more fragments than any link makes of one.
         FragmentTooMany = "fragment_too_many",
-        /// No place for one more datagram in fragments, or for a fragment that is to be held.
+        /// A fragment that was held, and whose datagram made room for a newer one; or one of a datagram that is itself more than
+        /// may be held.
         FragmentTableFull = "fragment_table_full",
         /// A fragment that was held, and the first one of its datagram did not come in time.
         FragmentTimeout = "fragment_timeout",

@@ -338,6 +338,34 @@ fn a_later_fragment_whose_first_one_never_comes_is_dropped_in_time() {
     }
 }
 
+/// 588 a second were enough to fill the table for as long as each was waited for.
+#[test]
+fn lone_fragments_keep_no_datagram_of_others_out_and_each_ends_by_name() {
+    const LONE: usize = 18_000;
+    let case = Case::UDP;
+    for senders in [1, LONE] {
+        let mut world = case.setup().world();
+        let flow = world.connect(case.protocol, case.client(2, 1), case.service());
+        for number in 0..LONE {
+            let sender = std::net::Ipv4Addr::from_bits((11 << 24) + (number % senders) as u32);
+            let datagram = segment(case, SocketAddr::new(sender.into(), 9), case.service(), 100);
+            let lone = &cut(&datagram, number as u32, &[40, 68])[1];
+            assert_eq!(send(&mut world, lone).verdict, Verdict::Hold);
+        }
+        let sent = segment(case, flow.client, flow.service, 3_000);
+        let fragments = reversed(over(&sent, 7, 1_500));
+        assert_eq!(
+            verdicts(&mut world, &fragments),
+            [Verdict::Hold, Verdict::Hold, Verdict::Forward]
+        );
+        world.seconds(31);
+        let (full, timeout) = (Drop::FragmentTableFull, Drop::FragmentTimeout);
+        let ended = [full, timeout].map(|reason| world.count(Verdict::Drop(reason)));
+        assert_eq!(ended.iter().sum::<u64>(), LONE as u64);
+        assert_eq!((world.count(Verdict::Hold), world.engine.fragments().datagrams), (0, 0));
+    }
+}
+
 #[test]
 fn overlapping_fragments_are_dropped_with_all_of_their_datagram_and_its_flow_goes_on() {
     for case in udp() {

@@ -154,10 +154,14 @@ impl Processor<'_> {
     ) -> Result<Option<Course>, Stop> {
         let packet = frame.bytes();
         let length = ip::length(packet).map_or(packet.len(), |length| length.min(packet.len()));
-        let arrival = self
-            .fragments
-            .lock()
-            .arrive(*key, Piece::from(fragment), &packet[..length], now);
+        let (arrival, evicted) = {
+            let mut table = self.fragments.lock();
+            let arrival = table.arrive(*key, Piece::from(fragment), &packet[..length], now);
+            (arrival, table.take_evicted())
+        };
+        if !evicted.is_empty() {
+            self.release(evicted, Course::Drop(Drop::FragmentTableFull), now);
+        }
         match arrival {
             Arrival::First | Arrival::Held => Ok(None),
             Arrival::Follows(course) => Ok(Some(course)),
@@ -230,8 +234,8 @@ impl Course {
     }
 }
 
-/// Gives up the datagrams whose first fragment has not come in time.
-pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Instant) -> Vec<Released> {
+/// Gives up some of the datagrams whose first fragment has not come in time; says whether there are more.
+pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Instant) -> (Vec<Released>, bool) {
     let verdict = Verdict::Drop(Drop::FragmentTimeout);
     let give_up = |Held { ticket, packet }| {
         counters.count(verdict);
@@ -242,7 +246,9 @@ pub(super) fn expire(table: &Mutex<Table<Course>>, counters: &Counters, now: Ins
             flow: None,
         }
     };
-    table.lock().expire(now).into_iter().map(give_up).collect()
+    let mut table = table.lock();
+    let held = table.expire(now);
+    (held.into_iter().map(give_up).collect(), table.is_behind(now))
 }
 
 /// The datagram that begins with this fragment, if all of its transport header is there.

@@ -1,19 +1,23 @@
 //! Datagrams whose fragments are under way. Only the first fragment has ports, so it alone can be decided about; the others
 //! follow it, and those that come before it are held here.
 //!
-//! **Bounded** in datagrams, fragments a datagram, bytes held and time, all as the kernel's own reassembly is or stricter.
+//! **Bounded** in datagrams, fragments a datagram, bytes held and time, all as the kernel's own reassembly is or stricter. Where
+//! there is no place left, the oldest datagram goes, as does the oldest of a sender that has its share: lone fragments, however
+//! many, keep others out for no longer than it takes to fill the table with them, and those of one sender do not at all.
 //! A datagram is forgotten as soon as all of it has come, since its sender will use the identification again; where a
 //! fragment was lost, as soon as the first one of another datagram comes.
 //!
 //! One table for all workers, since the fragments of a datagram may come by different queues. What was decided about a
 //! datagram is the caller's to say ([`Table::settle`]) and of no interest here.
+mod order;
 mod pieces;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use ahash::RandomState;
 
+use self::order::{Age, Order, Sender, Senders};
 pub use self::pieces::{MOST, Piece};
 use self::pieces::{Misfit, Pieces};
 use crate::flow::Address;
@@ -34,14 +38,21 @@ pub struct Limits {
     pub datagrams: usize,
     /// Bytes of fragments that are held.
     pub bytes: usize,
+    /// Datagrams under way of one sender: an IPv4 address, or a /64 of IPv6.
+    pub datagrams_of_sender: usize,
+    /// Bytes that are held of one sender.
+    pub bytes_of_sender: usize,
 }
 
 impl Default for Limits {
-    /// The bytes are those of `ipfrag_high_thresh` (`ipv4_frags_init_net`, net/ipv4/ip_fragment.c).
+    /// The bytes are those of `ipfrag_high_thresh` (`ipv4_frags_init_net`, net/ipv4/ip_fragment.c). A sender has a share of 1/16
+    /// of the datagrams, which of a host that loses none is more than ever are under way, and 1/4 of the bytes.
     fn default() -> Self {
         Self {
             datagrams: 16_384,
             bytes: 4 << 20,
+            datagrams_of_sender: 1_024,
+            bytes_of_sender: 1 << 20,
         }
     }
 }
@@ -72,10 +83,14 @@ impl Key {
     }
 
     const fn life(&self) -> Duration {
-        match self.source.as_v4() {
-            Some(_) => LIFE_V4,
-            None => LIFE_V6,
+        match self.is_v4() {
+            true => LIFE_V4,
+            false => LIFE_V6,
         }
+    }
+
+    const fn is_v4(&self) -> bool {
+        self.source.as_v4().is_some()
     }
 }
 
@@ -109,8 +124,8 @@ enum Course<C> {
     Spoilt(Drop),
 }
 
-/// When a datagram's time is over, and a number of its own.
-type Age = (Instant, u64);
+/// Datagrams that are given up at a time.
+const AT_ONCE: usize = 256;
 
 #[derive(Debug)]
 struct Datagram<C> {
@@ -137,11 +152,16 @@ pub struct Holding {
 #[derive(Debug)]
 pub struct Table<C> {
     datagrams: HashMap<Key, Datagram<C>, RandomState>,
-    ages: BTreeMap<Age, Key>,
+    /// All of them, and those of which fragments are held.
+    ages: Order,
+    waiting: Order,
+    senders: Senders,
     limits: Limits,
     holding: Holding,
     begun: u64,
     tickets: u64,
+    /// What was held of datagrams that had to make room.
+    evicted: Vec<Held>,
 }
 
 impl<C: Clone> Table<C> {
@@ -149,12 +169,15 @@ impl<C: Clone> Table<C> {
     #[must_use]
     pub fn new(hasher: RandomState, limits: Limits) -> Self {
         Self {
-            datagrams: HashMap::with_hasher(hasher),
-            ages: BTreeMap::new(),
+            datagrams: HashMap::with_hasher(hasher.clone()),
+            ages: Order::default(),
+            waiting: Order::default(),
+            senders: Senders::new(hasher),
             limits,
             holding: Holding::default(),
             begun: 0,
             tickets: 0,
+            evicted: Vec::new(),
         }
     }
 
@@ -183,9 +206,7 @@ impl<C: Clone> Table<C> {
         if self.is_used_again(&key, digest) {
             self.forget(&key);
         }
-        if !self.begin(key, now) {
-            return Arrival::Dropped(Drop::FragmentTableFull, Vec::new());
-        }
+        self.begin(key, now);
         let Some(datagram) = self.datagrams.get_mut(&key) else {
             return Arrival::Dropped(Drop::FragmentTableFull, Vec::new());
         };
@@ -225,16 +246,29 @@ impl<C: Clone> Table<C> {
         held
     }
 
-    /// Forgets datagrams whose time is over: gives out what was held of them in vain.
+    /// What was held of datagrams that made room for others since the last time; [`Drop::FragmentTableFull`] is why they go.
+    #[must_use]
+    pub fn take_evicted(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.evicted)
+    }
+
+    /// Forgets datagrams whose time is over, a bounded number at a time: gives out what was held of them in vain.
     pub fn expire(&mut self, now: Instant) -> Vec<Held> {
         let mut held = Vec::new();
-        while let Some((&(time, _), &key)) = self.ages.first_key_value()
-            && time <= now
-        {
+        for _ in 0..AT_ONCE {
+            let Some(key) = self.ages.due(now) else {
+                break;
+            };
             held.extend(self.release(&key));
             self.forget(&key);
         }
         held
+    }
+
+    /// Whether there are more whose time is over.
+    #[must_use]
+    pub fn is_behind(&self, now: Instant) -> bool {
+        self.ages.due(now).is_some()
     }
 
     /// Whether a first fragment is another one than that which was decided about. A fragment of that datagram was lost on its
@@ -249,17 +283,29 @@ impl<C: Clone> Table<C> {
         }
     }
 
-    /// Makes a place for a datagram that has none yet; false where there is no place left.
-    fn begin(&mut self, key: Key, now: Instant) -> bool {
+    /// Makes a place for a datagram that has none yet, in that of the oldest one if need be.
+    fn begin(&mut self, key: Key, now: Instant) {
         if self.datagrams.contains_key(&key) {
-            return true;
+            return;
         }
-        if self.datagrams.len() >= self.limits.datagrams {
-            return false;
+        let sender = Sender::of(&key);
+        if self.senders.datagrams(&sender) >= self.limits.datagrams_of_sender
+            && let Some(oldest) = self.senders.oldest(&sender)
+        {
+            self.evict(&oldest);
+        }
+        if self.datagrams.len() >= self.limits.datagrams
+            && let Some(oldest) = self.ages.oldest()
+        {
+            self.evict(&oldest);
         }
         self.begun += 1;
-        let age = (now + key.life(), self.begun);
+        let age = Age {
+            number: self.begun,
+            ends: now + key.life(),
+        };
         self.ages.insert(age, key);
+        self.senders.begin(&sender, age, key);
         let datagram = Datagram {
             pieces: Pieces::default(),
             course: Course::Open,
@@ -268,17 +314,26 @@ impl<C: Clone> Table<C> {
             age,
         };
         self.datagrams.insert(key, datagram);
-        true
+    }
+
+    fn evict(&mut self, key: &Key) {
+        let held = self.release(key);
+        self.evicted.extend(held);
+        self.forget(key);
     }
 
     fn hold(&mut self, key: &Key, packet: &[u8]) -> Arrival<C> {
-        let room = self.limits.bytes - self.holding.bytes;
+        let has_room = self.make_room(key, packet.len());
         match self.datagrams.get_mut(key) {
-            Some(datagram) if packet.len() <= room => {
+            Some(datagram) if has_room => {
+                if datagram.held.is_empty() {
+                    self.waiting.insert(datagram.age, *key);
+                }
                 datagram.held.push(Held {
                     ticket: self.tickets,
                     packet: packet.to_vec(),
                 });
+                self.senders.hold(&Sender::of(key), datagram.age, *key, packet.len());
                 self.tickets += 1;
                 self.holding.packets += 1;
                 self.holding.bytes += packet.len();
@@ -286,6 +341,24 @@ impl<C: Clone> Table<C> {
             }
             // Without this one it will never be whole.
             Some(_) | None => Arrival::Dropped(Drop::FragmentTableFull, self.spoil(key, Drop::FragmentTableFull)),
+        }
+    }
+
+    /// Evicts the oldest datagrams of which something is held, but for `key`, until there is room for so many bytes of it.
+    fn make_room(&mut self, key: &Key, bytes: usize) -> bool {
+        let sender = Sender::of(key);
+        loop {
+            let oldest = if self.senders.bytes(&sender) + bytes > self.limits.bytes_of_sender {
+                self.senders.oldest_waiting(&sender, key)
+            } else if self.holding.bytes + bytes > self.limits.bytes {
+                self.waiting.oldest_but(key)
+            } else {
+                return true;
+            };
+            match oldest {
+                Some(oldest) => self.evict(&oldest),
+                None => return false,
+            }
         }
     }
 
@@ -301,8 +374,13 @@ impl<C: Clone> Table<C> {
             return Vec::new();
         };
         let held = std::mem::take(&mut datagram.held);
+        let bytes = held.iter().map(|held| held.packet.len()).sum::<usize>();
         self.holding.packets -= held.len();
-        self.holding.bytes -= held.iter().map(|held| held.packet.len()).sum::<usize>();
+        self.holding.bytes -= bytes;
+        if !held.is_empty() {
+            self.waiting.remove(datagram.age, key);
+            self.senders.release(&Sender::of(key), datagram.age, bytes);
+        }
         held
     }
 
@@ -318,7 +396,8 @@ impl<C: Clone> Table<C> {
 
     fn forget(&mut self, key: &Key) {
         if let Some(datagram) = self.datagrams.remove(key) {
-            self.ages.remove(&datagram.age);
+            self.ages.remove(datagram.age, key);
+            self.senders.end(&Sender::of(key), datagram.age);
         }
     }
 }

@@ -156,38 +156,118 @@ fn a_datagram_without_its_first_fragment_is_given_up_after_the_kernels_time() {
 }
 
 #[test]
-fn a_full_table_takes_no_new_datagram_and_serves_those_it_knows() {
+fn in_a_full_table_the_oldest_datagram_makes_room_and_the_others_go_on() {
     let limits = Limits {
         datagrams: 2,
         ..Limits::default()
     };
     let mut table = with_limits(limits);
-    assert_eq!(arrive(&mut table, 1, of(FIRST), b"1"), Arrival::First);
-    assert_eq!(arrive(&mut table, 2, of(LAST), b"3"), Arrival::Held);
-    let full = Arrival::Dropped(Drop::FragmentTableFull, Vec::new());
-    assert_eq!(arrive(&mut table, 3, of(FIRST), b"1"), full);
-    assert_eq!(arrive(&mut table, 2, of(MIDDLE), b"2"), Arrival::Held);
-    table.expire(NOW + LIFE_V4);
+    assert_eq!(arrive(&mut table, 1, of(LAST), b"3"), Arrival::Held);
+    assert_eq!(arrive(&mut table, 2, of(LAST), b"4"), Arrival::Held);
     assert_eq!(arrive(&mut table, 3, of(FIRST), b"1"), Arrival::First);
+    assert_eq!(packets(&table.take_evicted()), [b"3"], "told once");
+    assert_eq!(table.take_evicted(), []);
+    assert_eq!(arrive(&mut table, 2, of(MIDDLE), b"2"), Arrival::Held);
+    assert_eq!(table.holding().datagrams, 2);
+}
+
+fn sent_by(source: &str, number: u32) -> Key {
+    Key {
+        source: host(source),
+        ..key(number)
+    }
 }
 
 #[test]
-fn no_more_bytes_are_held_than_allowed() {
+fn a_sender_with_its_share_makes_room_for_itself_and_keeps_nobody_out() {
+    for (honest, hostile) in [
+        ("10.1.0.2", &["10.1.0.3"][..]),
+        ("fd00:1::2", &["fd00:2::1", "fd00:2::2"]),
+    ] {
+        let mut table = table();
+        let slow = sent_by(honest, 1);
+        assert_eq!(table.arrive(slow, of(LAST), b"3", NOW), Arrival::Held);
+        for number in 0..100_000 {
+            let lone = sent_by(hostile[number as usize % hostile.len()], number);
+            assert_eq!(table.arrive(lone, of(LAST), b"x", NOW), Arrival::Held);
+        }
+        assert_eq!(table.take_evicted().len(), 100_000 - 1_024);
+        assert_eq!(table.holding().datagrams, 1 + 1_024);
+        assert_eq!(table.arrive(slow, of(FIRST), b"1", NOW), Arrival::First);
+        assert_eq!(packets(&table.settle(&slow, "there")), [b"3"]);
+    }
+}
+
+#[test]
+fn lone_fragments_of_any_senders_keep_no_datagram_out_that_comes_at_once() {
+    let mut table = table();
+    for number in 0..40_000 {
+        let [_, _, high, low] = u32::to_be_bytes(number);
+        let lone = sent_by(&format!("10.9.{high}.{low}"), number);
+        assert_eq!(table.arrive(lone, of(LAST), b"x", NOW), Arrival::Held);
+        if number % 1_000 == 0 {
+            assert_eq!(arrive(&mut table, number, of(LAST), b"3"), Arrival::Held);
+            assert_eq!(arrive(&mut table, number, of(FIRST), b"1"), Arrival::First);
+            assert_eq!(table.settle(&key(number), "there").len(), 1);
+        }
+    }
+    assert!(table.holding().datagrams <= 16_384);
+}
+
+#[test]
+fn the_oldest_of_what_is_held_makes_room_for_more_bytes() {
     let limits = Limits {
         bytes: 10,
         ..Limits::default()
     };
     let mut table = with_limits(limits);
     assert_eq!(arrive(&mut table, 1, of(LAST), b"123456"), Arrival::Held);
-    let full = |held| Arrival::Dropped(Drop::FragmentTableFull, held);
-    assert_eq!(arrive(&mut table, 2, of(LAST), b"12345"), full(Vec::new()));
-    assert_eq!(arrive(&mut table, 2, of(FIRST), b"1"), full(Vec::new()), "never whole");
-    assert_eq!(table.holding().bytes, 6);
-    let Arrival::Dropped(Drop::FragmentTableFull, held) = arrive(&mut table, 1, of(MIDDLE), b"12345") else {
+    assert_eq!(arrive(&mut table, 2, of(LAST), b"1234"), Arrival::Held);
+    assert_eq!(arrive(&mut table, 3, of(LAST), b"12345"), Arrival::Held);
+    assert_eq!(packets(&table.take_evicted()), [b"123456"]);
+    assert_eq!(table.holding().bytes, 9);
+    let Arrival::Dropped(Drop::FragmentTableFull, held) = arrive(&mut table, 3, of(MIDDLE), b"1234567") else {
         panic!("held beyond what is allowed")
     };
-    assert_eq!(packets(&held), [b"123456"]);
+    assert_eq!(
+        (packets(&held), packets(&table.take_evicted())),
+        (vec![&b"12345"[..]], vec![&b"1234"[..]])
+    );
+    let full = Arrival::Dropped(Drop::FragmentTableFull, Vec::new());
+    assert_eq!(arrive(&mut table, 3, of(FIRST), b"1"), full, "never whole");
     assert_eq!(table.holding().bytes, 0);
+}
+
+#[test]
+fn the_bytes_that_a_sender_has_held_are_its_own_share() {
+    let limits = Limits {
+        bytes_of_sender: 10,
+        ..Limits::default()
+    };
+    let mut table = with_limits(limits);
+    let other = sent_by("10.1.0.9", 1);
+    assert_eq!(table.arrive(other, of(LAST), b"12345", NOW), Arrival::Held);
+    for number in 0..5 {
+        assert_eq!(arrive(&mut table, number, of(LAST), b"1234567"), Arrival::Held);
+    }
+    assert_eq!(table.take_evicted().len(), 4);
+    assert_eq!(table.arrive(other, of(FIRST), b"1", NOW), Arrival::First);
+    assert_eq!(packets(&table.settle(&other, "there")), [b"12345"]);
+}
+
+#[test]
+fn of_many_datagrams_whose_time_is_over_a_few_are_given_up_at_a_time() {
+    let mut table = table();
+    for number in 0..1_000 {
+        assert_eq!(arrive(&mut table, number, of(LAST), b"3"), Arrival::Held);
+    }
+    let (end, mut given) = (NOW + LIFE_V4, Vec::new());
+    while table.is_behind(end) {
+        let some = table.expire(end);
+        assert!(some.len() <= AT_ONCE);
+        given.extend(some);
+    }
+    assert_eq!((given.len(), table.holding()), (1_000, Holding::default()));
 }
 
 /// Lengths of the fragments of a datagram.
@@ -242,25 +322,28 @@ proptest! {
     /// Whatever comes, what is held is counted right and stays within its bounds.
     #[test]
     fn the_bounds_hold_whatever_comes(
-        arrivals in prop::collection::vec((0..6_u32, 0..40_u16, 1..20_u16, any::<bool>(), 0..20_u64), 1..200)
+        arrivals in prop::collection::vec((0..12_u32, 0..40_u16, 1..20_u16, any::<bool>(), 0..20_u64), 1..200)
     ) {
-        let limits = Limits { datagrams: 4, bytes: 40 };
+        let limits = Limits { datagrams: 4, bytes: 40, datagrams_of_sender: 3, bytes_of_sender: 30 };
         let mut table: Table<u32> = Table::new(RandomState::with_seeds(1, 2, 3, 4), limits);
         let (mut now, mut held, mut given) = (NOW, 0, 0);
         for (number, offset, length, more, seconds) in arrivals {
             now = now + Duration::from_secs(seconds);
             given += table.expire(now).len();
-            match table.arrive(key(number), piece(offset * 8, length * 8, more), &[0; 7], now) {
-                Arrival::First => given += table.settle(&key(number), number).len(),
+            let key = sent_by(["10.1.0.2", "10.1.0.3", "fd00::1"][number as usize % 3], number);
+            match table.arrive(key, piece(offset * 8, length * 8, more), &[0; 7], now) {
+                Arrival::First => given += table.settle(&key, number).len(),
                 Arrival::Follows(course) => prop_assert_eq!(course, number),
                 Arrival::Held => held += 1,
                 Arrival::Dropped(_, released) => given += released.len(),
             }
+            given += table.take_evicted().len();
             let holding = table.holding();
             prop_assert!(holding.datagrams <= 4 && holding.bytes <= 40);
             prop_assert_eq!(holding.packets, held - given);
             prop_assert_eq!(holding.bytes, 7 * holding.packets);
             prop_assert_eq!(table.ages.len(), holding.datagrams);
+            prop_assert!(table.waiting.len() <= holding.packets && table.senders.len() <= holding.datagrams);
         }
     }
 }
