@@ -27,7 +27,7 @@ use lbd::matcher::Matcher;
 use lbd::matcher::rules::{Action, Condition, Rule};
 use lbd::packet::frame::{Checksum, Frame};
 use lbd::packet::{Headers, Payload, Ports, TcpFlags, Version};
-use lbd::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
+use lbd::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownReply, UnknownTcp};
 use lbd::ruleset::Registry;
 use lbd::scheduler::{Flags, Rng};
 use lbd::time::Instant;
@@ -106,6 +106,7 @@ fn policy(mode: Mode, evaluation: Evaluation, services: u32, backends: u32) -> P
             max_flows: 1,
             on_backend_removed: None,
             unknown_tcp: UnknownTcp::Drop,
+            unknown_reply: UnknownReply::Drop,
             expire_quiescent_template: true,
             conn_reuse: true,
             timeouts: Timeouts::default(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
 use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::Rule;
@@ -48,6 +49,21 @@ impl Mode {
             Self::Iptables => Kind::Random,
             Self::Ipvs => Kind::Rr,
         }
+    }
+
+    /// How long idle flows live where nobody says anything: as in IPVS; in iptables mode what kube-proxy sets for netfilter
+    /// (`tcpEstablishedTimeout` and `tcpCloseWaitTimeout`, pkg/proxy/apis/config/v1alpha1/defaults.go), the rest as in IPVS.
+    #[must_use]
+    pub fn default_timeouts(self) -> Timeouts {
+        let mut timeouts = Timeouts::default();
+        match self {
+            Self::Ipvs => {}
+            Self::Iptables => {
+                timeouts.tcp[tcp::State::Established as usize] = Duration::from_secs(24 * 3_600);
+                timeouts.tcp[tcp::State::CloseWait as usize] = Duration::from_secs(3_600);
+            }
+        }
+        timeouts
     }
 }
 
@@ -125,6 +141,28 @@ impl UnknownTcp {
     }
 }
 
+/// What becomes of a packet of no flow that a backend sends to a client of the service: a late answer, on a flow that lbd has
+/// forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownReply {
+    /// It is dropped.
+    #[default]
+    Drop,
+    /// The backend is answered with TCP RST, or ICMP port unreachable.
+    Reset,
+}
+
+impl UnknownReply {
+    /// `drop` or `reset`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// ICMP messages that lbd itself sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Icmp {
@@ -174,6 +212,8 @@ pub struct Conntrack {
     pub on_backend_removed: Option<OnBackendRemoved>,
     /// What becomes of segments of unknown connections.
     pub unknown_tcp: UnknownTcp,
+    /// What becomes of late answers.
+    pub unknown_reply: UnknownReply,
     /// Whether a client that goes by affinity gets another backend once its own has weight 0 (`expire_quiescent_template`).
     pub expire_quiescent_template: bool,
     /// Whether a SYN or INIT from the port of a connection that is over is scheduled anew (`conn_reuse_mode` 1), or follows it
@@ -291,6 +331,30 @@ pub fn common<T: PartialEq>(old: &[T], new: &[T]) -> (usize, usize) {
 }
 
 impl Policy {
+    /// Uses the other matcher, with that mode's timeouts wherever they were those that this mode has by itself.
+    pub fn switch_mode(&mut self, mode: Mode) {
+        self.conntrack.timeouts = self.timeouts_in(mode);
+        self.mode = mode;
+    }
+
+    /// The timeouts after a switch to `mode`.
+    #[must_use]
+    pub fn timeouts_in(&self, mode: Mode) -> Timeouts {
+        let (old, new) = (self.mode.default_timeouts(), mode.default_timeouts());
+        let mut timeouts = self.conntrack.timeouts.clone();
+        let follow = |timeout: &mut Duration, old: Duration, new: Duration| {
+            if *timeout == old {
+                *timeout = new;
+            }
+        };
+        let tcp = timeouts.tcp.iter_mut().zip(old.tcp).zip(new.tcp);
+        tcp.for_each(|((timeout, old), new)| follow(timeout, old, new));
+        let sctp = timeouts.sctp.iter_mut().zip(old.sctp).zip(new.sctp);
+        sctp.for_each(|((timeout, old), new)| follow(timeout, old, new));
+        follow(&mut timeouts.udp, old.udp, new.udp);
+        timeouts
+    }
+
     /// The scheduler that `service` really uses.
     #[must_use]
     pub fn scheduler_of(&self, service: &ServiceSpec) -> Kind {

@@ -74,6 +74,8 @@ reasons! {
         TimeExceeded = "time_exceeded",
         /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "reset"`.
         NotSyn = "not_syn",
+        /// A backend's late answer, on a flow that lbd has forgotten, where `unknown_reply = "reset"`.
+        UnknownReply = "unknown_reply",
         /// No refusal, but an echo request to a service's address: lbd answered it with an echo reply.
         Echo = "echo",
         /// An address of a service, and a port that no service has there.
@@ -92,6 +94,9 @@ reasons! {
         Rule = "rule",
         /// A TCP packet to a service that belongs to no flow and does not open one, where `unknown_tcp = "drop"`.
         NotSyn = "not_syn",
+        /// A backend's late answer, on a flow that lbd has forgotten, where `unknown_reply = "drop"`: the client knows only the
+        /// service.
+        UnknownReply = "unknown_reply",
         /// An SCTP packet to a service that belongs to no flow and does not open one.
         NotInit = "not_init",
         /// The flow's backend was taken out of the configuration, and `on_backend_removed = "drop"`.

@@ -216,7 +216,7 @@ fn what_a_removed_backend_still_answers_to_a_datagram_arrives_until_the_client_a
         world.down(&flow, 0);
         world.down(&flow, 0);
         world.open(case.protocol, flow.client, flow.service);
-        assert_eq!(world.try_down(&flow, 0).verdict, Verdict::Pass(Pass::NoMatch));
+        assert_eq!(world.try_down(&flow, 0).verdict, Verdict::Drop(Drop::UnknownReply));
     }
 }
 

@@ -77,7 +77,7 @@ fn an_established_flow_is_never_evicted() {
             world.up(flow, ACK);
             world.down(flow, ACK);
         }
-        world.seconds(901);
+        world.seconds(86_401);
         world.open(case.protocol, case.client(2, 3), case.service());
     }
 }

@@ -84,13 +84,18 @@ fn exchanges() -> Vec<(Vec<Step>, u64)> {
 }
 
 #[test]
-fn a_tcp_flow_has_the_states_loads_and_deadlines_of_ipvs() {
+fn a_tcp_flow_has_the_states_loads_and_deadlines_of_ipvs_or_in_iptables_mode_of_kube_proxy() {
     for case in Case::tcp() {
         for (steps, seconds) in exchanges() {
             let mut world = case.setup().weights(&[1]).world();
             let flow = world.open(Protocol::Tcp, case.client(2, 40_000), case.service());
             assert_eq!((world.state(&flow), world.load(flow.backend)), ("SYN_RECV", (1, 0)));
             play(&mut world, &flow, &steps);
+            let seconds = match (case.mode, world.state(&flow)) {
+                (Mode::Iptables, "ESTABLISHED") => 24 * 3_600,
+                (Mode::Iptables, "CLOSE_WAIT") => 3_600,
+                (Mode::Iptables | Mode::Ipvs, _) => seconds,
+            };
             world.advance(Duration::from_secs(seconds) - Duration::from_nanos(1));
             assert!(world.is_alive(&flow), "{seconds} s");
             world.advance(Duration::from_nanos(1));
@@ -161,7 +166,7 @@ fn a_segment_of_a_forgotten_flow_is_dropped_and_a_datagram_opens_a_new_one() {
     for case in Case::all() {
         let mut world = case.setup().world();
         let flow = world.connect(case.protocol, case.client(2, 40_000), case.service());
-        world.seconds(901);
+        world.seconds(86_401);
         match case.protocol {
             Protocol::Tcp => {
                 for flags in [ACK, FIN | ACK, RST, SYN | ACK, 0] {

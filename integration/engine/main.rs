@@ -23,6 +23,7 @@ mod forgery;
 #[path = "fragments.rs"]
 mod in_fragments;
 mod lanes;
+mod late;
 mod limits;
 mod nat;
 mod own;

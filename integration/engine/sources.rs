@@ -150,7 +150,7 @@ fn a_client_port_that_has_a_connection_directly_to_the_backend_reaches_it_throug
 #[test]
 fn a_direct_connection_that_is_over_or_was_not_seen_for_long_is_in_nobodys_way() {
     for case in Case::all() {
-        let over = [(RST, 0), (FIN | ACK, 125), (ACK, 901)];
+        let over = [(RST, 0), (FIN | ACK, 125), (ACK, 86_401)];
         for (flags, seconds) in over {
             let mut world = case.setup().weights(&[1]).tables(&nat("auto")).world();
             let (client, backend) = (case.client(2, 40_000), case.backend(1));

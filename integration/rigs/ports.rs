@@ -3,8 +3,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::rig::{
-    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_close, tcp_echo, udp_echo,
-    wait_until,
+    Config, Conversation, Family, Rig, Sender, Service, isolated, matrix, reuse_port, tcp_close, tcp_echo, tcp_late,
+    udp_echo, wait_until,
 };
 use std::io::ErrorKind;
 
@@ -183,4 +183,31 @@ fn revive(server: &str) -> String {
         ip route replace 10.2.0.1{number} dev {server}
         ip -6 route replace fd00:2::1{number} dev {server}"
     )
+}
+
+#[test]
+fn a_late_answer_on_a_forgotten_connection_never_comes_from_the_servers_own_address() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (port, (mode, family)) in (7_000..).zip(matrix()) {
+            let server = family.server(1, port);
+            let answer = tcp_late("s1", &server);
+            let mut config = Config::new(mode, vec![Service::tcp(family, 7, port, &[1])]);
+            config.more = "[conntrack]\ntcp_close_wait = \"1s\"\n";
+            let lbd = rig.lbd(&config);
+            let client = Conversation::open("client", &family.vip(7));
+            client.close_one_side();
+            let limit = Duration::from_secs(30);
+            wait_until("the flow is forgotten", limit, || {
+                !lbd.lbctl("ipvsadm -Lnc").ok().contains("TCP")
+            });
+            answer.send(()).expect("the server runs");
+            wait_until("the answer is dropped by name", limit, || {
+                let drops = lbd.lbctl("drops --json").ok();
+                let drops: serde_json::Value = serde_json::from_str(&drops).expect("JSON");
+                drops["drops"]["unknown_reply"].as_u64() > Some(0)
+            });
+            lbd.terminate();
+        }
+    });
 }

@@ -121,6 +121,8 @@ pub struct Model {
     sequence: u64,
     /// Connections past the services.
     bypass: Vec<bypass::Connection>,
+    /// What backends would send on flows that are forgotten, and when those were over.
+    late: Vec<(Ends, u64)>,
     datagrams: Vec<fragments::Datagram>,
     /// Of fragments that are held, the number of the next one.
     tickets: u64,
@@ -153,10 +155,20 @@ impl ModelFlow {
         ["ES", "SR", "SS", "ESTABLISHED"].contains(&self.state)
     }
 
-    fn timeout(&self) -> u64 {
+    /// Whether its backend may still answer, other than by opening a connection.
+    fn may_answer(&self) -> bool {
+        match self.arrives.protocol {
+            Protocol::Udp => true,
+            Protocol::Tcp | Protocol::Sctp => self.answered && !["TW", "CL", "CLOSED"].contains(&self.state),
+        }
+    }
+
+    fn timeout(&self, iptables: bool) -> u64 {
         let place = STATES.split(' ').position(|state| state == self.state);
         let seconds = match self.state {
             "UDP" => 300,
+            "ES" if iptables => 86_400,
+            "CW" if iptables => 3_600,
             "NONE" => 2,
             "INIT1" | "REJECTED" => 4,
             "ESTABLISHED" => 900,
@@ -236,6 +248,7 @@ impl Model {
             templates: HashMap::new(),
             sequence: 0,
             bypass: Vec::new(),
+            late: Vec::new(),
             datagrams: Vec::new(),
             tickets: 0,
             given_out: Vec::new(),
@@ -243,6 +256,40 @@ impl Model {
     }
 
     pub fn advance(&mut self, nanos: u64) {
+        let before = self.flows.clone();
+        self.pass(nanos);
+        self.remember(&before);
+    }
+
+    /// Flows that are forgotten now.
+    fn remember(&mut self, before: &[ModelFlow]) {
+        let is_there = |old: &&ModelFlow| {
+            let mut flows = self.flows.iter();
+            flows.any(|flow| (flow.arrives, flow.leaves) == (old.arrives, old.leaves))
+        };
+        let gone = before.iter().filter(|old| !is_there(old) && old.may_answer());
+        let gone: Vec<_> = gone.map(|old| (old.leaves.reply(), old.expires)).collect();
+        for (ends, over) in gone {
+            self.late.retain(|(other, _)| *other != ends);
+            self.late.push((ends, over));
+        }
+    }
+
+    /// Whether a packet of no flow is a backend's late answer.
+    fn is_late(&self, ends: &Ends, told: u8) -> bool {
+        if ends.protocol != Protocol::Udp && bypass::opens(ends.protocol, told) {
+            return false;
+        }
+        let is_over = |flow: &ModelFlow| flow.expires <= self.now && flow.may_answer() && flow.leaves.reply() == *ends;
+        let is_fresh = |over: u64| {
+            let age = (self.now >> TICK).saturating_sub(over >> TICK) << TICK;
+            ends.protocol != Protocol::Udp || age <= 300 * SECOND
+        };
+        let mut late = self.late.iter();
+        late.any(|(other, over)| other == ends && is_fresh(*over)) || self.flows.iter().any(is_over)
+    }
+
+    fn pass(&mut self, nanos: u64) {
         self.now += nanos;
         let now = self.now;
         if (now - nanos) >> TICK == now >> TICK {
@@ -303,6 +350,13 @@ impl Model {
 
     /// What must become of the packet. A flow from the pool must be told its source by [`Self::learn`].
     pub fn packet(&mut self, ends: Ends, said: Said) -> Expected {
+        let before = self.flows.clone();
+        let expected = self.judge(ends, said);
+        self.remember(&before);
+        expected
+    }
+
+    fn judge(&mut self, ends: Ends, said: Said) -> Expected {
         let told = said.told;
         let Some((at, original)) = self.find(&ends) else {
             return self.open(ends, said);
@@ -397,7 +451,7 @@ impl Model {
         if flow.class() != class || class != 2 {
             flow.since = self.sequence;
         }
-        flow.expires = self.now + flow.timeout();
+        flow.expires = self.now + flow.timeout(self.rules.iptables);
         self.on(at, original)
     }
 
@@ -424,6 +478,9 @@ impl Model {
             return Expected::Verdict(Verdict::Drop(Drop::Rule));
         }
         if !self.services.contains(&ends.to) {
+            if self.is_late(&ends, told) {
+                return Expected::Verdict(Verdict::Drop(Drop::UnknownReply));
+            }
             self.note_bypass(ends, told);
             return Expected::Verdict(Verdict::Pass(Pass::NoMatch));
         }
@@ -490,7 +547,7 @@ impl Model {
             talk: Talk::default(),
         };
         flow.talk.note(true, said);
-        flow.expires = self.now + flow.timeout();
+        flow.expires = self.now + flow.timeout(self.rules.iptables);
         self.flows.push(flow);
         let expires = self.now + 60 * SECOND;
         if let Some(known) = self

@@ -6,8 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Tun;
-use crate::conntrack::timeout::Timeouts;
-use crate::policy::{Conntrack, UnknownTcp};
+use crate::policy::{Conntrack, Mode, UnknownReply, UnknownTcp};
 
 /// `persistence.timeout`: `ipvsadm -p` without a value (`IP_VS_PERSISTENT_TIMEOUT`, libipvs.h).
 pub(super) const PERSISTENCE: Duration = Duration::from_secs(6 * 60);
@@ -37,15 +36,16 @@ pub(super) fn pool() -> Vec<IpNet> {
         .collect()
 }
 
-/// `[conntrack]`
-pub(super) fn conntrack() -> Conntrack {
+/// `[conntrack]`, by the mode.
+pub(super) fn conntrack(mode: Mode) -> Conntrack {
     Conntrack {
         max_flows: 1 << 20,
         on_backend_removed: None,
         unknown_tcp: UnknownTcp::default(),
+        unknown_reply: UnknownReply::default(),
         expire_quiescent_template: true,
         conn_reuse: true,
-        timeouts: Timeouts::default(),
+        timeouts: mode.default_timeouts(),
     }
 }
 

@@ -181,6 +181,7 @@ tables! {
         max_flows: i128,
         on_backend_removed: Text<'t>,
         unknown_tcp: Text<'t>,
+        unknown_reply: Text<'t>,
         expire_quiescent_template: bool,
         conn_reuse_mode: i128,
         tcp_none: Scalar<'t>,

@@ -69,7 +69,9 @@ fn needs_restart(key: &str) -> bool {
 
 /// (key, old value, new value) of each setting that differs.
 fn changed_settings(old: &Config, new: &Config) -> impl Iterator<Item = (&'static str, String, String)> {
-    let pairs = settings(old).into_iter().zip(settings(new));
+    // What changes by itself with the mode is not told.
+    let mode = new.policy.mode;
+    let pairs = settings(old, mode).into_iter().zip(settings(new, mode));
     let pairs = pairs.map(|((key, before), (_, after))| (key, before, after));
     pairs.filter(|(_, before, after)| before != after)
 }

@@ -9,12 +9,14 @@ use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{
     ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS,
-    UNKNOWN_TCP, Words, word_of,
+    UNKNOWN_REPLY, UNKNOWN_TCP, Words, word_of,
 };
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
 use crate::matcher::rules::{Action, Condition, Probability, Rule};
-use crate::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Masquerade, Nat, Persistence, ServiceSpec, UnknownTcp};
+use crate::policy::{
+    BackendSpec, Conntrack, Evaluation, Icmp, Masquerade, Mode, Nat, Persistence, ServiceSpec, UnknownReply, UnknownTcp,
+};
 use crate::scheduler::{Flags, Kind};
 
 /// TOML that [`super::parse`] reads as an equal configuration.
@@ -35,7 +37,7 @@ pub fn to_toml(config: &Config) -> String {
     let nodes = config.node_addresses.as_ref();
     out.optional("addresses", nodes.map(|nodes| list(nodes.iter().map(quoted))));
     nat(&policy.nat, &mut out);
-    conntrack(&policy.conntrack, &mut out);
+    conntrack(&policy.conntrack, policy.mode, &mut out);
     icmp(&policy.icmp, &mut out);
     out.section("[control]");
     if config.control_socket != defaults::control_socket() {
@@ -155,12 +157,13 @@ fn nat(nat: &Nat, out: &mut Out) {
     }
 }
 
-fn conntrack(conntrack: &Conntrack, out: &mut Out) {
-    let default = defaults::conntrack();
+fn conntrack(conntrack: &Conntrack, mode: Mode, out: &mut Out) {
+    let default = defaults::conntrack(mode);
     let Conntrack {
         max_flows,
         on_backend_removed,
         unknown_tcp,
+        unknown_reply,
         expire_quiescent_template,
         conn_reuse,
         timeouts: Timeouts { tcp, udp, sctp },
@@ -170,6 +173,7 @@ fn conntrack(conntrack: &Conntrack, out: &mut Out) {
     let removed = on_backend_removed.map(|rule| quoted(word_of(rule, ON_BACKEND_REMOVED)));
     out.optional("on_backend_removed", removed);
     out.word("unknown_tcp", *unknown_tcp, UnknownTcp::default(), UNKNOWN_TCP);
+    out.word("unknown_reply", *unknown_reply, UnknownReply::default(), UNKNOWN_REPLY);
     let expire = *expire_quiescent_template;
     out.optional(
         "expire_quiescent_template",

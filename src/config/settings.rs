@@ -3,17 +3,18 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_TCP,
-    word_of,
+    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_REPLY,
+    UNKNOWN_TCP, word_of,
 };
 use super::{AfXdp, Config, Datapath, Tun};
-use crate::policy::{Conntrack, Icmp, Nat, Policy};
+use crate::conntrack::timeout::Timeouts;
+use crate::policy::{Conntrack, Icmp, Mode, Nat, Policy};
 
 /// A key's full name and its value.
 pub(super) type Setting = (&'static str, String);
 
 /// Every setting; the same keys in the same order for every configuration.
-pub(super) fn settings(config: &Config) -> Vec<Setting> {
+pub(super) fn settings(config: &Config, mode: Mode) -> Vec<Setting> {
     let Config {
         policy,
         allow_empty,
@@ -23,7 +24,7 @@ pub(super) fn settings(config: &Config) -> Vec<Setting> {
         af_xdp,
         control_socket,
     } = config;
-    let mut all = of_policy(policy);
+    let mut all = of_policy(policy, mode);
     all.push(("allow_empty", allow_empty.to_string()));
     all.extend(of_devices(datapath, tun, af_xdp));
     let nodes = node_addresses.as_ref();
@@ -73,7 +74,7 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
     ]
 }
 
-fn of_policy(policy: &Policy) -> Vec<Setting> {
+fn of_policy(policy: &Policy, timeouts_of: Mode) -> Vec<Setting> {
     let Policy {
         mode,
         shadow,
@@ -101,24 +102,29 @@ fn of_policy(policy: &Policy) -> Vec<Setting> {
         ("icmp.echo", echo.to_string()),
         ("icmp.rate_limit", rate_limit.to_string()),
     ];
-    all.extend(of_conntrack(conntrack));
+    all.extend(of_conntrack(conntrack, &policy.timeouts_in(timeouts_of)));
     all
 }
 
-fn of_conntrack(conntrack: &Conntrack) -> Vec<Setting> {
+fn of_conntrack(conntrack: &Conntrack, timeouts: &Timeouts) -> Vec<Setting> {
     let Conntrack {
         max_flows,
         on_backend_removed,
         unknown_tcp,
+        unknown_reply,
         expire_quiescent_template,
         conn_reuse,
-        timeouts,
+        timeouts: _,
     } = conntrack;
     let removed = on_backend_removed.map(|rule| word_of(rule, ON_BACKEND_REMOVED));
     let mut all = vec![
         ("conntrack.max_flows", max_flows.to_string()),
         ("conntrack.on_backend_removed", or(removed, "default")),
         ("conntrack.unknown_tcp", word_of(*unknown_tcp, UNKNOWN_TCP).to_owned()),
+        (
+            "conntrack.unknown_reply",
+            word_of(*unknown_reply, UNKNOWN_REPLY).to_owned(),
+        ),
         (
             "conntrack.expire_quiescent_template",
             expire_quiescent_template.to_string(),

@@ -175,7 +175,7 @@ fn policy(file: &raw::File<'_>, nodes: &[std::net::IpAddr], report: &mut Report)
         scheduler,
         node_addresses: nodes.to_vec(),
         local_addresses: Vec::new(),
-        conntrack: policy::conntrack(table!(file.conntrack), report),
+        conntrack: policy::conntrack(table!(file.conntrack), mode, report),
         icmp: policy::icmp(table!(file.icmp), report),
         nat,
         rules,

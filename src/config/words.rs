@@ -2,7 +2,7 @@
 use super::validate::ONE_PACKET;
 use super::{Attach, Backend};
 use crate::flow::Protocol;
-use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved, UnknownTcp};
+use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved, UnknownReply, UnknownTcp};
 use crate::scheduler::{IdleFlags, Kind};
 
 /// Words and what they mean.
@@ -40,6 +40,11 @@ pub(super) const UNKNOWN_TCP: &Words<UnknownTcp> = &[
     (UnknownTcp::Drop.name(), UnknownTcp::Drop),
     (UnknownTcp::Pass.name(), UnknownTcp::Pass),
     (UnknownTcp::Reset.name(), UnknownTcp::Reset),
+];
+
+pub(super) const UNKNOWN_REPLY: &Words<UnknownReply> = &[
+    (UnknownReply::Drop.name(), UnknownReply::Drop),
+    (UnknownReply::Reset.name(), UnknownReply::Reset),
 ];
 
 /// `scheduler_flags` of schedulers that the service does not have.
@@ -96,6 +101,7 @@ pub(super) fn of_key(key: &str) -> Vec<&'static str> {
         "masquerade" => names(MASQUERADE),
         "on_backend_removed" => names(ON_BACKEND_REMOVED),
         "unknown_tcp" => names(UNKNOWN_TCP),
+        "unknown_reply" => names(UNKNOWN_REPLY),
         _ => Vec::new(),
     }
 }

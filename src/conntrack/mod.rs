@@ -33,6 +33,7 @@ pub mod bypass;
 pub mod connection;
 mod evictable;
 mod flow;
+mod forgotten;
 mod index;
 pub mod sctp;
 pub mod shard;
@@ -57,6 +58,7 @@ use ahead::{Scout, Signpost};
 use bypass::{Bypass, Side, Sighting};
 use connection::{Class, Connection, Tenant};
 use evictable::{Evictable, Mark};
+use forgotten::Forgotten;
 use shard::Shard;
 use signal::Signal;
 use timeout::Timeouts;
@@ -86,6 +88,7 @@ pub struct Conntrack {
     max_flows: AtomicUsize,
     evictable: Arc<Evictable>,
     bypass: Bypass,
+    forgotten: Arc<Forgotten>,
 }
 
 /// With fewer flows the table stays in the near caches.
@@ -125,7 +128,11 @@ impl Conntrack {
         // Room for flows from the start: growing moves them at once. The index grows bit by bit.
         let room = max_flows.min(MOST_ROOM) / count;
         let evictable = Arc::new(Evictable::new(count));
-        let shard = |mark| CachePadded::new(Mutex::new(Shard::new(hasher.clone(), room, mark, now)));
+        let forgotten = Arc::<Forgotten>::default();
+        let shard = |mark| {
+            let shard = Shard::new(hasher.clone(), room, mark, Arc::clone(&forgotten), now);
+            CachePadded::new(Mutex::new(shard))
+        };
         let shards: Box<[_]> = Mark::all(&evictable).map(shard).collect();
         Self {
             signposts: shards.iter().map(|shard| Signpost::to(&shard.lock())).collect(),
@@ -136,6 +143,7 @@ impl Conntrack {
             max_flows: AtomicUsize::new(max_flows),
             evictable,
             bypass: Bypass::default(),
+            forgotten,
         }
     }
 
@@ -289,6 +297,9 @@ impl Conntrack {
 
     /// Takes note of a packet that passes between a client and a server; `hash` is that of the server's packets.
     pub fn note_bypass(&self, hash: u64, from: Side, signal: Signal, now: Instant) {
+        if from == Side::Client || forgotten::begins(signal) {
+            self.forgotten.recall(hash);
+        }
         self.bypass.note(hash, from, signal, now);
     }
 
@@ -297,6 +308,16 @@ impl Conntrack {
     pub fn bypass(&self, reply: &Tuple, timeouts: &Timeouts, now: Instant) -> Option<Sighting> {
         let hash = self.hash(&Key::from(*reply));
         self.bypass.sighting(hash, reply.protocol, timeouts, now)
+    }
+
+    /// Whether a packet of `key`, which belongs to no flow, is a backend's late answer on a flow that is over.
+    #[must_use]
+    pub fn is_late_answer(&self, key: &Key, signal: Signal, timeouts: &Timeouts, now: Instant) -> bool {
+        if forgotten::begins(signal) {
+            return false;
+        }
+        let (hash, home) = (self.hash(key), self.home(key.destination, key.destination_port()));
+        self.forgotten.has(hash, signal, timeouts, now) || self.lock(home).is_late_answer(key, hash, now)
     }
 
     /// A tick is over, so that all of a worker's share of the table is to be looked at.

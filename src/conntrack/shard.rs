@@ -1,4 +1,5 @@
 //! A part of the connection table: flows in slots, found by the tuple of either direction.
+use std::sync::Arc;
 
 use ahash::RandomState;
 
@@ -6,6 +7,7 @@ use super::ages::Ages;
 use super::connection::{Class, Connection, Tenant};
 use super::evictable::Mark;
 use super::flow::{Flow, Slots};
+use super::forgotten::Forgotten;
 use super::index::{Entry, Index};
 use super::timeout::Timeouts;
 use super::wheel::{Tick, Wheel};
@@ -28,13 +30,14 @@ pub struct Shard {
     closing: Ages,
     /// Tells others whether these lists are empty.
     mark: Mark,
+    forgotten: Arc<Forgotten>,
     live: usize,
 }
 
 impl Shard {
     /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It has room for `room` flows,
     /// to which more must be moved at once.
-    pub(super) fn new(hasher: RandomState, room: usize, mark: Mark, now: Instant) -> Self {
+    pub(super) fn new(hasher: RandomState, room: usize, mark: Mark, forgotten: Arc<Forgotten>, now: Instant) -> Self {
         Self {
             hasher,
             index: Index::new(),
@@ -43,6 +46,7 @@ impl Shard {
             embryonic: Ages::default(),
             closing: Ages::default(),
             mark,
+            forgotten,
             live: 0,
         }
     }
@@ -71,6 +75,15 @@ impl Shard {
         let entry = self.entry(key, hash)?;
         let is_alive = self.slots.get(entry.slot())?.expires > now;
         is_alive.then_some((entry.slot(), entry.direction()))
+    }
+
+    /// Whether a backend's packet of `key` is of a flow that is over, and not forgotten yet, on which it may still have answered.
+    pub(super) fn is_late_answer(&self, key: &Key, hash: u64, now: Instant) -> bool {
+        let flow = self.entry(key, hash).and_then(|entry| match entry.direction() {
+            Direction::Original => None,
+            Direction::Reply => self.slots.get(entry.slot()),
+        });
+        flow.is_some_and(|flow| flow.expires <= now && self.forgotten.may_answer(flow.state, flow.dialogue))
     }
 
     /// The flow in an occupied slot, for a change that [`Self::changed`] must be told of.
@@ -211,10 +224,14 @@ impl Shard {
 
     /// Forgets a flow.
     pub fn remove(&mut self, slot: u32) -> Option<Connection> {
-        let class = self.slots.get(slot)?.class();
+        let flow = self.slots.get(slot)?;
+        let (class, state, dialogue, over) = (flow.class(), flow.state, flow.dialogue, flow.expires);
         for way in [Direction::Original, Direction::Reply] {
             let hash = self.hasher.hash_one(self.slots.arriving(slot, way)?);
             self.index.remove(hash, Entry::new(slot, way));
+            if way == Direction::Reply {
+                self.forgotten.note(hash, state, dialogue, over);
+            }
         }
         self.delist(slot, class);
         self.wheel.disarm(&mut self.slots, slot);
@@ -338,7 +355,6 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -350,7 +366,7 @@ mod tests {
 
     fn empty(room: usize, now: Instant) -> Shard {
         let mark = Mark::all(&Arc::new(Evictable::new(1))).next().unwrap();
-        Shard::new(RandomState::with_seeds(1, 2, 3, 4), room, mark, now)
+        Shard::new(RandomState::with_seeds(1, 2, 3, 4), room, mark, Arc::default(), now)
     }
 
     fn backend() -> Arc<Backend> {

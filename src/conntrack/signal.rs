@@ -1,4 +1,5 @@
 //! What a packet says to its flow.
+use crate::flow::Protocol;
 use crate::packet::sctp::Chunk;
 use crate::packet::{Payload, TcpFlags};
 
@@ -33,6 +34,16 @@ impl Signal {
             Self::Tcp(flags) => !flags.has(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST),
             Self::Udp => true,
             Self::Sctp(chunk) => matches!(chunk, Chunk::Data),
+        }
+    }
+
+    /// Of what protocol the packet is.
+    #[must_use]
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::Udp => Protocol::Udp,
+            Self::Sctp(_) => Protocol::Sctp,
         }
     }
 

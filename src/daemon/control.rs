@@ -297,7 +297,7 @@ impl Control {
     pub(super) fn switch_mode(&self, mode: Mode) -> Result<String, String> {
         let mut state = self.state.lock();
         let mut config = state.config.clone();
-        config.policy.mode = mode;
+        config.policy.switch_mode(mode);
         let changes = describe(&state.config, &config);
         self.put(&mut state, config).map_err(|error| error.to_string())?;
         tracing::info!("by lbctl: {changes}");

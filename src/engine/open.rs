@@ -12,7 +12,7 @@ use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::nat::{self, NoSource};
 use crate::packet::Headers;
-use crate::policy::UnknownTcp;
+use crate::policy::{UnknownReply, UnknownTcp};
 use crate::rewrite::verify::Integrity;
 use crate::scheduler::Rng;
 use crate::service::{Backend, Service};
@@ -72,11 +72,26 @@ impl Processor<'_> {
 
     /// No service has this port of the address. Where lbd answers for the address, nobody else would say so.
     fn unserved(&self, segment: &Segment, trace: Trace, now: Instant) -> Stop {
+        if let Some(stop) = self.late_answer(segment, now) {
+            return stop;
+        }
         let address = segment.key.destination.into();
         match super::refuses_other_ports(self.elsewhere, self.ruleset, &address) {
             true => Stop::Reject(Reject::NoService),
             false => self.bypass(segment, trace, Pass::NoMatch, now),
         }
+    }
+
+    /// What becomes of a backend's late answer to a client that knows only the service.
+    fn late_answer(&self, segment: &Segment, now: Instant) -> Option<Stop> {
+        let policy = &self.ruleset.policy.conntrack;
+        let is_late = self
+            .conntrack
+            .is_late_answer(&segment.key, segment.signal, &policy.timeouts, now);
+        is_late.then_some(match policy.unknown_reply {
+            UnknownReply::Drop => Stop::Drop(Drop::UnknownReply),
+            UnknownReply::Reset => Stop::Reject(Reject::UnknownReply),
+        })
     }
 
     /// A packet that passes may be of a connection between a client and a backend that goes past the services.

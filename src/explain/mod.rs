@@ -22,7 +22,7 @@ use crate::flow::{Direction, Key, Tuple};
 use crate::matcher::Match;
 use crate::packet::frame::{Checksum, Frame};
 use crate::packet::{Headers, ParseError, Payload, echo, icmp, refusal};
-use crate::policy::UnknownTcp;
+use crate::policy::{UnknownReply, UnknownTcp};
 use crate::rewrite::verify::{self, Integrity};
 use crate::ruleset::Ruleset;
 use crate::time::Instant;
@@ -232,7 +232,11 @@ impl<'a> Way<'a> {
         (self.told.service, self.told.backend) = (None, None);
         let service = match self.find(headers, Some(&segment.key.into())) {
             Match::Service(service) => service,
-            Match::None => return self.unserved(headers),
+            Match::None => {
+                return self
+                    .late_answer(headers, segment)
+                    .unwrap_or_else(|| self.unserved(headers));
+            }
             Match::Pass => return Verdict::Pass(Pass::Rule),
             Match::Reject => return self.refuse(headers, Reject::Rule),
             Match::Drop => return Verdict::Drop(Drop::Rule),
@@ -267,6 +271,20 @@ impl<'a> Way<'a> {
             Signal::Sctp(_) => Step::NotInit,
         });
         Verdict::Pass(opens_nothing(segment))
+    }
+
+    /// `Processor::late_answer`
+    fn late_answer(&mut self, headers: &Headers, segment: &Segment) -> Option<Verdict> {
+        let (table, policy) = (self.engine.conntrack(), &self.ruleset.policy.conntrack);
+        if !table.is_late_answer(&segment.key, segment.signal, &policy.timeouts, self.now) {
+            return None;
+        }
+        let note = "a backend's late answer on a connection that lbd has forgotten: its client knows only the service";
+        self.told.notes.push(Cow::Borrowed(note));
+        Some(match policy.unknown_reply {
+            UnknownReply::Drop => Verdict::Drop(Drop::UnknownReply),
+            UnknownReply::Reset => self.refuse(headers, Reject::UnknownReply),
+        })
     }
 
     /// `Processor::stray`

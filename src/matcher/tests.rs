@@ -14,7 +14,9 @@ use crate::conntrack::timeout::Timeouts;
 use crate::flow::{Direction, Endpoint, Protocol};
 use crate::packet::fragment::Fragment;
 use crate::packet::{Headers, Payload, Ports, TcpFlags, Version};
-use crate::policy::{BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownTcp};
+use crate::policy::{
+    BackendSpec, Conntrack, Evaluation, Icmp, Mode, Nat, Policy, ServiceSpec, UnknownReply, UnknownTcp,
+};
 use crate::ruleset::{Registry, Ruleset};
 use crate::scheduler::{Flags, Rng};
 use crate::service::Service;
@@ -225,6 +227,7 @@ fn policy(rng: &mut Rng) -> Policy {
             max_flows: 1,
             on_backend_removed: None,
             unknown_tcp: UnknownTcp::Drop,
+            unknown_reply: UnknownReply::Drop,
             expire_quiescent_template: true,
             conn_reuse: true,
             timeouts: Timeouts::default(),

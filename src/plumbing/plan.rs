@@ -291,7 +291,7 @@ mod tests {
 
     use super::*;
     use crate::conntrack::timeout::Timeouts;
-    use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownTcp};
+    use crate::policy::{BackendSpec, Conntrack, Icmp, Nat, UnknownReply, UnknownTcp};
     use crate::scheduler::Flags;
 
     fn service(address: &str, node_port: Option<u16>, backends: &[&str]) -> ServiceSpec {
@@ -329,6 +329,7 @@ mod tests {
                 max_flows: 1,
                 on_backend_removed: None,
                 unknown_tcp: UnknownTcp::Drop,
+                unknown_reply: UnknownReply::Drop,
                 expire_quiescent_template: true,
                 conn_reuse: true,
                 timeouts: Timeouts::default(),

@@ -15,7 +15,7 @@ pub struct Connection {
 }
 
 /// `told` are TCP flags, or the number of an SCTP chunk (RFC 9260 table 1).
-fn opens(protocol: Protocol, told: u8) -> bool {
+pub(super) fn opens(protocol: Protocol, told: u8) -> bool {
     match protocol {
         Protocol::Tcp => told & RST == 0 && told & SYN != 0,
         Protocol::Udp => true,
@@ -61,9 +61,13 @@ impl Model {
     /// A packet passes.
     pub(super) fn note_bypass(&mut self, packet: Ends, told: u8) {
         if self.is_known(packet.from.ip()) {
+            if packet.protocol != Protocol::Udp && opens(packet.protocol, told) {
+                self.late.retain(|(ends, _)| *ends != packet);
+            }
             self.note(packet, true, told);
         }
         if self.is_known(packet.to.ip()) {
+            self.late.retain(|(ends, _)| *ends != packet.reply());
             self.note(packet.reply(), false, told);
         }
     }

@@ -24,7 +24,9 @@ pub(crate) use namespaces::{isolated, isolated_with_sctp, isolated_xdp, isolated
 pub(crate) use peers::{BIG, write_big};
 pub(crate) use ports::{Sender, reuse_port};
 pub(crate) use shuffled::{echo_shuffled, shuffled_udp_echo};
-pub(crate) use talk::{Conversation, Watch, echo_datagram, echo_datagram_from, tcp_close, tcp_echo, udp_echo};
+pub(crate) use talk::{
+    Conversation, Watch, echo_datagram, echo_datagram_from, tcp_close, tcp_echo, tcp_late, udp_echo,
+};
 
 use std::collections::BTreeSet;
 use std::fs;

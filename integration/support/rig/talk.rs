@@ -2,7 +2,7 @@
 //! a datagram of which one wants to know what became of it, and a look at the wire.
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -31,6 +31,20 @@ pub(crate) fn tcp_close(namespace: &str, address: &str) {
     serve(namespace, address, TcpListener::bind, |listener| {
         listener.accept().map(drop).expect("a client comes");
     });
+}
+
+/// A TCP server in a namespace for one connection, whose client closes its side: it answers once it is told to, and keeps the
+/// connection as long as there is somebody to tell it.
+pub(crate) fn tcp_late(namespace: &str, address: &str) -> mpsc::Sender<()> {
+    let (tell, told) = mpsc::channel();
+    serve(namespace, address, TcpListener::bind, move |listener| {
+        let (mut stream, _) = listener.accept().expect("a client comes");
+        io::copy(&mut stream, &mut io::sink()).expect("the client closes its side");
+        while told.recv().is_ok() {
+            stream.write_all(b"late").expect("it is sent");
+        }
+    });
+    tell
 }
 
 /// A UDP server in a namespace that gives back what it gets, datagrams of any size, to the end of the test.
@@ -109,6 +123,12 @@ impl Conversation {
     pub(crate) fn wait_for_the_end(mut self) {
         let heard = self.0.read(&mut [0]);
         assert!(matches!(heard, Ok(0)), "{heard:?}");
+    }
+
+    /// Closes its own side, and listens on.
+    #[track_caller]
+    pub(crate) fn close_one_side(&self) {
+        self.0.shutdown(Shutdown::Write).expect("it is open");
     }
 
     /// Says something: the error that comes instead of its echo.

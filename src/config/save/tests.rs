@@ -11,7 +11,7 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::config::parse;
 use crate::flow::{Endpoint, Protocol};
-use crate::policy::{Evaluation, Mode, OnBackendRemoved, Policy};
+use crate::policy::{Evaluation, Mode, OnBackendRemoved, Policy, UnknownReply};
 use crate::scheduler::IdleFlags;
 
 fn host(v4: bool, net: u8, host: u16) -> IpAddr {
@@ -166,6 +166,7 @@ prop_compose! {
         max_flows in 1..=1_usize << 30,
         on_backend_removed in on_backend_removed(),
         unknown_tcp in select(vec![UnknownTcp::Drop, UnknownTcp::Pass, UnknownTcp::Reset]),
+        unknown_reply in select(vec![UnknownReply::Drop, UnknownReply::Reset]),
         (expire_quiescent_template, conn_reuse) in any::<(bool, bool)>(),
         (echo, rate_limit) in (any::<bool>(), 0..10_000_u32),
         tcp in proptest::array::uniform11(duration()),
@@ -178,7 +179,7 @@ prop_compose! {
         let pool = if own_pool { vec!["203.0.113.0/24".parse().unwrap()] } else { defaults::pool() };
         let node_addresses = (1..).zip(node_addresses).map(|(n, v4)| host(v4, 98, n)).collect();
         let timeouts = Timeouts { tcp, udp, sctp };
-        let conntrack = Conntrack { max_flows, on_backend_removed, unknown_tcp, expire_quiescent_template, conn_reuse, timeouts };
+        let conntrack = Conntrack { max_flows, on_backend_removed, unknown_tcp, unknown_reply, expire_quiescent_template, conn_reuse, timeouts };
         let icmp = Icmp { echo, rate_limit };
         rules.truncate(if to_service { 3 } else { 4 });
         let nat = Nat { masquerade, pool, own: None };

@@ -8,8 +8,10 @@ use super::values::{duration, known_word, network, number, offset, word};
 use crate::config::defaults;
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Key, Text};
-use crate::config::words::{EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_TCP};
-use crate::policy::{Conntrack, Evaluation, Icmp, Masquerade, Nat, OnBackendRemoved, ServiceSpec};
+use crate::config::words::{
+    EVALUATION, MASQUERADE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_REPLY, UNKNOWN_TCP,
+};
+use crate::policy::{Conntrack, Evaluation, Icmp, Masquerade, Mode, Nat, OnBackendRemoved, ServiceSpec};
 use toml::Spanned;
 
 /// Enough for any memory, and far from overflows of a table's size.
@@ -98,14 +100,15 @@ pub(super) fn check_pool_families(raw: &raw::Nat<'_>, nat: &Nat, services: &[Ser
 }
 
 /// `[conntrack]`
-pub(super) fn conntrack(raw: &raw::Conntrack<'_>, report: &mut Report) -> Conntrack {
-    let mut read = defaults::conntrack();
+pub(super) fn conntrack(raw: &raw::Conntrack<'_>, mode: Mode, report: &mut Report) -> Conntrack {
+    let mut read = defaults::conntrack(mode);
     if let Some(value) = raw.max_flows.given() {
         let flows = number("max_flows", value, 1..=MOST_FLOWS, " flows, e.g. 1048576", report);
         read.max_flows = flows.unwrap_or(read.max_flows);
     }
     read.on_backend_removed = on_backend_removed(&raw.on_backend_removed, report);
     read.unknown_tcp = word("unknown_tcp", &raw.unknown_tcp, UNKNOWN_TCP, report);
+    read.unknown_reply = word("unknown_reply", &raw.unknown_reply, UNKNOWN_REPLY, report);
     let expire = raw.expire_quiescent_template.given();
     read.expire_quiescent_template = expire.map_or(read.expire_quiescent_template, |expire| *expire.get_ref());
     if let Some(value) = raw.conn_reuse_mode.given() {
