@@ -2,6 +2,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::rig::{Config, DIR, Family, Load, Mode, Rig, Running, Service, isolated, matrix, wait_until};
 
 #[test]
@@ -213,6 +215,85 @@ fn a_reload_that_takes_most_services_away_says_how_many() {
             assert!(most.contains("warning: 7 of 12 services are removed"), "{most}");
             assert!(lbd.log().contains("7 of 12 services are removed"), "{}", lbd.log());
             assert_eq!(rig.spread("client", &family.web(), 6), [2, 2, 2], "it is done");
+            lbd.terminate();
+        }
+    });
+}
+
+/// The web service and ten thousand more.
+fn ten_thousand(mode: Mode) -> Config {
+    let mut services = vec![Service::web(Family::V4)];
+    let more = (0..10_000).map(|n| Service {
+        name: format!("more/{n}"),
+        address: format!("10.97.{}.{}:80", n >> 8, n & 255),
+        ..Service::web(Family::V4)
+    });
+    services.extend(more);
+    Config::new(mode, services)
+}
+
+#[test]
+fn status_is_told_while_a_large_file_is_taken_over() {
+    isolated(|| {
+        let rig = Rig::new();
+        let lbd = rig.lbd(&Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]));
+        lbd.write(&ten_thousand(Mode::Ipvs).to_string());
+        let mut reload = lbd.lbctl_in_background("reload");
+        let mut told = 0;
+        while reload.runs() {
+            lbd.lbctl("status").ok();
+            told += usize::from(reload.runs());
+        }
+        reload.wait().ok();
+        // It takes many times as long as to tell it.
+        assert!(told > 2, "status was told {told} times");
+        assert_eq!(rig.spread("client", &Family::V4.web(), 3), [1, 1, 1]);
+        lbd.terminate();
+    });
+}
+
+#[test]
+fn a_signal_that_comes_while_a_large_file_is_taken_over_ends_lbd_and_leaves_nothing_behind() {
+    isolated(|| {
+        let rig = Rig::new();
+        let before = rig.kernel_state();
+        // At whichever step it is then.
+        for milliseconds in [50, 150, 300, 450, 600] {
+            let lbd = rig.lbd(&Config::new(Mode::Ipvs, vec![Service::web(Family::V4)]));
+            lbd.write(&ten_thousand(Mode::Ipvs).to_string());
+            lbd.signal(Signal::HUP);
+            sleep(Duration::from_millis(milliseconds));
+            lbd.terminate();
+            let after = rig.kernel_state();
+            assert!(after == before, "after {milliseconds} ms: {after}");
+        }
+    });
+}
+
+#[test]
+fn a_flow_keeps_what_leads_it_here_after_its_service_is_gone_and_no_longer() {
+    isolated(|| {
+        let rig = Rig::new();
+        let expected = sum(&rig);
+        for mode in [Mode::Ipvs, Mode::Iptables] {
+            let other = Service::dns(Family::V4);
+            let mut few = Config::new(mode, vec![other.clone()]);
+            few.more = "[conntrack]\ntcp_fin_wait = \"1s\"\ntcp_time_wait = \"1s\"\ntcp_close = \"1s\"\ntcp_last_ack = \"1s\"\n";
+            let lbd = rig.lbd(&few);
+            let before = rig.kernel_state();
+            let both = Config {
+                services: vec![Service::tcp(Family::V4, 80, 8080, &[2]), other],
+                ..few.clone()
+            };
+            lbd.reload(&both.to_string()).ok();
+            let downloads = vec![download(&rig, &Family::V4.web())];
+            lbd.wait_for_established(1);
+            lbd.reload(&few.to_string()).ok();
+            assert_ne!(rig.kernel_state(), before, "the download needs its routes");
+            assert_complete(downloads, &expected);
+            wait_until("the end of what it needed", Duration::from_secs(30), || {
+                rig.kernel_state() == before
+            });
             lbd.terminate();
         }
     });

@@ -72,6 +72,16 @@ impl State {
         }
     }
 
+    /// Whose state it is.
+    #[must_use]
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::Udp => Protocol::Udp,
+            Self::Sctp(_) => Protocol::Sctp,
+        }
+    }
+
     /// The word in `ipvsadm -Lc`.
     #[must_use]
     pub const fn name(self) -> &'static str {

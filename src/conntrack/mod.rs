@@ -30,6 +30,7 @@
 pub mod ages;
 mod ahead;
 pub mod bypass;
+mod census;
 pub mod connection;
 mod evictable;
 mod flow;
@@ -53,11 +54,13 @@ use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
+use crate::service::Backend;
 use crate::time::Instant;
 use ahead::{Scout, Signpost};
 use bypass::{Bypass, Side, Sighting};
-use connection::{Class, Connection, Tenant};
+use connection::{Class, Connection, State, Tenant};
 use evictable::{Evictable, Mark};
+use flow::Flow;
 use forgotten::Forgotten;
 use shard::Shard;
 use signal::Signal;
@@ -108,6 +111,13 @@ impl Trace {
     pub const fn hash(self) -> u64 {
         self.hash
     }
+}
+
+/// Where a walk through the table has come to; the default is its beginning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    shard: usize,
+    slot: usize,
 }
 
 /// Why a flow was not stored.
@@ -352,13 +362,37 @@ impl Conntrack {
     }
 
     /// Shows every flow to `see`; a shard is locked for some thousand flows at a time, so that packets go on meanwhile.
-    pub fn each(&self, now: Instant, mut see: impl FnMut(&Connection)) {
+    pub fn each(&self, now: Instant, see: impl FnMut(&Connection)) {
+        self.each_of(now, |_| true, see);
+    }
+
+    /// Shows every flow of the `wanted` backends to `see`, as [`Self::each`] does.
+    pub fn each_of(&self, now: Instant, wanted: impl Fn(&Backend) -> bool, mut see: impl FnMut(&Connection)) {
+        let wanted = |flow: &Flow| wanted(&flow.backend);
         for shard in &self.shards {
             let mut from = 0;
-            while let Some(next) = shard.lock().visit_some(from, now, &mut see) {
+            while let Some(next) = shard.lock().visit_some(from, now, wanted, &mut see) {
                 from = next;
             }
         }
+    }
+
+    /// Shows some thousand flows from `cursor` on to `see`, and moves it there. False: there are no more. No lock is held
+    /// between two parts of a walk.
+    pub fn visit(&self, cursor: &mut Cursor, now: Instant, see: impl FnMut(&Connection)) -> bool {
+        let Some(shard) = self.shards.get(cursor.shard) else {
+            return false;
+        };
+        match shard.lock().visit_some(cursor.slot, now, |_| true, see) {
+            Some(next) => cursor.slot = next,
+            None => (cursor.shard, cursor.slot) = (cursor.shard + 1, 0),
+        }
+        true
+    }
+
+    /// How many flows are in each state, those included that are over and not forgotten yet; parts of it may come separately.
+    pub fn states(&self) -> impl Iterator<Item = (State, u64)> {
+        self.shards.iter().flat_map(|shard| shard.lock().states())
     }
 
     #[inline]

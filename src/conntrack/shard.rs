@@ -4,7 +4,8 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 use super::ages::Ages;
-use super::connection::{Class, Connection, Tenant};
+use super::census::Census;
+use super::connection::{Class, Connection, State, Tenant};
 use super::evictable::Mark;
 use super::flow::{Flow, Slots};
 use super::forgotten::Forgotten;
@@ -31,6 +32,7 @@ pub struct Shard {
     /// Tells others whether these lists are empty.
     mark: Mark,
     forgotten: Arc<Forgotten>,
+    census: Census,
     live: usize,
 }
 
@@ -47,6 +49,7 @@ impl Shard {
             closing: Ages::default(),
             mark,
             forgotten,
+            census: Census::default(),
             live: 0,
         }
     }
@@ -157,6 +160,7 @@ impl Shard {
         if connection.state.is_active() {
             connection.backend.set_active(true);
         }
+        self.census.add(connection.state);
         let slot = self.slots.insert(connection);
         for (way, _, hash) in ways {
             self.index.insert(hash, Entry::new(slot, way));
@@ -237,6 +241,7 @@ impl Shard {
         self.wheel.disarm(&mut self.slots, slot);
         let connection = self.slots.remove(slot)?;
         connection.backend.unbind(connection.state.is_active());
+        self.census.remove(connection.state);
         self.live -= 1;
         Some(connection)
     }
@@ -258,15 +263,37 @@ impl Shard {
         due
     }
 
-    /// Shows the living flows of some slots from `from` on to `see`; returns where to go on, None at the end.
-    pub fn visit_some(&self, from: usize, now: Instant, see: &mut impl FnMut(&Connection)) -> Option<usize> {
+    /// Shows those of the living flows of some slots from `from` on that are `wanted` to `see`; returns where to go on, None at
+    /// the end. To copy a flow costs several times what it costs to look at it.
+    pub(super) fn visit_some(
+        &self,
+        from: usize,
+        now: Instant,
+        wanted: impl Fn(&Flow) -> bool,
+        mut see: impl FnMut(&Connection),
+    ) -> Option<usize> {
         const SOME: usize = 2048;
         let end = self.slots.len().min(from + SOME);
+        let is_wanted = |flow: &Flow| flow.expires > now && wanted(flow);
         let slots = (from..end).map(|slot| slot as u32);
-        let alive = slots.filter(|&slot| self.slots.get(slot).is_some_and(|flow| flow.expires > now));
-        let connections = alive.filter_map(|slot| self.slots.connection(slot));
+        let wanted = slots.filter(|&slot| self.slots.get(slot).is_some_and(is_wanted));
+        let connections = wanted.filter_map(|slot| self.slots.connection(slot));
         connections.for_each(|connection| see(&connection));
         (end < self.slots.len()).then_some(end)
+    }
+
+    /// How many flows are in each state.
+    pub(super) fn states(&self) -> impl Iterator<Item = (State, u64)> + use<> {
+        self.census.clone().into_counts()
+    }
+
+    /// A flow is not in the state `before` any more.
+    #[inline]
+    pub(crate) fn recount(&mut self, before: State, after: State) {
+        if before != after {
+            self.census.remove(before);
+            self.census.add(after);
+        }
     }
 
     /// Has the CPU fetch what forgetting the flows in some slots changes. It was last used when the flows were, so each would wait
@@ -358,7 +385,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::conntrack::connection::{Dialogue, State};
+    use crate::conntrack::connection::Dialogue;
     use crate::conntrack::evictable::Evictable;
     use crate::flow::{Endpoint, Protocol};
     use crate::policy::BackendSpec;

@@ -32,6 +32,11 @@ pub(super) fn are_many(plan: &Plan) -> bool {
     plan.replies.len() >= MANY
 }
 
+/// Whether many backends, or as many addresses, are left without some.
+pub(super) fn are_many_without(plan: &Plan, gone: &Plan) -> bool {
+    plan.replies.len() >= MANY + gone.replies.len() || plan.routes.len() >= MANY + gone.routes.len()
+}
+
 impl Turnover {
     /// What comes and goes with a policy, where `plan` is that of the former one. None: more than backends changed, or so
     /// few are there that it is not worth while.

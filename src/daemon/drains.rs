@@ -10,7 +10,7 @@ use crate::control::selector::Selector;
 use crate::engine::Engine;
 use crate::flow::Endpoint;
 use crate::policy::{BackendSpec, Policy, ServiceSpec};
-use crate::ruleset::Ruleset;
+use crate::service::{Backend, Service};
 use crate::time::Instant;
 
 /// A backend of a service: the service's name and the backend's address.
@@ -108,13 +108,17 @@ impl Drains {
         stay
     }
 
+    /// Whether there are such whose deadline has passed.
+    pub(super) fn are_late(&self, now: Instant) -> bool {
+        self.0.iter().any(|drain| drain.is_late(now))
+    }
+
     /// Has the flows of those whose deadline has passed end, and returns these.
-    pub(super) fn cut(&mut self, ruleset: &Ruleset, now: Instant) -> Vec<String> {
-        let is_late = |drain: &&mut Drain| !drain.is_cut && drain.deadline.is_some_and(|deadline| deadline <= now);
+    pub(super) fn cut(&mut self, services: &[Arc<Service>], now: Instant) -> Vec<String> {
         let mut cut = Vec::new();
-        for drain in self.0.iter_mut().filter(is_late) {
+        for drain in self.0.iter_mut().filter(|drain| drain.is_late(now)) {
             let (service, address) = &drain.place;
-            let services = ruleset.services.iter().filter(|of| of.identity.name == *service);
+            let services = services.iter().filter(|of| of.identity.name == *service);
             let mut backends = services.flat_map(|service| &service.backends);
             if let Some(backend) = backends.find(|backend| backend.address == *address) {
                 backend.cut();
@@ -131,15 +135,13 @@ impl Drains {
             return Vec::new();
         }
         let mut left: HashMap<Place, (u64, Instant)> = HashMap::new();
-        engine.conntrack().each(now, |flow| {
-            let address = flow.backend.address;
-            // The address decides in nearly all cases, without a copy of the name.
-            if self.0.iter().any(|drain| drain.place.1 == address) {
-                let place = (flow.backend.service.name.clone(), address);
-                let (flows, oldest) = left.entry(place).or_insert((0, flow.opened));
-                *flows += 1;
-                *oldest = flow.opened.min(*oldest);
-            }
+        // The address decides in nearly all cases, without a copy of the name.
+        let is_drained = |backend: &Backend| self.0.iter().any(|drain| drain.place.1 == backend.address);
+        engine.conntrack().each_of(now, is_drained, |flow| {
+            let place = (flow.backend.service.name.clone(), flow.backend.address);
+            let (flows, oldest) = left.entry(place).or_insert((0, flow.opened));
+            *flows += 1;
+            *oldest = flow.opened.min(*oldest);
         });
         self.0
             .iter()
@@ -149,6 +151,10 @@ impl Drains {
 }
 
 impl Drain {
+    fn is_late(&self, now: Instant) -> bool {
+        !self.is_cut && self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
     fn view(&self, left: Option<(u64, Instant)>, now: Instant) -> DrainView {
         let (service, backend) = self.place.clone();
         DrainView {
@@ -222,12 +228,12 @@ mod tests {
             hashing: RandomState::with_seeds(1, 2, 3, 4),
         };
         let (engine, _) = Engine::new(Arc::new(config.policy), 1, seeds, seconds(100));
-        assert!(drains.cut(&engine.ruleset(), seconds(109)).is_empty());
+        assert!(drains.cut(&engine.ruleset().services, seconds(109)).is_empty());
         assert_eq!(
-            drains.cut(&engine.ruleset(), seconds(110)),
+            drains.cut(&engine.ruleset().services, seconds(110)),
             ["backend 10.2.0.12:80 of service \"web\""]
         );
-        assert!(drains.cut(&engine.ruleset(), seconds(112)).is_empty());
+        assert!(drains.cut(&engine.ruleset().services, seconds(112)).is_empty());
         let orphans = |engine: &Engine| {
             let rule = crate::policy::OnBackendRemoved::Preserve;
             let ruleset = engine.ruleset();

@@ -3,8 +3,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use crate::io::xdp::interfaces::{Interfaces, Wanted};
-use crate::plumbing::{self, Device, Look, Plan, Plumbing, Repaired, Tended};
+use crate::plumbing::{self, Device, Halt, Look, Plan, Plumbing, Repaired, Tended};
 use crate::policy::Policy;
 
 use super::Error;
@@ -52,6 +54,11 @@ impl Leads {
         Ok(leads)
     }
 
+    /// See [`Plumbing::heed`].
+    pub(super) fn heed(&mut self, halt: Halt) {
+        self.plumbing.heed(halt);
+    }
+
     /// Leads what `plan` and `policy` need from now on; all or nothing.
     pub(super) fn update(&mut self, plan: Plan, policy: &Policy) -> Result<(), Error> {
         let before = self.plumbing.plan().clone();
@@ -77,6 +84,19 @@ impl Leads {
     pub(super) fn remove_replies(&mut self, gone: &Replies) -> Result<(), Error> {
         self.plumbing.remove_replies(gone)?;
         self.change_replies(&Replies::new(), gone)
+    }
+
+    /// Leads these addresses here no more.
+    pub(super) fn remove_routes(&mut self, gone: &BTreeSet<IpNet>, policy: &Policy) -> Result<(), Error> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.plumbing.remove_routes(gone)?;
+        if self.interfaces.is_none() {
+            return Ok(());
+        }
+        let rest = self.plumbing.plan().clone();
+        self.lead(&rest, policy)
     }
 
     fn change_replies(&mut self, come: &Replies, gone: &Replies) -> Result<(), Error> {

@@ -6,11 +6,13 @@ mod collisions;
 mod control;
 mod crew;
 mod drains;
-mod kept;
+mod effect;
 mod leads;
+pub mod lingering;
 mod notify;
 mod ports;
 pub mod preflight;
+mod upkeep;
 mod views;
 
 use std::io;
@@ -39,10 +41,12 @@ use crate::io::xdp::next_hop::NextHops;
 use crate::io::{PacketIo, limits, tun, xdp};
 use crate::plumbing::{self, Device, Monitor};
 use crate::policy::{OwnSources, Policy, differing};
+use crate::time::Instant;
 use crate::worker::Clock;
 use control::{Control, Datapath};
 use crew::Crew;
 use notify::notify;
+use upkeep::Upkeep;
 
 /// Why lbd cannot run, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +99,11 @@ pub enum Error {
         "the thread that follows routes and neighbours panicked; this is a bug in lbd, and the lines above say where"
     )]
     Blind,
+    /// A bug in lbd. It ends rather than follow no signal and no change any more.
+    #[error(
+        "a thread that reloads or looks after routes panicked; this is a bug in lbd, and the lines above say where"
+    )]
+    Neglected,
     /// Threads, signals or epoll.
     #[error("the system refuses {what}: {error}{}", limits::remedy(error).map_or_else(String::new, |remedy| format!("; {remedy}")))]
     System {
@@ -192,9 +201,13 @@ pub fn run(file: &Path, loaded: Loaded, watch: Watch, on_ready: impl FnOnce(Read
     on_ready(Ready(&control.config()));
     notify(&[NotifyState::Ready]);
 
-    let outcome = serve(&control, &crew, watch);
+    let upkeep = Upkeep::start(&control, &watch.waker)?;
+    let outcome = serve(&control, &crew, &upkeep, watch);
     notify(&[NotifyState::Stopping]);
+    // What is under way would be undone next.
+    control.halt.set();
     server.stop();
+    drop(upkeep);
     let undone = control.take_down();
     crew.stop();
     outcome.and(undone)
@@ -345,8 +358,8 @@ fn follow_own_sources(own: &mut OwnSources, former: &Config, config: &Config, ho
 /// Addresses and links of a node change in bursts; lbd looks once they have been quiet for as long as this, or soon after.
 const SETTLING: Duration = Duration::from_millis(100);
 
-/// Waits for signals, changed addresses and failed workers.
-fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
+/// Waits for signals, changed addresses and failed workers, and has others do what takes longer than an instant.
+fn serve(control: &Control, crew: &Crew, upkeep: &Upkeep, watch: Watch) -> Result<(), Error> {
     let Watch {
         mut poll, mut signals, ..
     } = watch;
@@ -371,22 +384,26 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
         }
         for signal in signals.pending() {
             match signal {
-                SIGHUP => reload(control),
+                SIGHUP => upkeep.reload(),
                 _ => return Ok(()),
             }
         }
         if monitor.drain() {
             // At once, since frames to a new hardware address go past lbd until then; and once more when all is quiet.
-            control.links_changed();
+            upkeep.links_changed();
             look_at_addresses.get_or_insert_with(|| clock.now() + SETTLING);
         }
         if look_at_addresses.is_some_and(|time| time <= clock.now()) {
             look_at_addresses = None;
-            control.addresses_changed();
+            upkeep.addresses_changed();
         }
-        while next_tick <= clock.now() {
-            next_tick = next_tick + estimator::INTERVAL;
-            control.tick();
+        let now = clock.now();
+        if next_tick <= now {
+            next_tick = tick_after(next_tick, now);
+            upkeep.tick();
+        }
+        if upkeep.has_failed() {
+            return Err(Error::Neglected);
         }
         if control.is_blind() {
             return Err(Error::Blind);
@@ -397,13 +414,22 @@ fn serve(control: &Control, crew: &Crew, watch: Watch) -> Result<(), Error> {
     }
 }
 
-/// On SIGHUP there is nobody to answer but the log, and systemd (`Type=notify-reload`).
-fn reload(control: &Control) {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!("cannot tell systemd of a reload: {error}"),
+/// The next one in the row. Those that were missed are skipped.
+fn tick_after(tick: Instant, now: Instant) -> Instant {
+    let next = tick + estimator::INTERVAL;
+    if next > now { next } else { now + estimator::INTERVAL }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_that_were_missed_are_skipped() {
+        let seconds = |seconds| Instant::from_duration(Duration::from_secs(seconds));
+        assert_eq!(tick_after(seconds(10), seconds(10)), seconds(12));
+        assert_eq!(tick_after(seconds(10), seconds(11)), seconds(12), "in step");
+        assert_eq!(tick_after(seconds(10), seconds(12)), seconds(14));
+        assert_eq!(tick_after(seconds(10), seconds(75)), seconds(77));
     }
-    // The log has been told either way.
-    control.reload().ok();
-    notify(&[NotifyState::Ready]);
 }

@@ -2,7 +2,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::af_xdp;
 use super::control::Control;
 use crate::config::Backend;
 use crate::config::edit::Refusal;
@@ -87,7 +86,7 @@ impl Control {
             troubles: self.troubles(),
             draining: self.drains(),
             shadow: self.shadow(),
-            af_xdp: self.with_interfaces(af_xdp::view),
+            af_xdp: self.af_xdp(),
         }
     }
 
@@ -112,9 +111,9 @@ impl Control {
 
     fn flows_by_state(&self) -> Vec<StateCount> {
         let mut counts: BTreeMap<(Protocol, &'static str), u64> = BTreeMap::new();
-        self.engine().conntrack().each(self.clock().now(), |flow| {
-            *counts.entry((flow.protocol, flow.state.name())).or_default() += 1;
-        });
+        for (state, flows) in self.engine().conntrack().states() {
+            *counts.entry((state.protocol(), state.name())).or_default() += flows;
+        }
         let count = |((protocol, state), flows)| StateCount {
             protocol,
             state: Cow::Borrowed(state),
@@ -125,14 +124,14 @@ impl Control {
 
     fn services(&self, wanted: Option<&str>) -> Reply {
         let selector = wanted.map(Selector::new);
-        let views: Vec<ServiceView> = self.with_rates(|ruleset, rates| {
-            let picked = ruleset.services.iter().filter(|service| {
+        let views: Vec<ServiceView> = self.with_rates(|services, rates| {
+            let picked = services.iter().filter(|service| {
                 let picks = |selector: &Selector<'_>| selector.picks(&service.identity.name, &service.endpoints);
                 selector.as_ref().is_none_or(picks)
             });
             let mut views: Vec<ServiceView> = picked.map(|service| ServiceView::new(service, rates)).collect();
             let (affinity, now) = (self.engine().affinity(), self.clock().now());
-            views::count_persistent(&mut views, affinity, ruleset, now);
+            views::count_persistent(&mut views, affinity, &self.engine().ruleset(), now);
             views
         });
         match selector {

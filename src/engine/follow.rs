@@ -269,17 +269,17 @@ fn advance(
     timeouts: &Timeouts,
 ) {
     let Some(flow) = shard.get_mut(slot) else { return };
-    let (before, was_active, old) = (flow.class(), flow.state.is_active(), flow.state);
-    flow.state = signal.map_or(old, |signal| old.next(direction, signal));
+    let (before, former) = (flow.class(), flow.state);
+    flow.state = signal.map_or(former, |signal| former.next(direction, signal));
     flow.dialogue = flow.dialogue.next(direction);
     let deadline = now + flow.state.timeout(timeouts);
-    flow.expires = match signal.is_some_and(|signal| is_half_closed(old) && signal.opens()) {
+    flow.expires = match signal.is_some_and(|signal| is_half_closed(former) && signal.opens()) {
         // Nobody knows yet whether the other side takes the SYN for one.
         true => deadline.max(flow.expires),
         false => deadline,
     };
-    let is_active = flow.state.is_active();
-    if was_active != is_active {
+    let (state, is_active) = (flow.state, flow.state.is_active());
+    if former.is_active() != is_active {
         flow.backend.set_active(is_active);
     }
     let is_established = flow.class() == Class::Established;
@@ -291,6 +291,7 @@ fn advance(
             template.prove();
         }
     }
+    shard.recount(former, state);
     shard.changed(slot, before);
 }
 

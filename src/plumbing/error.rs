@@ -23,6 +23,9 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// See [`super::Halt`].
+    #[error("lbd is being stopped")]
+    Halted,
     /// A sysctl has the wrong value and cannot be written.
     #[error(
         "cannot set sysctl {key} from {before} to {wanted}: {source}; set it beforehand (sysctl -w {key}={wanted}; for lbd's own device, below conf.default), or run lbd where /proc/sys is writable"

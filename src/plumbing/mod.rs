@@ -54,6 +54,7 @@ mod device;
 mod directory;
 mod error;
 mod forwarding;
+mod halt;
 mod identity;
 mod journal;
 mod leftovers;
@@ -76,6 +77,7 @@ pub use cover::Cover;
 pub use device::Device;
 pub use directory::journal_directory;
 pub use error::Error;
+pub use halt::Halt;
 pub use leftovers::{Summary, clear_leftovers};
 pub(crate) use plan::has_host;
 pub use plan::{Plan, PlanError};
@@ -109,6 +111,7 @@ pub struct Plumbing {
     setbacks: Setbacks,
     /// Looks at what others did, so far.
     looks: u32,
+    halt: Halt,
     removed: bool,
 }
 
@@ -139,11 +142,17 @@ impl Plumbing {
             accepts_own_addresses: false,
             setbacks: Setbacks::default(),
             looks: 0,
+            halt: Halt::default(),
             removed: false,
         };
         // On failure `plumbing` is dropped, which undoes the sysctls that were already set.
         plumbing.update(plan)?;
         Ok(plumbing)
+    }
+
+    /// Has changes end early once `halt` is set, with what they have done so far left in place: [`Self::remove`] is to follow.
+    pub fn heed(&mut self, halt: Halt) {
+        self.halt = halt;
     }
 
     /// Changes what is installed into `plan`: first adds what is new, then removes what is gone; all or nothing.
@@ -174,21 +183,16 @@ impl Plumbing {
 
     /// The kernel can be asked about an address before lbd leads it to itself, and not after.
     fn elsewhere(&mut self, plan: &Plan) -> Result<BTreeSet<IpNet>, Error> {
-        let mut found = BTreeSet::new();
-        for &net in plan
+        let hosts = plan
             .routes
             .iter()
-            .filter(|net| net.prefix_len() == net.max_prefix_len())
-        {
-            let is_elsewhere = match self.plan.routes.contains(&net) {
-                true => self.elsewhere.contains(&net),
-                false => self.handle.is_another_hosts(net.addr())?,
-            };
-            if is_elsewhere {
-                found.insert(net);
-            }
-        }
-        Ok(found)
+            .filter(|net| net.prefix_len() == net.max_prefix_len());
+        let (known, new): (Vec<IpNet>, Vec<IpNet>) = hosts.partition(|net| self.plan.routes.contains(*net));
+        let addresses: Vec<IpAddr> = new.iter().map(IpNet::addr).collect();
+        let told = self.handle.are_other_hosts(&addresses, &self.halt)?;
+        let known = known.into_iter().filter(|net| self.elsewhere.contains(net));
+        let new = new.into_iter().zip(told).filter(|(_, is_elsewhere)| *is_elsewhere);
+        Ok(known.chain(new.map(|(net, _)| net)).collect())
     }
 
     /// Leads what these backends answer to lbd, too; all or nothing. It costs what they cost, not what all backends cost,
@@ -232,6 +236,31 @@ impl Plumbing {
         Ok(())
     }
 
+    /// Leads these addresses to lbd no more, at the cost of these.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then all is as before.
+    pub fn remove_routes(&mut self, gone: &BTreeSet<IpNet>) -> Result<(), Error> {
+        let used = Family::BOTH.map(|family| self.plan.uses(family));
+        let before: Vec<IpNet> = self.plan.routes.extract_if(.., |net| gone.contains(net)).collect();
+        if Family::BOTH.map(|family| self.plan.uses(family)) != used {
+            // The rules of a family go with its last route.
+            let rest = self.plan.clone();
+            self.plan.routes.extend(before);
+            return self.update(rest);
+        }
+        let is_gone = |object: &Object| object.service_address().is_some_and(|net| gone.contains(&net));
+        let there = self.installed.iter().rev().filter(|object| is_gone(object));
+        let steps: Vec<Step> = there.cloned().map(Step::Undo).collect();
+        if let Err(error) = self.apply(&steps) {
+            self.plan.routes.extend(before);
+            return Err(error);
+        }
+        self.installed.retain(|object| !is_gone(object));
+        self.elsewhere.retain(|net| !gone.contains(net));
+        Ok(())
+    }
+
     /// Has the kernel take packets from this host's own addresses out of the device.
     ///
     /// # Errors
@@ -261,10 +290,15 @@ impl Plumbing {
     }
 
     fn apply(&mut self, steps: &[Step]) -> Result<(), Error> {
-        let outcome = self.handle.run(steps, self.context());
+        let outcome = self.handle.run(steps, self.context(), &self.halt);
         let Some(error) = outcome.error else {
             return Ok(());
         };
+        if matches!(error, Error::Halted) {
+            let new = outcome.done.into_iter().filter(|step| !step.is_removal());
+            self.installed.extend(new.map(Step::into_object));
+            return Err(error);
+        }
         let back: Vec<Step> = outcome.done.into_iter().rev().map(Step::inverse).collect();
         let rollback = self.handle.run_all(&back, self.context());
         if let Some(second) = rollback {

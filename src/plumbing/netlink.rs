@@ -12,12 +12,16 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::error::Error;
+use super::halt::Halt;
 use super::message::{self, Context};
 use super::object::{Object, Step};
 
 /// Requests a send: about 12 KB, and even if all are refused their answers fit into the default receive buffer
 /// (212,992 bytes, below 1 KB for each answer of a capped length).
 const BATCH: usize = 128;
+
+/// Look-ups a send: each has two answers, of which the receive buffer holds some hundred.
+const LOOKUPS: usize = 32;
 
 /// More than the largest datagram of a dump (`netlink_dump` allocates 32 KB at most).
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -60,14 +64,18 @@ impl Handle {
         })
     }
 
-    /// Carries out `steps` until the first batch in which one is refused.
-    pub(super) fn run(&mut self, steps: &[Step], context: Context) -> Outcome {
+    /// Carries out `steps` until the first batch in which one is refused, or until `halt` is set.
+    pub(super) fn run(&mut self, steps: &[Step], context: Context, halt: &Halt) -> Outcome {
         let mut outcome = Outcome {
             done: Vec::new(),
             error: None,
             sent: 0,
         };
         for batch in batches(steps) {
+            if halt.is_set() {
+                outcome.error = Some(Error::Halted);
+                break;
+            }
             outcome.sent += batch.len();
             match self.run_batch(batch, &context) {
                 Ok(refusals) => outcome.record(batch, refusals),
@@ -84,7 +92,7 @@ impl Handle {
     pub(super) fn run_all(&mut self, mut steps: &[Step], context: Context) -> Option<Error> {
         let mut first = None;
         while !steps.is_empty() {
-            let outcome = self.run(steps, context.clone());
+            let outcome = self.run(steps, context.clone(), &Halt::default());
             let error = outcome.error?;
             let stuck = steps[outcome.sent - 1].is_barrier();
             steps = &steps[outcome.sent..];
@@ -222,18 +230,41 @@ impl Handle {
         }))
     }
 
-    /// Whether the host reaches this address on a link, or by a route to it alone: then it is another host's. Any other route may
+    /// Whether the host reaches each address on a link, or by a route to it alone: then it is another host's. Any other route may
     /// lead to who sends it back here.
-    pub(super) fn is_another_hosts(&mut self, address: IpAddr) -> Result<bool, Error> {
-        match self.query(RouteNetlinkMessage::GetRoute(message::way_to(address)), 0) {
-            Ok(found) => Ok(found.iter().any(message::leads_to_one_host)),
-            // No route, or one that refuses (`inet_rtm_getroute`).
-            Err(error) if error.raw_os_error().is_some() => Ok(false),
-            Err(source) => Err(Error::Netlink {
+    pub(super) fn are_other_hosts(&mut self, addresses: &[IpAddr], halt: &Halt) -> Result<Vec<bool>, Error> {
+        let mut told = Vec::with_capacity(addresses.len());
+        for some in addresses.chunks(LOOKUPS) {
+            if halt.is_set() {
+                return Err(Error::Halted);
+            }
+            let answers = self.look_up(some).map_err(|source| Error::Netlink {
                 what: "look up a route",
                 source,
-            }),
+            })?;
+            told.extend(answers);
         }
+        Ok(told)
+    }
+
+    fn look_up(&mut self, addresses: &[IpAddr]) -> io::Result<Vec<bool>> {
+        let mut buffer = Vec::new();
+        let first = self.sequence.wrapping_add(1);
+        for &address in addresses {
+            let way = RouteNetlinkMessage::GetRoute(message::way_to(address));
+            self.append(&mut buffer, &way, NLM_F_REQUEST | NLM_F_ACK);
+        }
+        self.send(&buffer)?;
+        // Refused is what has no route, or one that refuses (`inet_rtm_getroute`).
+        let mut told = vec![false; addresses.len()];
+        self.receive_until(self.sequence, |header, payload| {
+            let place = header.sequence_number.wrapping_sub(first) as usize;
+            if let (NetlinkPayload::InnerMessage(way), Some(told)) = (&payload, told.get_mut(place)) {
+                *told |= message::leads_to_one_host(way);
+            }
+            Ok(())
+        })?;
+        Ok(told)
     }
 
     /// Sends all `requests`, each with its flags; yields what was refused.

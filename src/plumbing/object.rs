@@ -223,6 +223,18 @@ impl Object {
             Self::NoFirstLocalRule(family, _) => *family,
         }
     }
+
+    /// The service, external or pool address that it leads to lbd, or refuses where lbd has passed a packet on.
+    pub(super) const fn service_address(&self) -> Option<IpNet> {
+        match self {
+            Self::Route(Route {
+                net,
+                table: SERVICES_TABLE | REFUSE_TABLE,
+                ..
+            }) => Some(*net),
+            Self::Route(_) | Self::Rule(_) | Self::NoFirstLocalRule(..) => None,
+        }
+    }
 }
 
 /// A change of one object.
@@ -235,6 +247,12 @@ pub(super) enum Step {
 impl Step {
     /// What it changes.
     pub(super) const fn object(&self) -> &Object {
+        match self {
+            Self::Install(object) | Self::Undo(object) => object,
+        }
+    }
+
+    pub(super) fn into_object(self) -> Object {
         match self {
             Self::Install(object) | Self::Undo(object) => object,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use super::{Config, DIR, Ran, Rig, enter, process_id, wait_until};
+use super::{Config, DIR, Ran, Rig, Running, enter, process_id, wait_until};
 
 /// What lbd writes to stderr.
 pub(crate) const LOG: &str = "/run/rig/lbd.log";
@@ -71,6 +71,17 @@ impl<'a> Lbd<'a> {
             self.log().len() > before.len()
         });
         self.log().split_off(before.len())
+    }
+
+    /// Starts `lbctl` in `lb`.
+    pub(crate) fn lbctl_in_background(&self, arguments: &str) -> Running {
+        self.rig
+            .spawn("lb", &format!("{CLIENT} --socket {DIR}/lbd.sock {arguments}"))
+    }
+
+    /// Writes a new configuration that nobody reads yet.
+    pub(crate) fn write(&self, config: &str) {
+        fs::write(CONFIG, config).expect("cannot write the configuration");
     }
 
     /// Runs `lbctl` in `lb`.
@@ -146,7 +157,8 @@ impl<'a> Lbd<'a> {
         self.child.wait().expect("cannot wait for lbd");
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(process_id(&self.child), signal).expect("cannot signal lbd");
     }
 }
