@@ -278,7 +278,8 @@ fn a_flow_keeps_what_leads_it_here_after_its_service_is_gone_and_no_longer() {
         for mode in [Mode::Ipvs, Mode::Iptables] {
             let other = Service::dns(Family::V4);
             let mut few = Config::new(mode, vec![other.clone()]);
-            few.more = "[conntrack]\ntcp_fin_wait = \"1s\"\ntcp_time_wait = \"1s\"\ntcp_close = \"1s\"\ntcp_last_ack = \"1s\"\n";
+            few.more =
+                "[conntrack]\ntcp_fin = \"1s\"\ntcp_time_wait = \"1s\"\ntcp_close = \"1s\"\ntcp_last_ack = \"1s\"\n";
             let lbd = rig.lbd(&few);
             let before = rig.kernel_state();
             let both = Config {

@@ -1,4 +1,6 @@
 //! lbctl: the operator's client of a running lbd. It parses, asks and shows; what to do is up to lbd.
+#[path = "lbctl/connections.rs"]
+mod connections;
 #[path = "lbctl/edits.rs"]
 mod edits;
 #[path = "lbctl/explain.rs"]
@@ -20,7 +22,7 @@ use serde::Serialize;
 use lbd::config::edit::Which;
 use lbd::config::{self, Diagnostic};
 use lbd::control::names::Names;
-use lbd::control::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
+use lbd::control::protocol::{Data, Reply, Request, ServiceView};
 use lbd::control::render::{self, Columns};
 use lbd::control::selector::Selector;
 use lbd::control::{DEFAULT_SOCKET, client};
@@ -43,6 +45,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Ask(Ask),
+    /// Flows, as `ipvsadm -Lc`
+    Connections(connections::Connections),
     /// Turn what another program saved into a configuration, printed as TOML
     #[command(subcommand)]
     Import(import::Import),
@@ -62,8 +66,6 @@ enum Ask {
     Status(Json),
     /// Services and their backends, as `ipvsadm -L`
     List(List),
-    /// Flows, as `ipvsadm -Lc`
-    Connections(Connections),
     /// The rules of iptables mode in order, with packet and byte counts
     Rules(Rules),
     /// Every reason why packets were dropped, refused or passed, with its count
@@ -116,17 +118,6 @@ struct List {
 }
 
 #[derive(Args)]
-struct Connections {
-    /// Only flows of this service: its name, or one of its ADDRESS:PORT
-    service: Option<String>,
-    /// Show addresses and ports as numbers
-    #[arg(short, long)]
-    numeric: bool,
-    #[command(flatten)]
-    json: Json,
-}
-
-#[derive(Args)]
 struct Rules {
     /// How to print them
     #[arg(long, value_enum, default_value_t = RulesFormat::Table, conflicts_with = "json")]
@@ -174,12 +165,12 @@ fn main() -> ExitCode {
         return ipvsadm::main();
     }
     let Cli { socket, command } = Cli::parse();
-    let ask = match command {
+    let shown = match command {
         Command::Ipvsadm { arguments } => return ipvsadm::run(&socket, "ipvsadm", &arguments),
         Command::Import(import) => return import.run(),
-        Command::Ask(ask) => ask,
+        Command::Connections(connections) => connections.run(&socket),
+        Command::Ask(ask) => run(&socket, &ask).and_then(|text| Ok(print(&mut io::stdout().lock(), &text)?)),
     };
-    let shown = run(&socket, &ask).and_then(|text| Ok(print(&mut io::stdout().lock(), &text)?));
     match shown {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -213,9 +204,6 @@ fn request(command: &Ask) -> Request {
         Ask::List(List { service, .. }) => Request::List {
             service: service.clone(),
         },
-        Ask::Connections(Connections { service, .. }) => Request::Connections {
-            service: service.clone(),
-        },
         Ask::Rules(Rules { format, .. }) => match format {
             RulesFormat::Table => Request::Rules,
             // The configuration has all that the chains are made of.
@@ -245,8 +233,6 @@ fn show(command: &Ask, data: Data) -> Outcome<String> {
         (Ask::Status(_), Data::Status(status)) => Ok(render::status(&status)),
         (Ask::List(args), data @ Data::Services(_)) if args.json.json => json(&data),
         (Ask::List(args), Data::Services(services)) => Ok(list(args, &services)),
-        (Ask::Connections(args), data @ Data::Connections(_)) if args.json.json => json(&data),
-        (Ask::Connections(args), Data::Connections(flows)) => Ok(connections(args, &flows)),
         (Ask::Rules(_), Data::Configuration(toml)) => iptables_save(&toml),
         (Ask::Rules(args), data @ Data::Rules(_)) if args.json.json => json(&data),
         (Ask::Rules(_), Data::Rules(rules)) => Ok(render::rules(&rules)),
@@ -300,18 +286,6 @@ fn list(args: &List, services: &[ServiceView]) -> String {
     };
     let only = args.service.as_deref().map(Selector::new);
     render::list(services, only.as_ref(), columns, &names)
-}
-
-fn connections(args: &Connections, flows: &[ConnectionView]) -> String {
-    let names = if args.numeric {
-        Names::numeric()
-    } else {
-        Names::look_up(flows.iter().flat_map(|flow| {
-            let ends = [flow.client, flow.virtual_address, flow.backend];
-            ends.map(|endpoint| (flow.protocol, endpoint))
-        }))
-    };
-    render::connections(flows, &names)
 }
 
 fn save(args: &Save, toml: String) -> Outcome<String> {

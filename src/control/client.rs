@@ -1,13 +1,18 @@
 //! The operator's end of the control socket.
+mod flows;
+
 use std::io::{self, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeSeed;
 use thiserror::Error;
 
-use super::protocol::{Reply, Request};
+use self::flows::Flows;
+
+use super::protocol::{ConnectionView, Reply, Request};
 
 /// How long lbd may be silent; a reload of a large configuration takes a while.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,12 +63,38 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ClientError> {
     exchange(&stream, request, PATIENCE).map_err(|cause| broken(socket, cause))
 }
 
+/// Asks for flows, of one service or of all, and shows each to `see` as it comes, until that says that it has seen enough.
+///
+/// # Errors
+/// No reply came, or not all of it, or `see` had enough. The refusal of an lbd that refuses is the inner one.
+pub fn connections(
+    socket: &Path,
+    service: Option<&str>,
+    see: impl FnMut(ConnectionView) -> bool,
+) -> Result<Result<(), String>, ClientError> {
+    let stream = UnixStream::connect(socket).map_err(|cause| unreachable(socket, cause))?;
+    let service = service.map(str::to_owned);
+    let told = send(&stream, &Request::Connections { service }, PATIENCE).and_then(|()| {
+        let mut reader = reader(&stream);
+        Flows(see).deserialize(&mut reader)
+    });
+    let told = told.map_err(|cause| broken(socket, cause))?;
+    Ok(told.map_err(|refusal| refusal.message))
+}
+
 /// One request and its reply, each step of which may take as long as `patience`.
-pub(super) fn exchange(
-    mut stream: &UnixStream,
-    request: &Request,
-    patience: Duration,
-) -> Result<Reply, serde_json::Error> {
+pub(super) fn exchange(stream: &UnixStream, request: &Request, patience: Duration) -> Result<Reply, serde_json::Error> {
+    send(stream, request, patience)?;
+    Reply::deserialize(&mut reader(stream))
+}
+
+type Reader<'s> = serde_json::Deserializer<serde_json::de::IoRead<BufReader<&'s UnixStream>>>;
+
+fn reader(stream: &UnixStream) -> Reader<'_> {
+    serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 16, stream))
+}
+
+fn send(mut stream: &UnixStream, request: &Request, patience: Duration) -> Result<(), serde_json::Error> {
     stream
         .set_read_timeout(Some(patience))
         .and_then(|()| stream.set_write_timeout(Some(patience)))
@@ -75,8 +106,7 @@ pub(super) fn exchange(
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
         written => written.map_err(serde_json::Error::io)?,
     }
-    let reader = BufReader::with_capacity(1 << 16, stream);
-    Reply::deserialize(&mut serde_json::Deserializer::from_reader(reader))
+    Ok(())
 }
 
 fn unreachable(socket: &Path, cause: io::Error) -> ClientError {

@@ -12,7 +12,7 @@ pub mod selector;
 pub mod server;
 pub mod views;
 
-use protocol::{Reply, Request};
+use protocol::{ConnectionView, Data, Reply, Request};
 
 /// Where lbd listens unless `[control] socket` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";
@@ -21,4 +21,19 @@ pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";
 pub trait Handler: Send + Sync {
     /// Does it, or says why not.
     fn handle(&self, request: Request) -> Reply;
+
+    /// What [`Request::Connections`] asks for, one by one: a full table is not to be in memory a second time for each client.
+    ///
+    /// # Errors
+    /// The refusal.
+    fn connections(&self, service: Option<&str>) -> Result<Connections<'_>, Reply> {
+        let service = service.map(str::to_owned);
+        match self.handle(Request::Connections { service }) {
+            Reply::Ok(Data::Connections(all)) => Ok(Box::new(all.into_iter())),
+            other => Err(other),
+        }
+    }
 }
+
+/// Flows and templates, in any order.
+pub type Connections<'a> = Box<dyn Iterator<Item = ConnectionView> + 'a>;

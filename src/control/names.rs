@@ -1,8 +1,11 @@
 //! Names of hosts and ports for tables without `-n`, looked up before anything is rendered.
+mod resolver;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
+pub use self::resolver::Resolver;
 use crate::flow::{Endpoint, Protocol};
 
 /// The system's list of service names; getnameinfo(3) knows its TCP and UDP ones only.
@@ -26,21 +29,29 @@ impl Names {
         Self::default()
     }
 
-    /// Asks the system's resolver for the names of these, as ipvsadm does. May take long where DNS does not answer.
+    /// Asks the system's resolver for the names of these, as ipvsadm does, but many at once and for a few seconds: what has no
+    /// name by then is shown as a number.
     pub fn look_up(endpoints: impl IntoIterator<Item = (Protocol, Endpoint)>) -> Self {
         let mut names = Self::default();
+        names.learn(endpoints, &mut Resolver::system());
+        names
+    }
+
+    /// The same for more of them.
+    pub fn learn(&mut self, endpoints: impl IntoIterator<Item = (Protocol, Endpoint)>, resolver: &mut Resolver) {
         if !MAY_ASK {
-            return names;
+            return;
         }
         for (protocol, endpoint) in endpoints {
-            if let Entry::Vacant(host) = names.hosts.entry(endpoint.address) {
-                host.insert(dns_lookup::lookup_addr(&endpoint.address).ok());
+            if let Entry::Vacant(host) = self.hosts.entry(endpoint.address) {
+                host.insert(None);
+                resolver.ask(endpoint.address);
             }
-            if let Entry::Vacant(port) = names.ports.entry((protocol, endpoint.port)) {
+            if let Entry::Vacant(port) = self.ports.entry((protocol, endpoint.port)) {
                 port.insert(port_name(protocol, endpoint.port));
             }
         }
-        names
+        self.hosts.extend(resolver.answers());
     }
 
     /// `10.96.0.10:80`, `web.example:http`, `[fd00::10]:80`: cut to 59 bytes, ipvsadm's buffer (`addrport_to_anyname`).

@@ -5,12 +5,13 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::estimator::Estimator;
 use super::protocol::{
     BackendView, ConnectionView, PersistenceView, RatesView, RuleKind, RuleView, ServiceView, TimeoutsView,
 };
-use crate::affinity::{Affinity, Template};
+use crate::affinity::Affinity;
 use crate::conntrack::connection::Connection;
 use crate::conntrack::tcp::State;
 use crate::conntrack::timeout::Timeouts;
@@ -158,15 +159,15 @@ impl ConnectionView {
     }
 
     /// A template of `service` as IPVS keeps it: an entry with client port 0.
-    fn of_template(service: &Service, client: IpAddr, template: &Template, now: Instant) -> Option<Self> {
-        let client = Endpoint::new(client, 0);
+    fn of_template(service: &Service, template: &Kept) -> Option<Self> {
+        let client = Endpoint::new(template.client, 0);
         Some(Self {
             protocol: service.protocol,
-            state: Cow::Borrowed(template.state()),
-            expires_seconds: template.remaining(now).as_secs(),
+            state: Cow::Borrowed(template.state),
+            expires_seconds: template.remaining.as_secs(),
             client,
             virtual_address: *service.endpoints.first()?,
-            backend: template.backend.address,
+            backend: template.backend,
             source: client,
             service: service.identity.name.clone(),
             masqueraded: false,
@@ -174,17 +175,35 @@ impl ConnectionView {
     }
 }
 
+/// A template, in little memory.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    service: u64,
+    client: IpAddr,
+    backend: Endpoint,
+    state: &'static str,
+    remaining: Duration,
+}
+
 /// The templates of client affinity among the flows.
-#[must_use]
-pub fn templates(affinity: &Affinity, ruleset: &Ruleset, now: Instant) -> Vec<ConnectionView> {
-    let services = ruleset.services.iter();
-    let by_id: HashMap<u64, &Arc<Service>> = services.map(|service| (service.identity.id, service)).collect();
-    let mut views = Vec::new();
-    affinity.each(ruleset.policy.mode, now, |id, client, template| {
-        let service = by_id.get(&id);
-        views.extend(service.and_then(|service| ConnectionView::of_template(service, client, template, now)));
+pub fn templates(affinity: &Affinity, ruleset: &Ruleset, now: Instant) -> impl Iterator<Item = ConnectionView> + use<> {
+    let services = ruleset
+        .services
+        .iter()
+        .map(|service| (service.identity.id, Arc::clone(service)));
+    let by_id: HashMap<u64, Arc<Service>> = services.collect();
+    let mut all = Vec::new();
+    affinity.each(ruleset.policy.mode, now, |service, client, template| {
+        all.push(Kept {
+            service,
+            client,
+            backend: template.backend.address,
+            state: template.state(),
+            remaining: template.remaining(now),
+        });
     });
-    views
+    all.into_iter()
+        .filter_map(move |kept| ConnectionView::of_template(by_id.get(&kept.service)?, &kept))
 }
 
 /// Fills in how many clients affinity keeps at each backend (`persistconns`).
@@ -311,9 +330,6 @@ fn action(action: &Action) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use super::*;
     use crate::flow::Protocol;
     use crate::policy::BackendSpec;

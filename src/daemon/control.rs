@@ -246,7 +246,7 @@ impl Control {
     /// Whether lbd is to end.
     pub(super) fn go_on(&self) -> Result<(), Error> {
         match self.halt.is_set() {
-            true => Err(crate::plumbing::Error::Halted.into()),
+            true => Err(plumbing::Error::Halted.into()),
             false => Ok(()),
         }
     }

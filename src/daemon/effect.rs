@@ -13,7 +13,7 @@ use crate::plumbing::Plan;
 use crate::policy::{OwnSources, Policy};
 use crate::service::Service;
 
-/// No batch of packets takes longer. A worker without packets does not tell that it is at none.
+/// No batch of packets takes longer.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Of the wait for that.
 const STEP: Duration = Duration::from_millis(1);
@@ -64,14 +64,22 @@ impl Control {
             let (policy, services) = (self.datapath.policy(), self.datapath.services());
             work.lingering.set(surplus, &former, &policy, &services);
         }
-        // A batch that began before is judged by the former policy, and may open flows that need what it needed.
+        self.settle();
+        self.prune_now(work);
+        Ok(())
+    }
+
+    /// A batch that began before is judged by the former policy, and may open flows that need what it needed.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a worker without packets does not tell that it is at no batch"
+    )]
+    fn settle(&self) {
         let mut left = PATIENCE;
         while self.datapath.engine.reclaim() > 0 && !left.is_zero() {
             std::thread::sleep(STEP);
             left = left.saturating_sub(STEP);
         }
-        self.prune_now(work);
-        Ok(())
     }
 
     fn prune_now(&self, work: &mut Work) {

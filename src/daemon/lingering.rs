@@ -87,7 +87,7 @@ impl Lingering {
         });
         for (protocol, backend) in former.filter(|(_, backend)| !present.contains(&backend.id)) {
             let removed = Removed {
-                backend: Arc::downgrade(backend),
+                backend: Arc::downgrade(&backend.backend),
                 service: backend.service.id,
                 place: (protocol, backend.address),
             };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::control::Control;
 use crate::config::Backend;
 use crate::config::edit::Refusal;
-use crate::control::Handler;
+use crate::conntrack::Cursor;
 use crate::control::protocol::explanation::Question;
 use crate::control::protocol::shadow::ShadowView;
 use crate::control::protocol::{
@@ -14,6 +14,7 @@ use crate::control::protocol::{
 };
 use crate::control::selector::Selector;
 use crate::control::views;
+use crate::control::{Connections, Handler};
 use crate::explain::{explain, packet};
 use crate::flow::Protocol;
 use crate::fragments::Holding;
@@ -26,7 +27,10 @@ impl Handler for Control {
         match request {
             Request::Status => Reply::Ok(Data::Status(Box::new(self.status()))),
             Request::List { service } => self.services(service.as_deref()),
-            Request::Connections { service } => self.connections(service.as_deref()),
+            Request::Connections { service } => match self.connections(service.as_deref()) {
+                Ok(all) => Reply::Ok(Data::Connections(all.collect())),
+                Err(refusal) => refusal,
+            },
             Request::Rules => self.rules(),
             Request::Drops => Reply::Ok(Data::Drops(Drops::new(|verdict| self.engine().count(verdict)))),
             Request::Explain { packet } => self.explain(&packet),
@@ -47,6 +51,17 @@ impl Handler for Control {
             Request::Timeouts => Reply::Ok(Data::Timeouts((&self.config().policy.conntrack.timeouts).into())),
             Request::Zero { service } => edited(self.zero(service.as_ref())),
         }
+    }
+
+    fn connections(&self, service: Option<&str>) -> Result<Connections<'_>, Reply> {
+        if let Some(selector) = service.map(Selector::new) {
+            let ruleset = self.engine().ruleset();
+            let mut services = ruleset.services.iter();
+            if !services.any(|service| selector.picks(&service.identity.name, &service.endpoints)) {
+                return Err(Reply::error(selector.unknown()));
+            }
+        }
+        Ok(Box::new(self.flows(service.map(str::to_owned))))
     }
 }
 
@@ -140,32 +155,29 @@ impl Control {
         }
     }
 
-    fn connections(&self, wanted: Option<&str>) -> Reply {
-        let selector = wanted.map(Selector::new);
-        if let Some(selector) = &selector {
-            let ruleset = self.engine().ruleset();
-            let mut services = ruleset.services.iter();
-            if !services.any(|service| selector.picks(&service.identity.name, &service.endpoints)) {
-                return Reply::error(selector.unknown());
-            }
-        }
-        let now = self.clock().now();
-        let mut views = Vec::new();
-        self.engine().conntrack().each(now, |flow| {
-            let service = &flow.backend.service.name;
-            let picks = |selector: &Selector<'_>| selector.picks_address(service, flow.virtual_address);
-            if selector.as_ref().is_none_or(picks) {
-                views.push(ConnectionView::new(flow, now));
-            }
-        });
-        let ruleset = self.engine().ruleset();
-        let templates = views::templates(self.engine().affinity(), &ruleset, now);
-        let picks = |view: &ConnectionView| match &selector {
-            Some(selector) => selector.picks_address(&view.service, view.virtual_address),
-            None => true,
+    /// None but this service's, if one is wanted.
+    fn flows(&self, wanted: Option<String>) -> impl Iterator<Item = ConnectionView> + '_ {
+        let (conntrack, now) = (self.engine().conntrack(), self.clock().now());
+        let picks = move |wanted: &Option<String>, name: &str, address| {
+            let selector = wanted.as_deref().map(Selector::new);
+            selector.is_none_or(|selector| selector.picks_address(name, address))
         };
-        views.extend(templates.into_iter().filter(picks));
-        Reply::Ok(Data::Connections(views))
+        let of_templates = wanted.clone();
+        let mut cursor = Cursor::default();
+        let parts = std::iter::from_fn(move || {
+            let mut part = Vec::new();
+            let goes_on = conntrack.visit(&mut cursor, now, |flow| {
+                if picks(&wanted, &flow.backend.service.name, flow.virtual_address) {
+                    part.push(ConnectionView::new(flow, now));
+                }
+            });
+            goes_on.then_some(part)
+        });
+        let templates = std::iter::once_with(move || {
+            let all = views::templates(self.engine().affinity(), &self.engine().ruleset(), now);
+            all.filter(move |view| picks(&of_templates, &view.service, view.virtual_address))
+        });
+        parts.flatten().chain(templates.flatten())
     }
 
     fn explain(&self, question: &Question) -> Reply {

@@ -5,13 +5,20 @@ use super::protocol_word;
 use crate::control::names::Names;
 use crate::control::protocol::ConnectionView;
 
-const TITLE: &str = "IPVS connection entries
+/// What stands above [`connection_rows`].
+pub const CONNECTIONS_TITLE: &str = "IPVS connection entries
 pro expire state       source             virtual            destination
 ";
 
 /// The table of these flows, by protocol and client; the kernel's has no order.
 #[must_use]
 pub fn connections(connections: &[ConnectionView], names: &Names) -> String {
+    CONNECTIONS_TITLE.to_owned() + &connection_rows(connections, names)
+}
+
+/// The rows of these flows, in the same order.
+#[must_use]
+pub fn connection_rows(connections: &[ConnectionView], names: &Names) -> String {
     let mut sorted: Vec<&ConnectionView> = connections.iter().collect();
     sorted.sort_unstable_by_key(|connection| {
         let ConnectionView {
@@ -23,7 +30,7 @@ pub fn connections(connections: &[ConnectionView], names: &Names) -> String {
         } = connection;
         (*protocol, *client, *virtual_address, *backend)
     });
-    let mut text = TITLE.to_owned();
+    let mut text = String::new();
     for connection in sorted {
         row(&mut text, connection, names);
     }

@@ -9,7 +9,7 @@ mod shadow;
 pub mod status;
 mod timeouts;
 
-pub use connections::connections;
+pub use connections::{CONNECTIONS_TITLE, connection_rows, connections};
 pub use drains::drains;
 pub use drops::drops;
 pub use explain::explain;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::control::Handler;
 use crate::control::protocol::{Reply, Request};
+use crate::control::{Connections, Handler};
 
 use super::MAX_CLIENTS;
 
@@ -55,26 +55,52 @@ fn talk(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
             let message = format!("the request is longer than {MAX_REQUEST} bytes");
             return reply(stream, &Reply::error(message));
         }
-        reply(stream, &answer(&line, handler))?;
+        answer(&line, handler, &mut hurried(stream))?;
     }
     Ok(())
 }
 
-fn answer(line: &[u8], handler: &dyn Handler) -> Reply {
-    match serde_json::from_slice::<Request>(line) {
+/// Answers with one line.
+fn answer(line: &[u8], handler: &dyn Handler, to: &mut impl Write) -> io::Result<()> {
+    let reply = match serde_json::from_slice::<Request>(line) {
+        Ok(Request::Connections { service }) => match handler.connections(service.as_deref()) {
+            Ok(all) => return tell_all(all, to),
+            Err(refusal) => refusal,
+        },
         Ok(request) => handler.handle(request),
         Err(error) => Reply::error(format!(
             "not a request: {error}: expected one JSON document a line, e.g. {{\"command\":\"status\"}}"
         )),
-    }
+    };
+    tell(&reply, to)
 }
 
 fn reply(stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    tell(reply, &mut hurried(stream))
+}
+
+fn hurried(stream: &UnixStream) -> impl Write + '_ {
     let deadline = crossbeam_channel::after(REPLY_PATIENCE);
-    let mut writer = BufWriter::with_capacity(1 << 16, Hurried { stream, deadline });
-    serde_json::to_writer(&mut writer, reply)?;
-    writer.write_all(b"\n")?;
-    writer.flush()
+    BufWriter::with_capacity(1 << 16, Hurried { stream, deadline })
+}
+
+fn tell(reply: &Reply, to: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *to, reply)?;
+    to.write_all(b"\n")?;
+    to.flush()
+}
+
+/// The same as [`tell`] would write of [`Data::Connections`](crate::control::protocol::Data::Connections), one by one.
+fn tell_all(all: Connections<'_>, to: &mut impl Write) -> io::Result<()> {
+    to.write_all(b"{\"ok\":{\"connections\":[")?;
+    for (place, each) in all.enumerate() {
+        if place > 0 {
+            to.write_all(b",")?;
+        }
+        serde_json::to_writer(&mut *to, &each)?;
+    }
+    to.write_all(b"]}}\n")?;
+    to.flush()
 }
 
 fn too_slow(what: &str) -> io::Error {
@@ -144,6 +170,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::control::protocol::{ConnectionView, Data};
+    use crate::flow::{Endpoint, Protocol};
 
     struct Willing;
 
@@ -153,11 +181,20 @@ mod tests {
         }
     }
 
+    fn answered(line: &[u8]) -> String {
+        let mut told = Vec::new();
+        answer(line, &Willing, &mut told).unwrap();
+        String::from_utf8(told).unwrap()
+    }
+
+    fn is_one_line(reply: &str) -> bool {
+        reply.find('\n') == Some(reply.len() - 1)
+    }
+
     proptest! {
         #[test]
         fn whatever_a_client_says_is_answered_with_one_line(line in any::<Vec<u8>>()) {
-            let reply = serde_json::to_string(&answer(&line, &Willing)).unwrap();
-            prop_assert!(!reply.contains('\n'));
+            prop_assert!(is_one_line(&answered(&line)));
         }
 
         #[test]
@@ -166,14 +203,46 @@ mod tests {
             value in "[^\"\\\\]*",
         ) {
             let line = format!("{{\"command\":\"{command}\",\"service\":\"{value}\",\"mode\":\"{value}\"}}");
-            let reply = serde_json::to_string(&answer(line.as_bytes(), &Willing)).unwrap();
-            prop_assert!(!reply.contains('\n'));
+            prop_assert!(is_one_line(&answered(line.as_bytes())));
         }
     }
 
     #[test]
     fn json_nested_without_end_is_answered_with_an_error() {
         let line = "[".repeat(MAX_REQUEST);
-        assert!(matches!(answer(line.as_bytes(), &Willing), Reply::Err { .. }));
+        let reply: Reply = serde_json::from_str(&answered(line.as_bytes())).unwrap();
+        assert!(matches!(reply, Reply::Err { .. }));
+    }
+
+    /// Has flows.
+    struct Busy(Vec<ConnectionView>);
+
+    impl Handler for Busy {
+        fn handle(&self, _request: Request) -> Reply {
+            Reply::Ok(Data::Connections(self.0.clone()))
+        }
+    }
+
+    #[test]
+    fn flows_that_are_told_one_by_one_are_told_as_if_they_were_told_at_once() {
+        let flow = |port| ConnectionView {
+            protocol: Protocol::Tcp,
+            state: "ESTABLISHED".into(),
+            expires_seconds: 897,
+            client: Endpoint::new([10, 1, 0, 2].into(), port),
+            virtual_address: "10.9.9.9:80".parse().unwrap(),
+            backend: "10.2.2.2:80".parse().unwrap(),
+            source: Endpoint::new([10, 1, 0, 2].into(), port),
+            service: "a \"b\"".to_owned(),
+            masqueraded: false,
+        };
+        for count in 0..4 {
+            let busy = Busy((0..count).map(flow).collect());
+            let mut told = Vec::new();
+            answer(b"{\"command\":\"connections\"}", &busy, &mut told).unwrap();
+            let mut at_once = Vec::new();
+            tell(&busy.handle(Request::Status), &mut at_once).unwrap();
+            assert_eq!(told, at_once, "{count} flows");
+        }
     }
 }

@@ -3,6 +3,7 @@ use ahash::RandomState as Hasher;
 use super::*;
 use crate::config::parse;
 use crate::conntrack::connection::{Dialogue, State};
+use crate::conntrack::window::Window;
 use crate::engine::{Engine, Seeds};
 
 /// A running engine, and what is led to it.
@@ -59,10 +60,11 @@ impl Lab {
             client,
             virtual_address: address.parse().unwrap(),
             source: client,
-            backend: Arc::clone(&service.backends[0]),
+            backend: Arc::clone(&service.backends[0].backend),
             template: None,
             state: State::Udp,
             dialogue: Dialogue::Asked,
+            window: Window::default(),
             opened: Instant::ZERO,
             expires: seconds(1_000),
         }

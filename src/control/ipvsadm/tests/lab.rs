@@ -160,7 +160,8 @@ impl Lab {
     }
 
     fn connections(&self) -> Vec<ConnectionView> {
-        let mut views = templates(self.engine.affinity(), &self.engine.ruleset(), self.now);
+        let templates = templates(self.engine.affinity(), &self.engine.ruleset(), self.now);
+        let mut views: Vec<ConnectionView> = templates.collect();
         self.engine
             .conntrack()
             .each(self.now, |flow| views.push(ConnectionView::new(flow, self.now)));
