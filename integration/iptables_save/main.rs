@@ -206,6 +206,30 @@ fn a_node_of_1_30_without_a_local_backend_drops_what_comes_from_outside() {
 }
 
 #[test]
+fn accept_rules_for_what_is_forwarded_are_said_to_be_a_setting_of_lbds_and_not_needless() {
+    let text = dump("kube-1.30.txt").replace(":FORWARD ACCEPT", ":FORWARD DROP");
+    let (_, remarks) = imported(&text);
+    let about = |part: &str| {
+        remarks
+            .iter()
+            .filter(|remark| remark.contains(part))
+            .collect::<Vec<_>>()
+    };
+    let [told] = about("accepting of forwarded packets")[..] else {
+        panic!("{remarks:#?}")
+    };
+    // The jump to KUBE-FORWARD, and two rules of it.
+    assert!(
+        told.contains("3 lines left to lbd's own settings") && told.contains("firewall = \"open\""),
+        "{told}"
+    );
+    let [policy] = about(":FORWARD DROP")[..] else {
+        panic!("{remarks:#?}")
+    };
+    assert!(policy.ends_with("set firewall = \"open\" in [tun]"), "{policy}");
+}
+
+#[test]
 fn both_families_may_be_in_one_file_and_no_name_is_given_twice() {
     let both = dump("kube-1.30.txt") + &dump("kube-1.30-ip6.txt");
     let (config, _) = imported(&both);

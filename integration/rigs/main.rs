@@ -17,6 +17,7 @@ mod router;
 
 mod bulk;
 mod churn;
+mod firewall;
 mod icmp;
 mod in_fragments;
 mod kernel;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Tun;
+use super::{Firewall, Tun};
 use crate::policy::{Conntrack, Mode, UnknownReply, UnknownTcp};
 
 /// `persistence.timeout`: `ipvsadm -p` without a value (`IP_VS_PERSISTENT_TIMEOUT`, libipvs.h).
@@ -19,6 +19,7 @@ pub(super) fn tun() -> Tun {
         name: "lbd0".to_owned(),
         mtu: 1500,
         offload: true,
+        firewall: Firewall::default(),
     }
 }
 

@@ -75,6 +75,18 @@ pub struct Tun {
     pub mtu: u16,
     /// Super-packets and unfinished checksums.
     pub offload: bool,
+    /// What is done about filters of this host that drop lbd's packets.
+    pub firewall: Firewall,
+}
+
+/// `[tun] firewall`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Firewall {
+    /// They are told of.
+    #[default]
+    Warn,
+    /// They get accept rules, removed at exit.
+    Open,
 }
 
 /// `[af_xdp]`

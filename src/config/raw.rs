@@ -153,6 +153,7 @@ tables! {
         name: Text<'t>,
         mtu: i128,
         offload: bool,
+        firewall: Text<'t>,
     }
     /// AF_XDP sockets.
     AfXdp "[af_xdp]" {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::validate::ONE_PACKET;
 use super::validate::rules::CERTAIN;
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS,
-    UNKNOWN_REPLY, UNKNOWN_TCP, Words, word_of,
+    ATTACH, BACKEND, EVALUATION, FIREWALL, IDLE_FLAGS, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS,
+    TCP_TIMEOUTS, UNKNOWN_REPLY, UNKNOWN_TCP, Words, word_of,
 };
 use super::{AfXdp, Attach, Backend, Config, Datapath, Tun, defaults};
 use crate::conntrack::timeout::Timeouts;
@@ -114,11 +114,17 @@ fn datapath(datapath: &Datapath, out: &mut Out) {
 
 fn tun(tun: &Tun, out: &mut Out) {
     let default = defaults::tun();
-    let Tun { name, mtu, offload } = tun;
+    let Tun {
+        name,
+        mtu,
+        offload,
+        firewall,
+    } = tun;
     out.section("[tun]");
     out.optional("name", (*name != default.name).then(|| quoted(name)));
     out.optional("mtu", (*mtu != default.mtu).then_some(mtu));
     out.optional("offload", (*offload != default.offload).then_some(offload));
+    out.word("firewall", *firewall, default.firewall, FIREWALL);
 }
 
 fn af_xdp(af_xdp: &AfXdp, out: &mut Out) {

@@ -3,8 +3,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::words::{
-    ATTACH, BACKEND, EVALUATION, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS, UNKNOWN_REPLY,
-    UNKNOWN_TCP, word_of,
+    ATTACH, BACKEND, EVALUATION, FIREWALL, MASQUERADE, MODE, ON_BACKEND_REMOVED, SCTP_TIMEOUTS, TCP_TIMEOUTS,
+    UNKNOWN_REPLY, UNKNOWN_TCP, word_of,
 };
 use super::{AfXdp, Config, Datapath, Tun};
 use crate::conntrack::timeout::Timeouts;
@@ -49,7 +49,12 @@ fn or<T: Display>(value: Option<T>, absent: &str) -> String {
 
 fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
     let Datapath { backend, workers, seed } = datapath;
-    let Tun { name, mtu, offload } = tun;
+    let Tun {
+        name,
+        mtu,
+        offload,
+        firewall,
+    } = tun;
     let AfXdp {
         interfaces,
         attach,
@@ -65,6 +70,7 @@ fn of_devices(datapath: &Datapath, tun: &Tun, af_xdp: &AfXdp) -> Vec<Setting> {
         ("tun.name", name.clone()),
         ("tun.mtu", mtu.to_string()),
         ("tun.offload", offload.to_string()),
+        ("tun.firewall", word_of(*firewall, FIREWALL).to_owned()),
         ("af_xdp.interfaces", list(interfaces)),
         ("af_xdp.attach", word_of(*attach, ATTACH).to_owned()),
         ("af_xdp.zero_copy", or(*zero_copy, "auto")),

@@ -1,6 +1,6 @@
 //! The words of closed sets, one list for reading, writing and comparing.
 use super::validate::ONE_PACKET;
-use super::{Attach, Backend};
+use super::{Attach, Backend, Firewall};
 use crate::flow::Protocol;
 use crate::policy::{Evaluation, Masquerade, Mode, OnBackendRemoved, UnknownReply, UnknownTcp};
 use crate::scheduler::{IdleFlags, Kind};
@@ -22,6 +22,8 @@ pub(super) const ATTACH: &Words<Attach> = &[
     ("native", Attach::Native),
     ("generic", Attach::Generic),
 ];
+
+pub(super) const FIREWALL: &Words<Firewall> = &[("warn", Firewall::Warn), ("open", Firewall::Open)];
 
 pub(super) const MASQUERADE: &Words<Masquerade> = &[
     ("auto", Masquerade::Auto),

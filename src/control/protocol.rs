@@ -205,6 +205,9 @@ pub struct Status {
     /// What lbd needs in the kernel and others took away, where it cannot be put back: why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,
+    /// What of this host's own drops packets of lbd's, each with its remedy.
+    #[serde(default)]
+    pub firewall: Vec<String>,
     /// Backends that are being drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<DrainView>,

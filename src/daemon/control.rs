@@ -14,17 +14,18 @@ use super::collisions;
 use super::drains::{self, Drains};
 use super::leads::Leads;
 use super::lingering::Lingering;
-use super::{Error, af_xdp};
+use super::{Error, af_xdp, system};
 use crate::config::edit::{self, Edit, Refusal, Which};
 use crate::config::reload::{describe, refuse_restart_only};
 use crate::config::shrinkage::{refuse_emptiness, warn_of_loss};
-use crate::config::{Config, Loaded, load_again, save};
+use crate::config::{Backend, Config, Firewall as OnFirewall, Loaded, load_again, save};
 use crate::control::protocol::{AfXdpView, DrainView, LastReload};
 use crate::control::views::Rates;
 use crate::engine::Engine;
 use crate::io::steering::Steering;
 use crate::io::xdp::interfaces::Interfaces;
 use crate::io::xdp::next_hop::NextHops;
+use crate::plumbing::firewall::{Firewall, Needs};
 use crate::plumbing::{self, Device, Halt, Look, Plan};
 use crate::policy::{Mode, Policy};
 use crate::service::Service;
@@ -85,6 +86,8 @@ pub(super) struct Control {
     pub(super) work: Mutex<Work>,
     pub(super) rates: Mutex<Rates>,
     shown: Mutex<Shown>,
+    /// None before and after the kernel leads traffic here.
+    firewall: Mutex<Option<Firewall>>,
 }
 
 /// What moves packets.
@@ -128,6 +131,19 @@ pub(super) fn plan(policy: &Policy, interfaces: Option<&Interfaces>, returns_err
     Ok(plan)
 }
 
+/// What has to come through this host's packet filters.
+fn firewall_needs(config: &Config) -> Needs {
+    let services = &config.policy.services;
+    let serves = |v4: bool| services.iter().any(|service| service.address.address.is_ipv4() == v4);
+    Needs {
+        device: config.tun.name.clone(),
+        af_xdp: config.datapath.backend == Backend::AfXdp,
+        families: (serves(true), serves(false)),
+        node_ports: services.iter().filter_map(|service| service.node_port).collect(),
+        open: config.tun.firewall == OnFirewall::Open,
+    }
+}
+
 impl Control {
     pub(super) fn new(file: &Path, loaded: Loaded, datapath: Datapath) -> Self {
         let shown = Shown {
@@ -154,6 +170,7 @@ impl Control {
             work: Mutex::new(work),
             rates: Mutex::default(),
             shown: Mutex::new(shown),
+            firewall: Mutex::default(),
         };
         control.follow_services(&mut control.work.lock());
         control
@@ -168,7 +185,14 @@ impl Control {
         leads.heed(self.halt.clone());
         self.datapath.engine.refuse_other_ports(leads.other_hosts());
         work.leads = Some(leads);
+        let firewall = Firewall::start(firewall_needs(&self.config()));
+        *self.firewall.lock() = Some(firewall.map_err(system("a thread that watches this host's packet filters"))?);
         Ok(())
+    }
+
+    /// What of this host's own drops packets of lbd's.
+    pub(super) fn firewall_lines(&self) -> Vec<String> {
+        self.firewall.lock().as_ref().map(Firewall::lines).unwrap_or_default()
     }
 
     /// Has what depends on the services follow the ruleset in effect.
@@ -216,6 +240,9 @@ impl Control {
     /// From now on this runs.
     pub(super) fn show(&self, config: Config) {
         let config = Arc::new(config);
+        if let Some(firewall) = self.firewall.lock().as_mut() {
+            firewall.follow(firewall_needs(&config));
+        }
         let mut shown = self.shown.lock();
         shown.drains.follow(&config.policy);
         shown.config = config;
@@ -394,10 +421,12 @@ impl Control {
 
     /// Takes everything out of the kernel.
     pub(super) fn take_down(&self) -> Result<(), Error> {
-        match self.work.lock().leads.take() {
-            Some(leads) => leads.remove(),
-            None => Ok(()),
-        }
+        let leads = self.work.lock().leads.take();
+        let removed = leads.map_or(Ok(()), Leads::remove);
+        // Last, so that nothing is dropped that is still under way.
+        let firewall = self.firewall.lock().take();
+        drop(firewall);
+        removed
     }
 
     fn reload_file(&self, work: &mut Work) -> Result<String, String> {

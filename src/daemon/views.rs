@@ -99,6 +99,7 @@ impl Control {
             unsent: self.unsent(),
             last_reload: self.last_reload(),
             troubles: self.troubles(),
+            firewall: self.firewall_lines(),
             draining: self.drains(),
             shadow: self.shadow(),
             af_xdp: self.af_xdp(),
@@ -193,6 +194,11 @@ impl Control {
                 "where lbd itself routes (AF_XDP), the MTU of the way on and the packet's hop limit were not looked at",
             )),
         }
+        let obstacles = self.firewall_lines();
+        let notes = obstacles
+            .into_iter()
+            .map(|line| Cow::Owned(format!("this host: {line}")));
+        explanation.notes.extend(notes);
         Reply::Ok(Data::Explanation(Box::new(explanation)))
     }
 

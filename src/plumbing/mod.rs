@@ -53,6 +53,7 @@ mod cover;
 mod device;
 mod directory;
 mod error;
+pub mod firewall;
 mod forwarding;
 mod halt;
 mod identity;

@@ -181,6 +181,8 @@ pub(crate) struct Config {
     pub(crate) af_xdp: &'static str,
     /// `[tun] offload`
     pub(crate) offload: bool,
+    /// More of `[tun]`, as it is written.
+    pub(crate) tun: &'static str,
     /// `[[services]]`
     pub(crate) services: Vec<Service>,
     /// Other tables, as they are written.
@@ -196,6 +198,7 @@ impl Config {
             interfaces: vec!["client", "s1", "s2", "s3"],
             af_xdp: "",
             offload: true,
+            tun: "",
             services,
             more: "",
         }
@@ -215,7 +218,7 @@ impl Display for Config {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "mode = \"{}\"", self.mode.name())?;
         writeln!(f, "[datapath]\nbackend = \"{}\"", self.backend.name())?;
-        writeln!(f, "[tun]\noffload = {}", self.offload)?;
+        writeln!(f, "[tun]\noffload = {}\n{}", self.offload, self.tun)?;
         if self.backend == Backend::AfXdp {
             writeln!(f, "[af_xdp]\ninterfaces = {:?}\n{}", self.interfaces, self.af_xdp)?;
         }

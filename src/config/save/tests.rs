@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
-use crate::config::parse;
+use crate::config::{Firewall, parse};
 use crate::flow::{Endpoint, Protocol};
 use crate::policy::{Evaluation, Mode, OnBackendRemoved, Policy, UnknownReply};
 use crate::scheduler::IdleFlags;
@@ -203,6 +203,7 @@ prop_compose! {
         seed in of(any::<u64>()),
         name in "[a-z0-9_.-]{1,14}",
         mtu in 1280..=u16::MAX,
+        firewall in select(vec![Firewall::Warn, Firewall::Open]),
         (offload, busy_poll, announce, allow_empty) in any::<(bool, bool, bool, bool)>(),
         masquerade_ports in masquerade_ports(),
         attach in select(vec![Attach::Auto, Attach::Native, Attach::Generic]),
@@ -215,7 +216,7 @@ prop_compose! {
             allow_empty,
             node_addresses,
             datapath: Datapath { backend, workers, seed },
-            tun: Tun { name: format!("x{name}"), mtu, offload },
+            tun: Tun { name: format!("x{name}"), mtu, offload, firewall },
             af_xdp: AfXdp {
                 interfaces: vec!["eth0".into(), "eth1".into()], attach, zero_copy, busy_poll, announce, masquerade_ports,
             },

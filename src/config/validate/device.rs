@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::values::{address, device_name, number, offset, ports, word};
 use crate::config::diagnostic::Report;
 use crate::config::raw::{self, Key, Scalar, Switch};
-use crate::config::words::{ATTACH, BACKEND};
+use crate::config::words::{ATTACH, BACKEND, FIREWALL};
 use crate::config::{AfXdp, Backend, Datapath, Tun, defaults};
 
 /// Queues of one TUN device: `MAX_TAP_QUEUES`, drivers/net/tun.c.
@@ -53,6 +53,7 @@ pub(super) fn tun(raw: &raw::Tun<'_>, report: &mut Report) -> Tun {
         name: name.unwrap_or(default.name),
         mtu: mtu.unwrap_or(default.mtu),
         offload: raw.offload.given().map_or(default.offload, |value| *value.get_ref()),
+        firewall: word("firewall", &raw.firewall, FIREWALL, report),
     }
 }
 

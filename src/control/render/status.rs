@@ -31,7 +31,8 @@ pub fn status(status: &Status) -> String {
         .iter()
         .map(|drain| ("draining", super::drains::line(drain)));
     let troubles = status.troubles.iter().map(|trouble| ("trouble", trouble.clone()));
-    for (key, value) in facts.into_iter().chain(troubles).chain(drains) {
+    let obstacles = status.firewall.iter().map(|line| ("firewall", line.clone()));
+    for (key, value) in facts.into_iter().chain(troubles).chain(drains).chain(obstacles) {
         text.push_str(&format!("{key:<12} {value}\n"));
         match key {
             "flows" => text.push_str(&flows_by_state(status)),
@@ -226,6 +227,7 @@ mod tests {
                 result: "a:1:1: x\na:2:1: y\n".to_owned(),
             }),
             troubles: Vec::new(),
+            firewall: vec!["table ip filter, chain FORWARD has policy drop: nft 'insert rule'".to_owned()],
             draining: Vec::new(),
             shadow: None,
             af_xdp: None,
@@ -249,6 +251,7 @@ packets      in 10 = forward 4 + pass 3 + reject 2 + drop 1; 2 not taken by the 
 fragments    3 datagrams under way; 2 fragments (2960 bytes) held for their first one
 last reload  1m 1s ago, refused: a:1:1: x
              a:2:1: y
+firewall     table ip filter, chain FORWARD has policy drop: nft 'insert rule'
 ";
         assert_eq!(status(&facts), expected);
     }

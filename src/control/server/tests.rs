@@ -57,6 +57,7 @@ fn status() -> Status {
         unsent: 0,
         last_reload: None,
         troubles: Vec::new(),
+        firewall: Vec::new(),
         draining: Vec::new(),
         shadow: None,
         af_xdp: None,

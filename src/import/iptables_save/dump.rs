@@ -177,6 +177,11 @@ fn declaration(text: &str) -> Option<(&str, &str)> {
 
 fn declare(line: usize, (name, policy): (&str, &str), ledger: &mut Ledger) {
     match policy {
+        "DROP" if name == "FORWARD" => {
+            let why =
+                "lbd leaves it to the kernel, which drops lbd's own packets by it: set firewall = \"open\" in [tun]";
+            ledger.lost(line, why);
+        }
         "DROP" => {
             let why = format!("lbd has no policy for packets that are not for a service: leave {name}'s to the kernel");
             ledger.lost(line, why);

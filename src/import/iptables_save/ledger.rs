@@ -11,6 +11,7 @@ pub(super) enum Plumbing {
     LocalClients,
     OffCluster,
     External,
+    Guards,
     Forwarding,
     SameForAll,
     Notes,
@@ -36,7 +37,11 @@ impl Plumbing {
                 "masquerading at external addresses and node ports: replies come back through lbd without it, \
                  and backends see the client's address; nat.masquerade = \"always\" brings it back"
             }
-            Self::Forwarding => "accepting of forwarded packets and guarding of loopback: lbd needs neither",
+            Self::Guards => "guarding of loopback and drops of INVALID packets: lbd has no need of them",
+            Self::Forwarding => {
+                "accepting of forwarded packets: where this host's firewall drops them (FORWARD policy DROP), set \
+                 firewall = \"open\" in [tun], and lbd does the same for its own"
+            }
             Self::SameForAll => "ways of pods and of clients on this node to the backends that everybody gets",
             Self::Notes => "rules that are only a comment",
             Self::Empty => "declarations of chains of other programs: their rules are listed",
@@ -169,7 +174,13 @@ impl Ledger {
         }
         let needless = |(kind, count): (Plumbing, usize)| {
             let lines = if count == 1 { "line" } else { "lines" };
-            format!("# {file}: {count} {lines} not needed: {}", kind.instead())
+            let is_a_setting = kind == Plumbing::Forwarding;
+            let fate = if is_a_setting {
+                "left to lbd's own settings"
+            } else {
+                "not needed"
+            };
+            format!("# {file}: {count} {lines} {fate}: {}", kind.instead())
         };
         remarks.extend(counts.into_iter().map(needless));
         remarks

@@ -3,15 +3,17 @@ use super::dump::{Dump, Placed, Table};
 use super::ledger::{Ledger, Plumbing};
 use super::rule::Kind;
 use crate::import::kube_proxy::{
-    ENDPOINT, EXTERNAL, LOAD_BALANCER, LOCAL_ONLY, LOCAL_SERVICE, MARK_DROP, MARK_MASQUERADE, OWN_DROP, OWN_REJECT,
-    POSTROUTING, SERVICE,
+    ENDPOINT, EXTERNAL, FORWARD, LOAD_BALANCER, LOCAL_ONLY, LOCAL_SERVICE, MARK_DROP, MARK_MASQUERADE, OWN_DROP,
+    OWN_REJECT, POSTROUTING, SERVICE,
 };
 
 /// Takes note of all of them.
 pub(super) fn note(dump: &Dump, ledger: &mut Ledger) {
     for placed in &dump.rules {
         let Placed { line, rule, .. } = placed;
-        if is_jump(placed) {
+        if is_jump(placed) && rule.target() == FORWARD {
+            ledger.needless(*line, Plumbing::Forwarding);
+        } else if is_jump(placed) {
             ledger.needless(*line, Plumbing::Jump);
         } else if is_mark(placed) {
             ledger.needless(*line, Plumbing::Marks);

@@ -133,6 +133,12 @@ fn forwarding(placed: &Placed, ledger: &mut Ledger) {
     ];
     let marked_or_tracked = rule.kinds().iter().any(|kind| matches!(kind, Kind::Mark | Kind::State));
     if marked_or_tracked && rule.has_only(&kinds) && matches!(rule.target(), "DROP" | "ACCEPT" | "REJECT") {
-        ledger.needless(placed.line, Plumbing::Forwarding);
+        let accepts = rule.target() == "ACCEPT";
+        let kind = if accepts {
+            Plumbing::Forwarding
+        } else {
+            Plumbing::Guards
+        };
+        ledger.needless(placed.line, kind);
     }
 }
