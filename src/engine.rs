@@ -24,7 +24,7 @@ use self::limits::Limits;
 use crate::affinity::Affinity;
 use crate::conntrack::wheel::Tick;
 use crate::conntrack::{Conntrack, Sweep, Trace};
-use crate::flow::{Key, Protocol, Tuple};
+use crate::flow::{Address, Key, Protocol, Tuple};
 use crate::fragments::{Holding, Table};
 use crate::host::Host;
 use crate::matcher::Match;
@@ -463,6 +463,9 @@ impl Processor<'_> {
     fn forward(&mut self, frame: &mut Frame<'_>, arrival: &Arrival, now: Instant) -> Result<(), Stop> {
         // 1. It was checked, and its parts found, with all of its batch, so that what it needs next is in the cache.
         let Arrived { headers, segment } = arrival.as_ref().map_err(|&error| Stop::from(error))?;
+        if frame.to_group {
+            return Err(Stop::Drop(Drop::UnicastInL2Multicast));
+        }
         // 2. Whose is it? A packet without ports can only be about another one, or meet a rule.
         let Some((segment, trace)) = segment else {
             return self.forward_without_ports(frame, headers, now);
@@ -519,6 +522,15 @@ impl Processor<'_> {
                     Stop::Pass(Pass::UntrackedProtocol)
                 }
             },
+        }
+    }
+
+    /// Where lbd is the router, it has not been asked yet whether a packet may be from `source` (RFC 1812 section 5.3.7).
+    fn may_be_from(&mut self, source: Address) -> Result<(), Stop> {
+        let router = self.router.as_mut();
+        match router.is_some_and(|router| router.is_martian(source.into())) {
+            true => Err(Stop::Drop(Drop::MartianSource)),
+            false => Ok(()),
         }
     }
 

@@ -12,6 +12,9 @@ pub trait Router: Debug {
     /// The longest packet that can go on to `destination`, in bytes from its IP header on; None where the kernel takes it.
     fn mtu(&mut self, destination: IpAddr) -> Option<usize>;
 
+    /// Whether no packet that comes in by a link may be from `source`: its address is no single host's, or this host's own.
+    fn is_martian(&mut self, source: IpAddr) -> bool;
+
     /// Whether `destination` is this host itself: then a packet needs no hop left, for it goes no further (RFC 1812 section
     /// 5.3.1).
     fn ends_here(&mut self, destination: IpAddr) -> bool;

@@ -125,6 +125,13 @@ reasons! {
         /// The packet had to be refused, but may not be answered (RFC 1122 section 3.2.2, RFC 9293 section 3.5.2); or it would
         /// open a flow from an address that is no single host's, whom no backend could answer (RFC 1122 section 3.2.1.3).
         Unanswerable = "unanswerable",
+        /// From an address that no packet on a link may come from: loopback, a group's, this host's own, a network's broadcast
+        /// (RFC 1812 section 5.3.7; `ip_route_input_slow` of net/ipv4/route.c). Only where lbd is the router (AF_XDP): the
+        /// kernel lets none through to a TUN device.
+        MartianSource = "martian_source",
+        /// Sent to a broadcast or multicast address of the link, but to the IP address of a single host (RFC 1122 section
+        /// 3.3.6, RFC 1812 section 5.3.4). Only on AF_XDP: the kernel forwards none (`ip_forward`).
+        UnicastInL2Multicast = "unicast_in_l2_multicast",
         /// The packet had to be refused, but lbd has answered too many of late (RFC 4443 section 2.4(f), RFC 1812 section
         /// 4.3.2.8).
         RateLimited = "rate_limited",

@@ -239,6 +239,10 @@ mod tests {
             None
         }
 
+        fn is_martian(&mut self, _: IpAddr) -> bool {
+            false
+        }
+
         fn ends_here(&mut self, _: IpAddr) -> bool {
             false
         }

@@ -220,6 +220,10 @@ impl Router for Way {
         self.mtu
     }
 
+    fn is_martian(&mut self, source: IpAddr) -> bool {
+        self.host.contains(&source)
+    }
+
     fn ends_here(&mut self, destination: IpAddr) -> bool {
         self.host.contains(&destination)
     }
@@ -251,6 +255,56 @@ fn with_hop_limit(mut packet: Vec<u8>, limit: u8) -> Vec<u8> {
     }
     packets::assert_valid(&packet);
     packet
+}
+
+#[test]
+fn where_lbd_is_the_router_nobody_opens_a_flow_from_an_address_that_no_link_brings() {
+    for case in Case::all() {
+        let mut world = case.setup().world();
+        let (martian, client) = (case.client(2, 40_000), case.client(3, 40_000));
+        let mut way = Way {
+            mtu: None,
+            own: None,
+            host: vec![martian.ip()],
+        };
+        let dropped = Verdict::Drop(Drop::MartianSource);
+        let first = packet(case.protocol, martian, case.service(), SYN);
+        assert_eq!(routed(&mut world, &first, &mut way).0, dropped, "{case:?}");
+        let ping = packets::ping(martian.ip(), case.service().ip());
+        assert_eq!(routed(&mut world, &ping, &mut way).0, dropped, "{case:?}");
+        assert!(world.engine.conntrack().is_empty());
+        let first = packet(case.protocol, client, case.service(), SYN);
+        assert_eq!(routed(&mut world, &first, &mut way).0, Verdict::Forward);
+        // A TUN device has it from the kernel, which looked at it, and from this host itself.
+        let mut world = case.setup().world();
+        assert_eq!(world.try_open(case.protocol, martian, case.service()), Verdict::Forward);
+    }
+}
+
+#[test]
+fn what_a_link_carried_to_many_is_dropped_and_moves_no_flow() {
+    for case in Case::all() {
+        let (mut world, flow, sent, got) = flow(case, "");
+        let before = world.entry(&flow).unwrap();
+        world.seconds(1);
+        let error = icmp_error(router(case), IcmpError::PortUnreachable, &got);
+        let stranger = packet(case.protocol, case.client(9, 40_000), flow.service, SYN);
+        let ping = packets::ping(flow.client.ip(), flow.service.ip());
+        for bytes in [sent, error, stranger, ping] {
+            let mut storage = bytes.clone();
+            let length = storage.len();
+            let mut frame = Frame::new(&mut storage, 0, length, Checksum::Complete);
+            frame.to_group = true;
+            let verdict = world
+                .engine
+                .enter(&mut world.lanes[0], world.now)
+                .process(&mut frame, world.now);
+            assert_eq!(verdict, Verdict::Drop(Drop::UnicastInL2Multicast), "{case:?}");
+            assert_eq!(frame.bytes(), bytes);
+        }
+        let after = world.entry(&flow).unwrap();
+        assert_eq!((before.expires, before.state), (after.expires, after.state));
+    }
 }
 
 #[test]

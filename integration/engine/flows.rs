@@ -230,9 +230,9 @@ fn a_syn_of_a_flow_that_is_not_over_goes_to_the_same_backend() {
 #[test]
 fn nobody_opens_a_flow_from_an_address_that_is_no_single_hosts() {
     for case in Case::all() {
-        let addresses: [&str; 3] = match case.v6 {
-            true => ["ff02::1", "ff0e::7", "::"],
-            false => ["255.255.255.255", "224.0.0.1", "0.0.0.0"],
+        let addresses: &[&str] = match case.v6 {
+            true => &["ff02::1", "ff0e::7", "::"],
+            false => &["255.255.255.255", "224.0.0.1", "0.0.0.0", "0.1.2.3"],
         };
         for address in addresses {
             let mut world = case.setup().world();

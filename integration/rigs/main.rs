@@ -33,5 +33,6 @@ mod traffic;
 mod xdp;
 mod xdp_announce;
 mod xdp_links;
+mod xdp_martians;
 mod xdp_next_hops;
 mod xdp_sizes;

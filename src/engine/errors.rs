@@ -28,6 +28,7 @@ impl Processor<'_> {
         if let Payload::Fragment(fragment) = &headers.payload {
             return self.forward_fragment(frame, headers, fragment, now);
         }
+        self.may_be_from(headers.source)?;
         let related = icmp::quoted(frame.bytes(), headers)
             .and_then(|quoted| Some((quoted, self.follow_error(headers, &quoted, now)?)));
         let Some((quoted, Translation { source, quoted: inner })) = related else {

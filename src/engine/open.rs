@@ -28,6 +28,7 @@ impl Processor<'_> {
         trace: Trace,
         now: Instant,
     ) -> Result<Key, Stop> {
+        self.may_be_from(segment.key.source)?;
         let tuple = Tuple::from(segment.key);
         let LaneState { index: lane, rng, .. } = &mut *self.lane;
         let ruleset = self.ruleset;

@@ -16,6 +16,12 @@ pub const TAG: usize = 4;
 /// A service tag and a customer tag.
 const MAX_TAGS: usize = 2;
 
+/// Whether a frame was sent to many: the first bit on the wire of its destination (IEEE 802-2014 section 8.2.2).
+#[must_use]
+pub fn is_to_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 1 == 1)
+}
+
 /// The EtherType of what a frame carries, behind two tags at the most, and where it begins; None for a frame that is cut
 /// before it.
 #[must_use]

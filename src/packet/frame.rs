@@ -48,6 +48,8 @@ pub struct Frame<'a> {
     /// Whether it is an ICMP error that this host itself has made about a packet that is none of lbd's.
     pub is_own_error: bool,
     is_finished: bool,
+    /// Whether the link carried it to many: its link-layer destination is a broadcast or multicast address.
+    pub to_group: bool,
     /// State of the transport checksum; an answer made by the engine is always complete.
     pub checksum: Checksum,
     /// What becomes of the frame; set by whoever acts on the verdict.
@@ -79,6 +81,7 @@ impl<'a> Frame<'a> {
             opens_flow: false,
             is_own_error: false,
             is_finished: false,
+            to_group: false,
             checksum,
             fate: Fate::Send,
         }

@@ -173,11 +173,12 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-/// Whether the address is neither of a group nor of everybody or nobody.
+/// Whether the address is neither of a group nor of everybody or nobody. 0.0.0.0/8 is "this network" (RFC 1122 section 3.2.1.3), and
+/// Linux lets all of it through but 0.0.0.0 (`ipv4_is_zeronet`).
 pub(crate) fn is_one_host(address: Address) -> bool {
     let address = IpAddr::from(address);
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !(broadcast || address.is_multicast() || address.is_unspecified())
+    let special = matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0);
+    !(special || address.is_multicast() || address.is_unspecified())
 }
 
 /// RFC 9293 section 3.5.2: `<SEQ=SEG.ACK><CTL=RST>`, or without an ACK `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`.

@@ -119,6 +119,10 @@ impl Router for Way {
         Some(self.0.max(68))
     }
 
+    fn is_martian(&mut self, source: IpAddr) -> bool {
+        source.is_loopback()
+    }
+
     fn ends_here(&mut self, destination: IpAddr) -> bool {
         configs::endpoint(destination.is_ipv6(), 0).ip() == destination
     }

@@ -54,6 +54,10 @@ impl Router for Forwarding {
         }
     }
 
+    fn is_martian(&mut self, source: IpAddr) -> bool {
+        self.hops.is_martian(source)
+    }
+
     fn ends_here(&mut self, destination: IpAddr) -> bool {
         self.hops.ends_here(destination)
     }

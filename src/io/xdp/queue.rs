@@ -45,6 +45,7 @@ struct Packet {
     arrival: Arrival,
     /// Where it begins behind its Ethernet header, in the storage or in `whole`.
     start: usize,
+    to_group: bool,
     /// The whole frame in one piece, where it came in several.
     whole: Option<Vec<u8>>,
 }
@@ -214,6 +215,7 @@ impl Queue {
             mut arrival,
             start,
             whole,
+            to_group: _,
         } = packet;
         let Some(whole) = whole else {
             return (arrival, decision.range.clone());
@@ -266,31 +268,36 @@ impl Queue {
 
 impl Packet {
     fn new(arrival: Arrival, at: usize) -> Self {
+        let to_group = ethernet::is_to_group(arrival.bytes());
         if arrival.is_chain() {
             let mut whole = Vec::new();
             arrival.gather(&mut whole);
             return Self {
                 arrival,
                 start: at,
+                to_group,
                 whole: Some(whole),
             };
         }
         Self {
             start: arrival.range().start + at,
             arrival,
+            to_group,
             whole: None,
         }
     }
 
     fn frame(&mut self) -> Frame<'_> {
         let end = self.arrival.range().end;
-        match &mut self.whole {
+        let mut frame = match &mut self.whole {
             Some(whole) => {
                 let end = whole.len();
                 Frame::new(whole, self.start, end, Checksum::Unsure)
             }
             None => Frame::new(self.arrival.storage(), self.start, end, Checksum::Unsure),
-        }
+        };
+        frame.to_group = self.to_group;
+        frame
     }
 
     fn bytes(&mut self, range: &Range<usize>) -> &mut [u8] {

@@ -223,6 +223,7 @@ fn action(kind: RouteType, forwards: bool) -> Action {
     match u8::from(kind) {
         libc::RTN_UNICAST if forwards => Action::Forward,
         libc::RTN_LOCAL => Action::Local,
+        libc::RTN_BROADCAST => Action::Broadcast,
         libc::RTN_THROW => Action::Throw,
         _ => Action::Kernel,
     }

@@ -108,6 +108,14 @@ impl NextHops {
         self.look(destination, flow_hash).way
     }
 
+    /// Whether the kernel would drop a packet from `source` that comes in by a link, because of that address alone
+    /// (`ip_route_input_slow` and `fib_validate_source` of net/ipv4, `ip6_rcv_core` and `ip6_forward` of net/ipv6). It does not
+    /// say whether packets from there may come by this link: reverse path filtering is not repeated here.
+    #[must_use]
+    pub fn is_martian(&self, source: IpAddr) -> bool {
+        is_never_a_source(source) || self.tables.read().is_martian(source)
+    }
+
     /// Whether the kernel would take a packet to `destination` for this host itself.
     #[must_use]
     pub fn ends_here(&self, destination: IpAddr) -> bool {
@@ -194,5 +202,20 @@ impl NextHops {
             self.generation.fetch_add(1, Ordering::Release);
         }
         changed
+    }
+}
+
+/// Addresses that nobody on a link sends from, whatever its networks are. 240.0.0.0/4 is not among them: Linux routes it.
+fn is_never_a_source(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(v4) => {
+            let zero_network = v4.octets()[0] == 0;
+            zero_network || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast()
+        }
+        // A link-local sender is a neighbour of this host, and of no backend (RFC 4291 section 2.5.6).
+        IpAddr::V6(v6) => {
+            let local = v6.is_unspecified() || v6.is_loopback() || v6.is_unicast_link_local();
+            local || v6.is_multicast() || v6.to_ipv4_mapped().is_some()
+        }
     }
 }

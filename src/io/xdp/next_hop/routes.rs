@@ -14,7 +14,9 @@ pub(super) enum Action {
     Local,
     /// Has the next table decide.
     Throw,
-    /// What lbd leaves to the kernel: refusals, broadcast, encapsulation, routes for some packets only.
+    /// Delivers it here and to all neighbours.
+    Broadcast,
+    /// What lbd leaves to the kernel: refusals, encapsulation, routes for some packets only.
     Kernel,
 }
 

@@ -11,6 +11,9 @@ use super::rules::Lookup;
 use super::sources::{Address, Addresses};
 use super::{Family, Hop, Way};
 
+/// The routing table of this host's own and its networks' broadcast addresses.
+const LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
+
 /// What a change calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
@@ -134,8 +137,16 @@ impl Tables {
                 spread: found.spread,
                 ..self.reach(path.device, path.gateway.unwrap_or(destination), found.route.mtu)
             },
-            (Action::Forward | Action::Local | Action::Throw | Action::Kernel, _) => Found::KERNEL,
+            (Action::Forward | Action::Local | Action::Broadcast | Action::Throw | Action::Kernel, _) => Found::KERNEL,
         }
+    }
+
+    /// Whether `source` is this host's own address, or everybody's of a network.
+    pub(super) fn is_martian(&self, source: IpAddr) -> bool {
+        let local = self.routing(Family::of(source)).tables.get(&LOCAL);
+        let found = local.and_then(|table| table.find(source, 0, 0));
+        self.addresses.contains(source)
+            || found.is_some_and(|found| matches!(found.route.action, Action::Local | Action::Broadcast))
     }
 
     /// Whether a packet to `destination` is delivered here.

@@ -249,6 +249,50 @@ fn a_packet_ends_here_at_an_address_of_this_host_or_one_that_is_routed_to_it() {
 }
 
 #[test]
+fn no_packet_may_come_from_what_is_this_hosts_own_or_everybodys_of_a_network_or_no_single_hosts() {
+    let tables = World::new()
+        .route("0.0.0.0/0", to(ETH0, None))
+        .route("::/0", to(ETH0, None))
+        .route("203.0.113.0/24", without_paths(Action::Kernel))
+        .route_in(LOCAL, "10.0.0.255/32", without_paths(Action::Broadcast))
+        .route_in(LOCAL, "192.0.2.0/24", without_paths(Action::Local))
+        .address(ETH0, "10.0.0.1/24")
+        .address(ETH1, "fd00::1/64")
+        .build();
+    let (_poll, hops, _requested) = shared(tables);
+    let is_martian = |text: &&str| hops.is_martian(ip(text));
+    let martian = [
+        "10.0.0.1",
+        "10.0.0.255",
+        "192.0.2.9",
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "0.1.2.3",
+        "224.0.0.1",
+        "239.1.2.3",
+        "255.255.255.255",
+        "fd00::1",
+        "::",
+        "::1",
+        "fe80::7",
+        "ff02::1",
+        "::ffff:10.0.0.2",
+    ];
+    let welcome = [
+        "10.0.0.2",
+        "10.0.0.254",
+        "203.0.113.9",
+        "8.8.8.8",
+        "240.0.0.1",
+        "fd00::2",
+        "2001:db8::1",
+    ];
+    assert_eq!(martian.iter().find(|address| !is_martian(address)), None);
+    assert_eq!(welcome.iter().find(|address| is_martian(address)), None);
+}
+
+#[test]
 fn what_is_not_plain_is_left_to_the_kernel() {
     let tables = World::new()
         .route("0.0.0.0/0", to(ETH0, None))
