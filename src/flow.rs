@@ -1,5 +1,6 @@
 //! Who talks to whom: endpoints, the 5-tuple of a packet, and the direction of a packet within its flow.
 mod key;
+pub mod ports;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

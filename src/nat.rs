@@ -1,7 +1,7 @@
 //! The sender that a backend sees: the client itself, or an address and port of lbd's own pool, or of this host
 //! (masquerading).
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::sync::LazyLock;
 
 use ahash::HashMap;
 use ipnet::IpNet;
@@ -9,7 +9,10 @@ use ipnet::IpNet;
 use crate::conntrack::Conntrack;
 use crate::conntrack::bypass::Sighting;
 use crate::conntrack::connection::Tenant;
+use crate::conntrack::masquerade::{Reach, Wanted};
+use crate::conntrack::timeout::Timeouts;
 use crate::conntrack::wheel::Tick;
+use crate::flow::ports::PortSet;
 use crate::flow::{Endpoint, Tuple};
 use crate::policy::{Masquerade, Nat};
 use crate::ruleset::Ruleset;
@@ -18,13 +21,16 @@ use crate::service::Backend;
 use crate::time::Instant;
 
 /// Ports below it are privileged and stay unused, as `nf_nat`'s default range for clients does.
-pub(crate) const POOL_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
+pub(crate) static POOL_PORTS: LazyLock<PortSet> = LazyLock::new(|| PortSet::from(1024..=u16::MAX));
 
-/// How many places of the pool are tried, by all flows of a tick together, before a search ends early: as many as an address has
-/// ports.
+/// The most addresses of a pool that one search looks at.
+const MOST_ADDRESSES: u128 = 64;
+
+/// Flows that are asked to yield their port, by all searches of a tick together, before a search ends early: as many as an address
+/// has ports.
 const MAX_TRIES: usize = 1 << 16;
 
-/// After so many the place of a flow that yields will do (`attempts_left` in `nf_nat_l4proto_unique_tuple`, nf_nat_core.c).
+/// The most that a search asks after that (`attempts_left` in `nf_nat_l4proto_unique_tuple`, nf_nat_core.c).
 const ENOUGH_TRIES: usize = 128;
 
 /// Why there is no sender for a new flow.
@@ -104,7 +110,6 @@ impl Claim {
 /// As [`source`].
 pub fn outlook(
     ruleset: &Ruleset,
-    conntrack: &Conntrack,
     tuple: &Tuple,
     backend: &Backend,
     tenant: impl Fn(&Tuple) -> Tenant,
@@ -131,40 +136,36 @@ pub fn outlook(
         },
         why @ (Why::Always | Why::LocalClient | Why::BackendItself | Why::InUse) => (why, false),
     };
-    let own = own_address(&ruleset.policy.nat, backend);
-    let (ranges, ports) = match &own {
-        Some((range, ports)) => (std::slice::from_ref(range), *ports),
-        None => (ruleset.pool.of(client.address), &POOL_PORTS),
-    };
     // Any place will do, so it does not matter where the search begins.
-    let mut rng = Rng::with_seed(0);
-    let mut places = places(ranges, ports, client, conntrack, &mut rng);
-    match places.any(|place| tenant(&reply(place)) != Tenant::Busy) {
+    let (addresses, ports) = stand_ins(ruleset, client.address, backend, &mut Rng::with_seed(0));
+    let is_free = |place: Endpoint| tenant(&reply(place)) != Tenant::Busy;
+    let places = addresses.flat_map(|address| ports.iter().map(move |port| Endpoint::new(address, port)));
+    match places.take(MAX_TRIES).any(is_free) {
         true => (why, Ok(())),
         false if is_doubtful => (Why::Client, Ok(())),
         false => (why, Err(NoSource::PoolExhausted)),
     }
 }
 
-/// Towards which backends no place was found in this tick: to look again at every packet would cost the other flows dearly.
+/// Towards which servers no port was found in this tick: to look again at every packet would cost the other flows dearly.
 #[derive(Clone, Debug, Default)]
 pub struct Exhausted {
     tick: Option<Tick>,
-    servers: HashMap<Server, Vain>,
-    /// Places tried in vain in this tick, towards all backends.
+    servers: HashMap<Server, Lack>,
+    /// Flows that were asked in vain in this tick to yield, towards all servers.
     tries: usize,
 }
 
 /// A backend, by its number and the port that is asked.
 type Server = (u64, u16);
 
-/// Searches in vain towards a server.
-#[derive(Clone, Debug, Default)]
-struct Vain {
-    /// The shares of the connection table whose places are all taken.
-    shares: Vec<usize>,
-    /// Places tried. After [`MAX_TRIES`] nobody tries any more.
-    tries: usize,
+/// What there is none of towards a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// No free port in another share of the table.
+    Free,
+    /// Nor one of a flow that yields.
+    Any,
 }
 
 impl Exhausted {
@@ -177,25 +178,23 @@ impl Exhausted {
         }
     }
 
-    fn holds(&self, server: Server, share: usize) -> bool {
-        let vain = self.servers.get(&server);
-        vain.is_some_and(|vain| vain.tries >= MAX_TRIES || vain.shares.contains(&share))
+    fn of(&self, server: Server) -> Option<Lack> {
+        self.servers.get(&server).copied()
     }
 
-    /// How many places may be tried.
+    /// After so many were asked in vain, all ports towards `server` are in use.
+    fn note_vain(&mut self, server: Server, tries: usize) {
+        self.tries += tries;
+        self.servers.insert(server, Lack::Any);
+    }
+
+    /// How many flows may be asked to yield.
     const fn patience(&self) -> usize {
         if self.tries < MAX_TRIES {
             MAX_TRIES
         } else {
             ENOUGH_TRIES
         }
-    }
-
-    fn note(&mut self, server: Server, share: usize, tries: usize) {
-        let vain = self.servers.entry(server).or_default();
-        vain.shares.push(share);
-        vain.tries += tries;
-        self.tries += tries;
     }
 }
 
@@ -249,69 +248,77 @@ fn stand_in(
     rng: &mut Rng,
     exhausted: &mut Exhausted,
 ) -> Result<Endpoint, NoSource> {
-    let reply = |source| Tuple {
-        protocol: tuple.protocol,
-        source: backend.server(tuple.destination.port),
-        destination: source,
-    };
     let client = tuple.source;
     let timeouts = &ruleset.policy.conntrack.timeouts;
-    let (server, share) = (
-        (backend.id, backend.port(tuple.destination.port)),
-        conntrack.share(&client),
-    );
-    exhausted.begin(Tick::at(now));
-    if exhausted.holds(server, share) {
-        return Err(NoSource::PoolExhausted);
-    }
-    let own = own_address(&ruleset.policy.nat, backend);
-    let (ranges, ports) = match &own {
-        Some((range, ports)) => (std::slice::from_ref(range), *ports),
-        None => (ruleset.pool.of(client.address), &POOL_PORTS),
+    let (addresses, ports) = stand_ins(ruleset, client.address, backend, rng);
+    let wanted = Wanted {
+        client,
+        protocol: tuple.protocol,
+        server: backend.server(tuple.destination.port),
+        ports,
     };
-    let places = places(ranges, ports, client, conntrack, rng).take(exhausted.patience());
-    match search(places, |place| conntrack.tenant(&reply(place), timeouts, now)) {
-        Search::Free(place) => Ok(place),
-        // A packet of it may have come in between.
-        Search::Idle(place) => match conntrack.reclaim(&reply(place), timeouts, now) {
-            true => Ok(place),
-            false => Err(NoSource::PoolExhausted),
-        },
-        Search::Vain(tries) => {
-            exhausted.note(server, share, tries);
-            Err(NoSource::PoolExhausted)
-        }
-    }
+    exhausted.begin(Tick::at(now));
+    let search = Search {
+        conntrack,
+        wanted,
+        addresses,
+        timeouts,
+        now,
+    };
+    search.run((backend.id, wanted.server.port), exhausted, rng)
 }
 
-/// What a search for a place has come to.
-enum Search {
-    Free(Endpoint),
-    /// A flow has it that yields.
-    Idle(Endpoint),
-    /// After so many tries.
-    Vain(usize),
+/// A search for a port that may stand for a client.
+struct Search<'a, A> {
+    conntrack: &'a Conntrack,
+    wanted: Wanted<'a>,
+    addresses: A,
+    timeouts: &'a Timeouts,
+    now: Instant,
 }
 
-fn search(places: impl Iterator<Item = Endpoint>, tenant: impl Fn(Endpoint) -> Tenant) -> Search {
-    let (mut idle, mut tries) = (None, 0);
-    for place in places {
-        tries += 1;
-        match tenant(place) {
-            Tenant::Nobody => return Search::Free(place),
-            Tenant::Idle => idle = idle.or(Some(place)),
-            Tenant::Busy => {}
+impl<A: Iterator<Item = IpAddr> + Clone> Search<'_, A> {
+    /// First the free ports, those of the client's own share of the table before all others, then those of flows that yield.
+    fn run(&self, server: Server, exhausted: &mut Exhausted, rng: &mut Rng) -> Result<Endpoint, NoSource> {
+        let lack = exhausted.of(server);
+        if lack == Some(Lack::Any) {
+            return Err(NoSource::PoolExhausted);
         }
-        if idle.is_some() && tries >= ENOUGH_TRIES {
-            break;
+        if let Some(free) = self.free(Reach::Own, rng) {
+            return Ok(free);
         }
+        if lack.is_none() {
+            if let Some(free) = self.free(Reach::Others, rng) {
+                return Ok(free);
+            }
+            exhausted.servers.insert(server, Lack::Free);
+        }
+        let patience = exhausted.patience();
+        let mut tries = patience;
+        let mut yielded = |reach| self.yielded(reach, rng, &mut tries);
+        let found = yielded(Reach::Own).or_else(|| yielded(Reach::Others));
+        if found.is_none() {
+            exhausted.note_vain(server, patience - tries);
+            self.conntrack.note_exhausted(self.wanted.protocol, self.wanted.server);
+        }
+        found.ok_or(NoSource::PoolExhausted)
     }
-    idle.map_or(Search::Vain(tries), Search::Idle)
+
+    fn free(&self, reach: Reach, rng: &mut Rng) -> Option<Endpoint> {
+        let addresses = self.addresses.clone();
+        self.conntrack.free_port(&self.wanted, addresses, reach, self.now, rng)
+    }
+
+    fn yielded(&self, reach: Reach, rng: &mut Rng, tries: &mut usize) -> Option<Endpoint> {
+        let addresses = self.addresses.clone();
+        let (whom, when) = ((reach, self.timeouts), (self.now, rng));
+        self.conntrack.yielded_port(&self.wanted, addresses, whom, when, tries)
+    }
 }
 
 /// Ports that an address which stands for clients has.
 #[must_use]
-pub fn ports(nat: &Nat) -> &RangeInclusive<u16> {
+pub fn ports(nat: &Nat) -> &PortSet {
     nat.own.as_ref().map_or(&POOL_PORTS, |own| &own.ports)
 }
 
@@ -359,40 +366,26 @@ impl Pool {
     }
 }
 
-/// The host's own address towards a backend, and its ports that are lbd's.
-fn own_address<'a>(nat: &'a Nat, backend: &Backend) -> Option<(Range, &'a RangeInclusive<u16>)> {
-    let own = nat.own.as_ref()?;
-    let first = match *own.towards.get(&backend.address.address)? {
-        IpAddr::V4(address) => u32::from(address).into(),
-        IpAddr::V6(address) => address.into(),
-    };
-    Some((Range { first, size: 1 }, &own.ports))
-}
-
-/// Places that can stand for `client`, from a random one on: the ports of a random address, then the next address.
-fn places(
-    ranges: &[Range],
-    ports: &RangeInclusive<u16>,
-    client: Endpoint,
-    conntrack: &Conntrack,
+/// The addresses that may stand for a client towards `backend`, from any one on, and the ports of each: the host's own address and
+/// those of its ports that are lbd's, or else the pool.
+fn stand_ins<'a>(
+    ruleset: &'a Ruleset,
+    client: IpAddr,
+    backend: &Backend,
     rng: &mut Rng,
-) -> impl Iterator<Item = Endpoint> {
-    let v4 = client.address.is_ipv4();
-    let (lowest, highest) = (*ports.start(), usize::from(*ports.end()));
-    let addresses: u128 = ranges.iter().map(|range| range.size).sum();
-    let start = if addresses == 0 { 0 } else { rng.u128(..addresses) };
-    let first_turn = rng.usize(..MAX_TRIES);
-    let ring = (0..addresses).filter_map(move |step| address(ranges, (start + step) % addresses, v4));
-    let places = ring.flat_map(move |address| {
-        let (first, stride) = conntrack.ports_beside(&client, &address, lowest);
-        let count = (highest + stride).saturating_sub(first) / stride;
-        (0..count).map(move |turn| {
-            // At most `highest` by the count.
-            let port = first + (first_turn + turn) % count * stride;
-            Endpoint::new(address, port as u16)
-        })
-    });
-    places.take(MAX_TRIES)
+) -> (impl Iterator<Item = IpAddr> + Clone + 'a, &'a PortSet) {
+    let own = ruleset.policy.nat.own.as_ref();
+    let own = own.and_then(|own| Some((*own.towards.get(&backend.address.address)?, &*own.ports)));
+    let (ranges, ports): (&[Range], &PortSet) = match own {
+        Some((_, ports)) => (&[], ports),
+        None => (ruleset.pool.of(client), &POOL_PORTS),
+    };
+    let v4 = client.is_ipv4();
+    let size: u128 = ranges.iter().map(|range| range.size).sum();
+    let start = if size < 2 { 0 } else { rng.u128(..size) };
+    let steps = 0..size.min(MOST_ADDRESSES);
+    let pool = steps.filter_map(move |step| address(ranges, (start + step) % size, v4));
+    (own.map(|(address, _)| address).into_iter().chain(pool), ports)
 }
 
 fn address(ranges: &[Range], mut number: u128, v4: bool) -> Option<IpAddr> {
@@ -413,7 +406,6 @@ fn address(ranges: &[Range], mut number: u128, v4: bool) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Instant;
 
     #[test]
     fn pools_that_are_exhausted_towards_several_backends_are_searched_once_a_tick_each() {
@@ -421,17 +413,20 @@ mod tests {
         let mut exhausted = Exhausted::default();
         for backend in [1, 2, 3] {
             exhausted.begin(tick);
-            assert!(!exhausted.holds((backend, 80), 0));
-            exhausted.note((backend, 80), 0, exhausted.patience());
+            assert_eq!(exhausted.of((backend, 80)), None);
+            exhausted.note_vain((backend, 80), exhausted.patience());
         }
         exhausted.begin(tick);
-        assert_eq!([1, 2, 3].map(|backend| exhausted.holds((backend, 80), 0)), [true; 3]);
+        assert_eq!(
+            [1, 2, 3].map(|backend| exhausted.of((backend, 80))),
+            [Some(Lack::Any); 3]
+        );
         assert_eq!(
             exhausted.tries,
             MAX_TRIES + 2 * ENOUGH_TRIES,
             "one long search, then short ones"
         );
         exhausted.begin(Tick::at(Instant::from_nanos(2_000_000_000)));
-        assert_eq!([1, 2, 3].map(|backend| exhausted.holds((backend, 80), 0)), [false; 3]);
+        assert_eq!([1, 2, 3].map(|backend| exhausted.of((backend, 80))), [None; 3]);
     }
 }

@@ -1,7 +1,6 @@
 //! What the engine is told to do: plain data, parsed and validated elsewhere (`config`), comparable for a diff.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::conntrack::tcp;
 use crate::conntrack::timeout::Timeouts;
+use crate::flow::ports::PortSet;
 use crate::flow::{Endpoint, Protocol};
 use crate::matcher::rules::Rule;
 use crate::scheduler::{Flags, Kind};
@@ -197,7 +197,7 @@ pub struct Nat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnSources {
     /// Ports that nobody else on this host uses.
-    pub ports: RangeInclusive<u16>,
+    pub ports: Arc<PortSet>,
     /// The host's address towards each backend. One that is missing is reached from the pool.
     pub towards: Arc<BTreeMap<IpAddr, IpAddr>>,
 }

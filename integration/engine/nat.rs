@@ -321,7 +321,7 @@ fn a_host_without_a_pool_masquerades_with_its_own_address_and_ports_of_lbds_own(
         let mut policy = (*world.engine.ruleset().policy).clone();
         let own = case.node(0).ip();
         policy.nat.own = Some(OwnSources {
-            ports: 61_000..=61_003,
+            ports: Arc::new((61_000..=61_003).into()),
             towards: Arc::new([(case.backend(1).ip(), own)].into()),
         });
         world.engine.apply(Arc::new(policy));

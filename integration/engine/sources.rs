@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use lbd::conntrack::connection::{Connection, Dialogue, State};
 use lbd::conntrack::window::Window;
 use lbd::flow::{Direction, Endpoint, Protocol, Tuple};
-use lbd::policy::Mode;
+use lbd::policy::{Mode, OwnSources};
 use lbd::verdict::{Drop, Pass, Verdict};
 
 use crate::packets::{ACK, FIN, RST, SYN};
@@ -475,25 +475,61 @@ fn the_mode_does_not_matter_to_masquerading() {
     world.down(&flow, ACK);
 }
 
+/// Linux clients take ports of one parity before all others.
 #[test]
-fn where_one_client_finds_no_place_others_still_do_while_there_are_any() {
-    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
-    let case = Case::UDP;
-    // Two workers: the table is shared out, and each client may have the ports of one share only.
-    let mut world = World::build(&case.setup().weights(&[1]).tables(pool).toml(), 2, 1);
-    let client = case.client(2, 1);
-    let table = world.engine.conntrack();
-    let (first, stride) = table.ports_beside(&client.into(), &place(0).address, 1_024);
-    assert!(stride > 1);
-    for port in (first..=65_535).step_by(stride) {
-        take(&world, client, place(port as u16));
+fn one_client_opens_as_many_connections_as_there_are_ports_though_workers_share_the_table() {
+    for workers in [1, 2, 8] {
+        for case in [Case::TCP, Case::UDP] {
+            let toml = case
+                .setup()
+                .tables("[nat]\nmasquerade = \"always\"")
+                .weights(&[1])
+                .toml();
+            let mut world = World::build(&toml, workers, 1);
+            let mut policy = (*world.engine.ruleset().policy).clone();
+            policy.nat.own = Some(OwnSources {
+                ports: Arc::new((61_000..=65_535).into()),
+                towards: Arc::new([(case.backend(1).ip(), case.node(0).ip())].into()),
+            });
+            world.engine.apply(Arc::new(policy));
+            let open = |n: u16| case.client(2, 32_768 + 2 * n);
+            let flows: Vec<_> = (0..4_536)
+                .map(|n| world.connect(case.protocol, open(n), case.service()))
+                .collect();
+            let sources: HashSet<SocketAddr> = flows.iter().map(|flow| flow.source).collect();
+            assert_eq!(sources.len(), 4_536, "each from a port of its own");
+            let late = world.try_open(case.protocol, open(4_536), case.service());
+            assert_eq!(late, Verdict::Drop(Drop::PoolExhausted));
+            for flow in flows.iter().step_by(100).chain(flows.last()) {
+                world.up(flow, ACK);
+                world.down(flow, ACK);
+            }
+            assert_no_tuple_is_shared(&world);
+        }
     }
-    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
-    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted));
-    let flow = world.open(Protocol::Udp, case.client(2, 2), case.service());
-    assert_of_pool(flow.source);
-    let verdict = world.try_open(Protocol::Udp, case.client(2, 1), case.service());
-    assert_eq!(verdict, Verdict::Drop(Drop::PoolExhausted), "as before");
+}
+
+#[test]
+fn a_flow_in_another_share_of_the_table_ends_and_begins_again_as_any_other() {
+    let case = Case::TCP;
+    let pool = "[nat]\nmasquerade = \"always\"\npool = [\"198.18.0.1/32\"]";
+    let mut world = World::build(&case.setup().weights(&[1]).tables(pool).toml(), 2, 1);
+    let mut policy = (*world.engine.ruleset().policy).clone();
+    policy.nat.own = Some(OwnSources {
+        ports: Arc::new((61_000..=61_255).into()),
+        towards: Arc::new([(case.backend(1).ip(), case.node(0).ip())].into()),
+    });
+    world.engine.apply(Arc::new(policy));
+    let flows: Vec<_> = (0..256)
+        .map(|n| world.connect(case.protocol, case.client(2, 20_000 + n), case.service()))
+        .collect();
+    for flow in &flows {
+        world.up(flow, RST);
+        let again = world.connect(case.protocol, flow.client, case.service());
+        world.up(&again, ACK);
+        world.down(&again, ACK);
+    }
+    assert_eq!(world.engine.conntrack().len(), 256);
 }
 
 #[test]

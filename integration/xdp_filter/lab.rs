@@ -102,7 +102,7 @@ impl Wish {
 
     pub(crate) fn masquerade(mut self, address: &str, ports: std::ops::RangeInclusive<u16>) -> Self {
         let own = OwnSources {
-            ports,
+            ports: std::sync::Arc::new(ports.into()),
             towards: std::sync::Arc::new([("10.2.0.11".parse().unwrap(), address.parse().unwrap())].into()),
         };
         self.plan.serve(std::collections::BTreeSet::new(), Some(&own));

@@ -2,6 +2,8 @@
 //!
 //! Both directions of a flow live in one shard, chosen by the endpoint that both have in common: the sender that the
 //! backend sees. So a flow is stored in both directions or not at all under one lock, and a packet takes one lock.
+//! A client that is masqueraded gets a port of its own shard as long as there is one (`masquerade.rs`, `allocator.rs`); after
+//! that a port of any other, and its own shard notes where its flow is (`away.rs`).
 //!
 //! **Bounded.** At `max_flows` a new flow takes the place of the oldest embryonic one (handshake not over, or the
 //! backend never answered), else of the oldest closing one, or UDP flow that was no more than a question and what came in answer.
@@ -29,6 +31,8 @@
 //! of it are believed ([`window`]) is among the 64 bytes where the addresses leave room, in IPv4, and else 16 bytes more.
 pub mod ages;
 mod ahead;
+mod allocator;
+mod away;
 pub mod bypass;
 mod census;
 pub mod connection;
@@ -36,6 +40,7 @@ mod evictable;
 mod flow;
 mod forgotten;
 mod index;
+pub mod masquerade;
 pub mod sctp;
 pub mod shard;
 pub mod signal;
@@ -45,7 +50,6 @@ pub mod timeout;
 pub mod wheel;
 pub mod window;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -53,7 +57,8 @@ use ahash::RandomState;
 use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::flow::{Address, Direction, Endpoint, Key, Tuple};
+use crate::flow::ports::{MOST_SHARES, place};
+use crate::flow::{Address, Direction, Endpoint, Key, Protocol, Tuple};
 use crate::service::Backend;
 use crate::time::Instant;
 use ahead::{Scout, Signpost};
@@ -75,8 +80,8 @@ const BUDGET: usize = 256;
 /// Flows that room is made for at the start; the kernel gives the memory when it is used.
 const MOST_ROOM: usize = 1 << 20;
 
-/// A shard has at least as many ports of each address that stands for clients, where there are so many. Clients come to
-/// shards by chance, so of small shares one would be used up long before the others.
+/// A shard has at least about as many ports of each address that stands for clients, where there are so many. Clients come to
+/// shards by chance, so of small shares one would be used up long before the others, and its flows would live elsewhere.
 const LEAST_SHARE: usize = 32;
 
 /// Every flow.
@@ -85,13 +90,16 @@ pub struct Conntrack {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     signposts: Box<[Signpost]>,
     hasher: RandomState,
-    /// What endpoints are spread over the shards with; odd.
+    /// What addresses are spread over the shards with; odd.
     spread: u64,
+    /// How far right a port's place is shifted to number its share, of as many as there are shards.
+    shift: u32,
     flows: AtomicUsize,
     max_flows: AtomicUsize,
     evictable: Arc<Evictable>,
     bypass: Bypass,
     forgotten: Arc<Forgotten>,
+    exhausted: Mutex<Option<(Protocol, Endpoint)>>,
 }
 
 /// With fewer flows the table stays in the near caches.
@@ -120,6 +128,9 @@ pub struct Cursor {
     slot: usize,
 }
 
+/// A shard that is locked, and the slot of the wanted flow there with the direction of its packet.
+type Located<'a> = (MutexGuard<'a, Shard>, Option<(u32, Direction)>);
+
 /// Why a flow was not stored.
 #[derive(Debug)]
 pub enum Refused {
@@ -131,7 +142,7 @@ pub enum Refused {
 
 impl Conntrack {
     /// An empty table for `workers` threads. A single worker gets a single shard, so that eviction is exactly by age.
-    /// Masqueraded flows share `ports` ports of an address, see [`Self::ports_beside`].
+    /// Masqueraded flows share `ports` ports of an address.
     #[must_use]
     pub fn new(workers: usize, ports: usize, max_flows: usize, hasher: RandomState, now: Instant) -> Self {
         let count = shards(workers, ports);
@@ -139,8 +150,9 @@ impl Conntrack {
         let room = max_flows.min(MOST_ROOM) / count;
         let evictable = Arc::new(Evictable::new(count));
         let forgotten = Arc::<Forgotten>::default();
+        let sizes = (room, MOST_SHARES / count);
         let shard = |mark| {
-            let shard = Shard::new(hasher.clone(), room, mark, Arc::clone(&forgotten), now);
+            let shard = Shard::new(hasher.clone(), sizes, mark, Arc::clone(&forgotten), now);
             CachePadded::new(Mutex::new(shard))
         };
         let shards: Box<[_]> = Mark::all(&evictable).map(shard).collect();
@@ -148,12 +160,14 @@ impl Conntrack {
             signposts: shards.iter().map(|shard| Signpost::to(&shard.lock())).collect(),
             shards,
             spread: hasher.hash_one(0_u64) | 1,
+            shift: u16::BITS - count.trailing_zeros(),
             hasher,
             flows: AtomicUsize::new(0),
             max_flows: AtomicUsize::new(max_flows),
             evictable,
             bypass: Bypass::default(),
             forgotten,
+            exhausted: Mutex::default(),
         }
     }
 
@@ -239,17 +253,31 @@ impl Conntrack {
             hash,
             homes: [first, second],
         } = trace;
-        let mut shard = self.lock(first);
-        if let Some((slot, direction)) = shard.find(key, hash, now) {
-            return Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)));
+        let (mut shard, mut found) = self.locate(first, key, hash, now);
+        if found.is_none() && first != second {
+            drop(shard);
+            (shard, found) = self.locate(second, key, hash, now);
         }
-        drop(shard);
-        if first == second {
-            return None;
+        let (slot, direction) = found?;
+        let result = self.accounted(&mut shard, |shard| act(shard, slot, direction));
+        self.release(shard);
+        Some(result)
+    }
+
+    /// Locks the shard that has the flow of a packet, by what the shard `home` knows, and looks the flow up there.
+    #[inline]
+    fn locate(&self, home: u32, key: &Key, hash: u64, now: Instant) -> Located<'_> {
+        let shard = self.lock(home);
+        let found = shard.find(key, hash, now);
+        match shard.away.host(key) {
+            Some(host) if found.is_none() => {
+                drop(shard);
+                let shard = self.lock(host);
+                let found = shard.find(key, hash, now);
+                (shard, found)
+            }
+            Some(_) | None => (shard, found),
         }
-        let mut shard = self.lock(second);
-        let (slot, direction) = shard.find(key, hash, now)?;
-        Some(self.accounted(&mut shard, |shard| act(shard, slot, direction)))
     }
 
     /// Stores a new flow, evicting another one where the table is full.
@@ -257,34 +285,43 @@ impl Conntrack {
     /// # Errors
     /// When nothing may be evicted, or the flow's packets are another flow's.
     pub fn insert(&self, connection: Connection, now: Instant) -> Result<(), Refused> {
-        let home = self.shard_index(&connection.source);
-        debug_assert_eq!(home, self.shard_index(&connection.client));
+        let [home, of_client] = [connection.source, connection.client].map(|end| self.shard_index(&end));
         if !self.reserve(home) {
-            return Err(self.refusal(home, &connection, now));
+            return Err(self.refusal(of_client, &connection, now));
         }
-        let mut shard = self.shards[home].lock();
+        match home == of_client {
+            true => self.store(home as u32, connection, None, now),
+            false => self.insert_away(connection, now),
+        }
+    }
+
+    /// Stores a flow that room was reserved for; with the ticket of the note in its client's shard, where that is another one.
+    fn store(&self, home: u32, connection: Connection, ticket: Option<u32>, now: Instant) -> Result<(), Refused> {
+        let mut shard = self.lock(home);
+        if ticket.is_none() && shard.away.has_notes() {
+            drop(shard);
+            let original = Key::from(connection.arriving(Direction::Original));
+            if !self.is_vacant(home, &original, now) {
+                self.give_back_room();
+                return Err(Refused::InUse);
+            }
+            shard = self.lock(home);
+        }
         let before = shard.len();
         let result = shard.insert(connection, now);
-        self.signposts[home].follow(&shard);
+        self.signposts[home as usize].follow(&shard);
         // One was reserved; flows that were over may have made room as well.
         self.flows.fetch_sub(before + 1 - shard.len(), Relaxed);
-        result.map_err(|_other| Refused::InUse)
+        if let (Ok(slot), Some(ticket)) = (&result, ticket) {
+            shard.away.welcome(*slot, ticket);
+        }
+        self.release(shard);
+        result.map(|_slot| ()).map_err(|_other| Refused::InUse)
     }
 
-    /// The ports of `address` that may stand for `client` towards a backend, since their flow must live in one shard: the
-    /// first one from `from` on, and the distance to the next one.
-    #[must_use]
-    pub fn ports_beside(&self, client: &Endpoint, address: &IpAddr, from: u16) -> (usize, usize) {
-        let count = self.shards.len();
-        let least = Endpoint::new(*address, from);
-        let distance = self.shard_index(client).wrapping_sub(self.shard_index(&least)) & (count - 1);
-        (usize::from(from) + distance, count)
-    }
-
-    /// Which share of an address's ports may stand for `client`: that of its shard.
-    #[must_use]
-    pub fn share(&self, client: &Endpoint) -> usize {
-        self.shard_index(client)
+    /// One of `max_flows` that was reserved is not needed.
+    fn give_back_room(&self) {
+        self.flows.fetch_sub(1, Relaxed);
     }
 
     /// Whose packets have this tuple, which must be a reply's.
@@ -301,8 +338,8 @@ impl Conntrack {
 
     fn at<R>(&self, reply: &Tuple, act: impl FnOnce(&mut Shard, &Key, u64) -> R) -> R {
         let key = Key::from(*reply);
-        let mut shard = self.lock(self.home(key.destination, key.destination_port()));
-        self.accounted(&mut shard, |shard| act(shard, &key, self.hash(&key)))
+        let home = self.home(key.destination, key.destination_port());
+        self.in_shard(home, |shard| act(shard, &key, self.hash(&key)))
     }
 
     /// Takes note of a packet that passes between a client and a server; `hash` is that of the server's packets.
@@ -340,7 +377,7 @@ impl Conntrack {
     pub fn expire(&self, sweep: &mut Sweep, now: Instant) {
         let mut budget = BUDGET;
         while let Some(at) = sweep.shard() {
-            let looked = self.accounted(&mut self.shards[at].lock(), |shard| shard.expire_some(now));
+            let looked = self.in_shard(at as u32, |shard| shard.expire_some(now));
             match looked {
                 0 => sweep.next(self.shards.len()),
                 looked if looked < budget => budget -= looked,
@@ -355,8 +392,8 @@ impl Conntrack {
         let key = Key::from(*tuple);
         let Trace { hash, homes } = self.trace(&key, || Direction::Original);
         homes.into_iter().find_map(|home| {
-            let shard = self.lock(home);
-            let (slot, direction) = shard.find(&key, hash, now)?;
+            let (shard, found) = self.locate(home, &key, hash, now);
+            let (slot, direction) = found?;
             Some((shard.connection(slot)?, direction))
         })
     }
@@ -404,17 +441,23 @@ impl Conntrack {
         self.home(endpoint.address.into(), endpoint.port) as usize
     }
 
-    /// The shard of an endpoint's flows. The port is added, not hashed, so that masquerading can choose one for a given shard.
+    /// The shard of an endpoint's flows. What the address says is added to what the port says, so that masquerading can choose a
+    /// port for a given shard.
     #[inline]
     fn home(&self, address: Address, port: u16) -> u32 {
-        // A power of two.
-        let count = self.shards.len();
-        if count == 1 {
-            return 0;
-        }
         // The upper half of a product with a secret number depends on all bits (Knuth, TAOCP 6.4).
         let [high, low] = address.halves().map(|half| half.wrapping_mul(self.spread) >> 32);
-        ((high.rotate_left(7) ^ low) as usize).wrapping_add(usize::from(port)) as u32 & (count - 1) as u32
+        let share = u32::from(place(port)) >> self.shift;
+        // There is a power of two of them.
+        ((high.rotate_left(7) ^ low) as u32).wrapping_add(share) & (self.shards.len() - 1) as u32
+    }
+
+    /// Unlocks a shard, which may have lost flows whose clients other shards have notes about.
+    #[inline]
+    fn release(&self, mut shard: MutexGuard<'_, Shard>) {
+        let departed = shard.away.take_departed();
+        drop(shard);
+        self.forget_departed(departed);
     }
 
     /// Runs `act`, which may remove flows, and keeps the count right.
@@ -445,7 +488,10 @@ impl Conntrack {
     /// Evicts the oldest flow of a class in the flow's own shard, or else in the next one that has any.
     fn evict(&self, home: usize, class: Class) -> bool {
         while let Some(shard) = self.evictable.next(class, home) {
-            if self.shards[shard].lock().evict(class).is_some() {
+            let mut shard = self.shards[shard].lock();
+            let evicted = shard.evict(class).is_some();
+            self.release(shard);
+            if evicted {
                 return true;
             }
             // Another worker was faster.
@@ -472,7 +518,7 @@ fn shards(workers: usize, ports: usize) -> usize {
         workers => (workers * 32).next_power_of_two(),
     };
     let most = (ports / LEAST_SHARE).checked_ilog2().map_or(1, |bits| 1 << bits);
-    wanted.min(most)
+    wanted.min(most).min(MOST_SHARES)
 }
 
 #[cfg(test)]
@@ -555,24 +601,5 @@ mod tests {
         let is_there = |flow: &Connection| table.get(&flow.arriving(Direction::Original), NOW).is_some();
         assert_eq!([kept, closing, new].map(|flow| is_there(&flow)), [true, false, true]);
         assert_eq!(table.len(), 2);
-    }
-
-    #[test]
-    fn every_client_has_ports_to_be_masqueraded_with_however_many_workers_and_few_ports_there_are() {
-        for workers in [1, 2, 3, 16, 200] {
-            for count in [1_u16, 31, 100, 4_536, 64_512] {
-                let (first, last) = (1_000, 1_000 + count - 1);
-                let table = Conntrack::new(workers, count.into(), 1, RandomState::new(), Instant::ZERO);
-                for port in 0..1_000 {
-                    let client = Endpoint::new([192, 0, 2, 1].into(), port);
-                    let (from, distance) = table.ports_beside(&client, &[10, 0, 0, 1].into(), first);
-                    let ports = (from..=last.into()).step_by(distance).count();
-                    assert!(
-                        ports >= usize::from(count).min(LEAST_SHARE),
-                        "{workers} workers: {ports} of {count}"
-                    );
-                }
-            }
-        }
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 use super::ages::Ages;
+use super::allocator::Allocator;
+use super::away::Away;
 use super::census::Census;
 use super::connection::{Class, Connection, State, Tenant};
 use super::evictable::Mark;
@@ -34,13 +36,24 @@ pub struct Shard {
     forgotten: Arc<Forgotten>,
     census: Census,
     live: usize,
+    /// Ports that masqueraded flows have.
+    pub(super) allocator: Allocator,
+    pub(super) away: Away,
 }
 
 impl Shard {
     /// An empty shard; `hasher` is the table's, seeded once a process against hash flooding. It has room for `room` flows,
-    /// to which more must be moved at once.
-    pub(super) fn new(hasher: RandomState, room: usize, mark: Mark, forgotten: Arc<Forgotten>, now: Instant) -> Self {
+    /// to which more must be moved at once. Its share of an address's ports takes `words` words of bits.
+    pub(super) fn new(
+        hasher: RandomState,
+        (room, words): (usize, usize),
+        mark: Mark,
+        forgotten: Arc<Forgotten>,
+        now: Instant,
+    ) -> Self {
         Self {
+            allocator: Allocator::new(hasher.clone(), words),
+            away: Away::new(hasher.clone()),
             hasher,
             index: Index::new(),
             slots: Slots::with_capacity(room),
@@ -56,7 +69,7 @@ impl Shard {
 
     /// Bytes that it takes for its flows.
     pub(super) fn memory(&self) -> usize {
-        self.index.memory() + self.slots.memory()
+        self.index.memory() + self.slots.memory() + self.allocator.memory() + self.away.memory()
     }
 
     /// How many flows it holds.
@@ -142,11 +155,16 @@ impl Shard {
         likely.inspect(|entry| self.slots.prefetch(entry.slot())).is_some()
     }
 
-    /// Stores a flow in both directions, or not at all: the backend's direction may be another flow's.
+    /// The hash of packets of `key`.
+    pub(super) fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Stores a flow in both directions, or not at all: the backend's direction may be another flow's. Yields its slot.
     ///
     /// # Errors
     /// Gives the flow back if a packet of either direction already belongs to another flow.
-    pub fn insert(&mut self, connection: Connection, now: Instant) -> Result<(), Connection> {
+    pub fn insert(&mut self, connection: Connection, now: Instant) -> Result<u32, Connection> {
         let ways = [Direction::Original, Direction::Reply].map(|way| {
             let key = Key::from(connection.arriving(way));
             (way, key, self.hasher.hash_one(key))
@@ -161,6 +179,10 @@ impl Shard {
             connection.backend.set_active(true);
         }
         self.census.add(connection.state);
+        if connection.is_masqueraded() {
+            let [_, (_, reply, _)] = &ways;
+            self.allocator.take(reply);
+        }
         let slot = self.slots.insert(connection);
         for (way, _, hash) in ways {
             self.index.insert(hash, Entry::new(slot, way));
@@ -168,7 +190,7 @@ impl Shard {
         self.arm(slot, due);
         self.enlist(slot, class);
         self.live += 1;
-        Ok(())
+        Ok(slot)
     }
 
     /// Whether no living flow has packets of this key; one that is over but not yet forgotten makes room. `hash` is the key's.
@@ -230,11 +252,19 @@ impl Shard {
     pub fn remove(&mut self, slot: u32) -> Option<Connection> {
         let flow = self.slots.get(slot)?;
         let (class, state, dialogue, over) = (flow.class(), flow.state, flow.dialogue, flow.expires);
+        let is_masqueraded = flow.is_masqueraded();
         for way in [Direction::Original, Direction::Reply] {
-            let hash = self.hasher.hash_one(self.slots.arriving(slot, way)?);
+            let key = self.slots.arriving(slot, way)?;
+            let hash = self.hasher.hash_one(key);
             self.index.remove(hash, Entry::new(slot, way));
-            if way == Direction::Reply {
-                self.forgotten.note(hash, state, dialogue, over);
+            match way {
+                Direction::Original => self.away.leave(slot, &key),
+                Direction::Reply => {
+                    self.forgotten.note(hash, state, dialogue, over);
+                    if is_masqueraded {
+                        self.allocator.release(&key);
+                    }
+                }
             }
         }
         self.delist(slot, class);
@@ -393,7 +423,13 @@ mod tests {
 
     fn empty(room: usize, now: Instant) -> Shard {
         let mark = Mark::all(&Arc::new(Evictable::new(1))).next().unwrap();
-        Shard::new(RandomState::with_seeds(1, 2, 3, 4), room, mark, Arc::default(), now)
+        Shard::new(
+            RandomState::with_seeds(1, 2, 3, 4),
+            (room, 1),
+            mark,
+            Arc::default(),
+            now,
+        )
     }
 
     fn backend() -> Arc<Backend> {

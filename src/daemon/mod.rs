@@ -337,7 +337,7 @@ fn own_sources(config: &Config, hops: Option<&NextHops>) -> Option<OwnSources> {
         Some((address, hops.masquerade_source(address)?))
     });
     Some(OwnSources {
-        ports: config.af_xdp.masquerade_ports.clone(),
+        ports: Arc::new(config.af_xdp.masquerade_ports.clone().into()),
         towards: Arc::new(towards.collect()),
     })
 }

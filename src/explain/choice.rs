@@ -6,6 +6,7 @@ use super::Way;
 use crate::affinity::Outlook;
 use crate::conntrack::connection::{Class, Connection, Tenant};
 use crate::control::protocol::explanation::{AffinityStep, Candidate, RewriteStep, SchedulerStep, SourceStep, Step};
+use crate::flow::ports::PortSet;
 use crate::flow::{Direction, Endpoint, Tuple};
 use crate::nat::{self, NoSource, Why};
 use crate::packet::Headers;
@@ -109,7 +110,7 @@ impl Way<'_> {
             Some(_) | None => Tenant::Nobody,
         };
         let bypass = |reply: &Tuple| table.bypass(reply, timeouts, self.now);
-        let (why, found) = nat::outlook(self.ruleset, table, tuple, backend, tenant, bypass);
+        let (why, found) = nat::outlook(self.ruleset, tuple, backend, tenant, bypass);
         let masqueraded = why != Why::Client && found != Err(NoSource::InUse);
         let source = (!masqueraded && found.is_ok()).then_some(tuple.source);
         let (addresses, ports) = match masqueraded {
@@ -135,7 +136,7 @@ impl Way<'_> {
             .own
             .as_ref()
             .and_then(|own| own.towards.get(&backend.address.address));
-        let (addresses, ports) = match own {
+        let (addresses, ports): (_, &PortSet) = match own {
             Some(address) => (vec![address.to_string()], range),
             None => {
                 let v4 = tuple.source.address.is_ipv4();
@@ -143,7 +144,7 @@ impl Way<'_> {
                 (pool.map(ToString::to_string).collect(), &nat::POOL_PORTS)
             }
         };
-        (addresses, Some(format!("{}-{}", ports.start(), ports.end())))
+        (addresses, Some(ports.to_string()))
     }
 
     /// Whether the connection table takes another flow (`Conntrack::reserve`).

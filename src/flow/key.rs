@@ -154,6 +154,23 @@ impl Key {
         self.rest as u16
     }
 
+    /// The same with another port that the packet goes to.
+    #[must_use]
+    #[inline]
+    pub const fn with_destination_port(self, port: u16) -> Self {
+        Self {
+            rest: self.rest & !0xffff | port as u64,
+            ..self
+        }
+    }
+
+    /// The same with port 0, which stands for all of them.
+    #[must_use]
+    #[inline]
+    pub const fn without_destination_port(self) -> Self {
+        self.with_destination_port(0)
+    }
+
     /// Both ports as a transport header begins with them.
     #[must_use]
     #[inline]

@@ -110,10 +110,7 @@ impl Plan {
     pub fn serve(&mut self, interfaces: BTreeSet<String>, own: Option<&OwnSources>) {
         self.served.extend(interfaces);
         if let Some(own) = own {
-            let ports = (*own.ports.start(), *own.ports.end());
-            let addresses: BTreeSet<IpAddr> = own.towards.values().copied().collect();
-            let covers = addresses.into_iter().flat_map(|address| masqueraded(address, ports));
-            self.masqueraded.extend(covers);
+            self.masqueraded.extend(masqueraded(own));
         }
     }
 
@@ -222,21 +219,23 @@ impl Plan {
 
     /// Whether flows may be masqueraded with all these addresses.
     pub(crate) fn leads(&self, own: &OwnSources) -> bool {
-        let mut addresses: Vec<IpAddr> = own.towards.values().copied().collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let ports = (*own.ports.start(), *own.ports.end());
-        let mut covers = addresses.into_iter().flat_map(|address| masqueraded(address, ports));
-        covers.all(|cover| self.masqueraded.contains(&cover))
+        masqueraded(own).all(|cover| self.masqueraded.contains(&cover))
     }
 }
 
-/// A host's own address that stands for clients.
-fn masqueraded(address: IpAddr, ports: (u16, u16)) -> [Cover; PROTOCOLS.len()] {
-    PROTOCOLS.map(|protocol| Cover {
-        protocol,
-        net: address.into(),
-        ports,
+/// The host's own addresses that stand for clients, with their ports.
+fn masqueraded(own: &OwnSources) -> impl Iterator<Item = Cover> {
+    let addresses: BTreeSet<IpAddr> = own.towards.values().copied().collect();
+    let ranges = own.ports.ranges();
+    addresses.into_iter().flat_map(move |address| {
+        let covers = ranges.iter().flat_map(|ports| {
+            PROTOCOLS.map(|protocol| Cover {
+                protocol,
+                net: address.into(),
+                ports: (*ports.start(), *ports.end()),
+            })
+        });
+        covers.collect::<Vec<Cover>>()
     })
 }
 

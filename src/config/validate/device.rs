@@ -18,8 +18,7 @@ const MTU: RangeInclusive<i128> = 576..=65535;
 const IPV6_MTU: u16 = 1280;
 /// Privileged ports are no client's (ip(7), `ip_unprivileged_port_start`), and servers of the host have them.
 const FIRST_CLIENT_PORT: u16 = 1024;
-/// A client's flow may have only those of the ports that lead to its part of the connection table (`ports_beside` in
-/// src/conntrack), so few ports would refuse flows long before they are used up.
+/// Each connection to a backend's port takes one.
 const LEAST_MASQUERADE_PORTS: usize = 1024;
 /// `sun_path` (unix(7)) without its final zero byte.
 const LONGEST_SOCKET: usize = 107;

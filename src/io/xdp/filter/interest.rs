@@ -297,7 +297,7 @@ mod tests {
     fn masqueraded_ports_of_an_own_address_are_taken_in_every_protocol() {
         let (backend, own) = ("10.2.0.11".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let own = OwnSources {
-            ports: 32_768..=60_999,
+            ports: std::sync::Arc::new((32_768..=60_999).into()),
             towards: std::sync::Arc::new([(backend, own)].into()),
         };
         let mut plan = Plan::default();
