@@ -173,6 +173,8 @@ fn an_interface_that_came_while_lbd_ran_is_left_as_if_lbd_had_not_been() {
             host_with_router();
             let journal = tempfile::tempdir().unwrap();
             let mut plumbing = install(full_plan(), journal.path());
+            assert_eq!(sysctl("ipv6/conf/eth0/accept_ra"), "2", "it goes on hearing routers");
+            assert_quiet(&mut plumbing);
             ip("link add eth1 type veth peer name peer1");
             assert_eq!(sysctl("ipv6/conf/eth1/accept_ra"), "2", "it hears routers");
             ip("link add eth2 type veth peer name peer2");

@@ -46,14 +46,17 @@ pub(super) fn switch_on(family: Family, device: &str, journal: &mut Journal) -> 
         // Before they are among those that were there when the switch was written.
         settings.extend(inherited(journal.settings())?);
     }
+    let hearing = settings.len();
     settings.push(switch(family, device)?);
     journal.add(settings.clone())?;
+    // First of all, so that those that hear on are none of those whose value comes back.
+    write(&settings[..hearing])?;
     let frozen = match family {
         Family::V4 => Frozen::default(),
         Family::V6 => Frozen::freeze()?,
     };
-    let written = write(&settings);
-    frozen.thaw().and(written)
+    let written = write(&settings[hearing..]);
+    frozen.thaw().and(written).map(|switched| hearing + switched)
 }
 
 fn write(settings: &[Setting]) -> Result<usize, Error> {
