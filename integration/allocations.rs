@@ -1,8 +1,7 @@
 //! Memory on the way of a packet: none is asked for once a flow is known. `allocation-counter` counts what a thread asks for.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-#[path = "support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 #[path = "support/world.rs"]
 mod world;
 

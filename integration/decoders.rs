@@ -5,10 +5,8 @@
     reason = "a test fails by panicking and says on stdout why it was skipped"
 )]
 
-#[path = "support/captures.rs"]
-mod captures;
-#[path = "support/packets.rs"]
-mod packets;
+use lbd_testkit::captures;
+use lbd_testkit::packets;
 #[path = "support/world.rs"]
 mod world;
 

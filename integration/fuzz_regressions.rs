@@ -12,8 +12,7 @@
 
 #[path = "fuzz/bodies/mod.rs"]
 mod bodies;
-#[path = "support/captures.rs"]
-mod captures;
+use lbd_testkit::captures;
 #[path = "fuzz/seeds.rs"]
 mod seeds;
 

@@ -10,8 +10,7 @@
 mod datagrams;
 #[path = "support/fragments.rs"]
 mod fragments;
-#[path = "support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 #[path = "support/reference.rs"]
 mod reference;
 #[path = "support/world.rs"]

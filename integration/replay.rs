@@ -4,12 +4,10 @@
     reason = "a test ends at the first surprise, in its helpers too"
 )]
 
-#[path = "support/captures.rs"]
-mod captures;
+use lbd_testkit::captures;
 #[path = "support/fragments.rs"]
 mod fragments;
-#[path = "support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 
 use std::fs;
 use std::path::PathBuf;

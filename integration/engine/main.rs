@@ -6,8 +6,7 @@
 
 #[path = "../support/fragments.rs"]
 mod fragments;
-#[path = "../support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 #[path = "../support/world.rs"]
 mod world;
 

@@ -1,6 +1,5 @@
 //! What the fuzzers begin with: good inputs of every kind, so that they need not find out what a packet looks like.
-#[path = "../support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,7 @@
 
 #[path = "../support/fragments.rs"]
 mod fragments;
-#[path = "../support/packets.rs"]
-#[allow(
-    clippy::unwrap_used,
-    reason = "a test ends at the first surprise, in its helpers too"
-)]
-mod packets;
+use lbd_testkit::packets;
 #[path = "../support/rig/mod.rs"]
 mod rig;
 #[path = "../support/router.rs"]

@@ -11,7 +11,6 @@ mod frames;
 mod interfaces;
 mod judgement;
 mod lab;
-#[path = "../support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 #[path = "../support/unshared.rs"]
 mod unshared;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::protocol::RatesView;
-use crate::service::Totals;
+use lbd_core::service::Totals;
 
 /// How often [`Estimator::tick`] is to be called: `IPVS_EST_NTICKS` ticks of `IPVS_EST_TICK`, two seconds.
 pub const INTERVAL: Duration = Duration::from_secs(2);

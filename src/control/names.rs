@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
 pub use self::resolver::Resolver;
-use crate::flow::{Endpoint, Protocol};
+use lbd_core::flow::{Endpoint, Protocol};
 
 /// The system's list of service names; getnameinfo(3) knows its TCP and UDP ones only.
 const SERVICES_FILE: &str = "/etc/services";

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use self::explanation::{Explanation, Question};
 use self::shadow::ShadowView;
-use crate::config::edit::{Edit, Mistake, Refusal, Which};
-use crate::config::text;
-use crate::flow::{Endpoint, Protocol};
-use crate::policy::Mode;
-use crate::service::Totals;
-use crate::verdict::Verdict;
+use lbd_core::flow::{Endpoint, Protocol};
+use lbd_core::policy::Mode;
+use lbd_core::service::Totals;
+use lbd_core::verdict::Verdict;
+use lbd_state::config::edit::{Edit, Mistake, Refusal, Which};
+use lbd_state::config::text;
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

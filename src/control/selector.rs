@@ -1,5 +1,5 @@
 //! The SERVICE argument of lbctl: a service's name, or one of its addresses.
-use crate::flow::Endpoint;
+use lbd_core::flow::Endpoint;
 
 /// Picks services.
 #[derive(Clone, Debug, PartialEq, Eq)]

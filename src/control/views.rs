@@ -11,17 +11,17 @@ use super::estimator::Estimator;
 use super::protocol::{
     BackendView, ConnectionView, PersistenceView, RatesView, RuleKind, RuleView, ServiceView, TimeoutsView,
 };
-use crate::affinity::Affinity;
-use crate::conntrack::connection::Connection;
-use crate::conntrack::tcp::State;
-use crate::conntrack::timeout::Timeouts;
-use crate::flow::Endpoint;
-use crate::matcher::rules::{Action, Condition, Probability, Rule};
-use crate::policy::Persistence;
-use crate::ruleset::Ruleset;
-use crate::scheduler::{Flags, Kind};
-use crate::service::{Backend, Member, Service};
-use crate::time::Instant;
+use lbd_core::affinity::Affinity;
+use lbd_core::conntrack::connection::Connection;
+use lbd_core::conntrack::tcp::State;
+use lbd_core::conntrack::timeout::Timeouts;
+use lbd_core::flow::Endpoint;
+use lbd_core::matcher::rules::{Action, Condition, Probability, Rule};
+use lbd_core::policy::Persistence;
+use lbd_core::ruleset::Ruleset;
+use lbd_core::scheduler::{Flags, Kind};
+use lbd_core::service::{Backend, Member, Service};
+use lbd_core::time::Instant;
 
 /// The rates of all services and backends.
 #[derive(Clone, Debug, Default)]
@@ -331,10 +331,10 @@ fn action(action: &Action) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Protocol;
-    use crate::policy::BackendSpec;
-    use crate::scheduler::Scheduler;
-    use crate::service::ServiceIdentity;
+    use lbd_core::flow::Protocol;
+    use lbd_core::policy::BackendSpec;
+    use lbd_core::scheduler::Scheduler;
+    use lbd_core::service::ServiceIdentity;
 
     fn service() -> Service {
         let identity = Arc::new(ServiceIdentity::new(1, "web"));

@@ -7,8 +7,7 @@
 mod configs;
 #[path = "../../support/fragments.rs"]
 mod fragments;
-#[path = "../../support/packets.rs"]
-mod packets;
+use lbd_testkit::packets;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Reads the answer to [`Request::Connections`](crate::control::protocol::Request) flow by flow.
+//! Reads the answer to [`Request::Connections`](crate::protocol::Request) flow by flow.
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::control::protocol::ConnectionView;
+use crate::protocol::ConnectionView;
 
 /// A refusal.
 #[derive(Debug, Deserialize)]
@@ -12,7 +12,7 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
-/// A [`Reply`](crate::control::protocol::Reply) whose flows go to `self`, until that says that it has seen enough.
+/// A [`Reply`](crate::protocol::Reply) whose flows go to `self`, until that says that it has seen enough.
 pub(super) struct Flows<F>(pub(super) F);
 
 impl<'de, F: FnMut(ConnectionView) -> bool> DeserializeSeed<'de> for Flows<F> {
@@ -105,7 +105,7 @@ fn end<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::Reply;
+    use crate::protocol::Reply;
 
     fn read(text: &str) -> Result<(usize, Option<String>), serde_json::Error> {
         let mut count = 0;

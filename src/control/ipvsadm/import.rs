@@ -1,8 +1,8 @@
 //! `ipvsadm -Sn` turned into a configuration.
 use super::combinations::Command;
 use super::options::Options;
-use crate::config::edit::{self, AffinityChange, BackendFields, Edit, Mistake, ServiceFields, Which};
-use crate::config::{Config, parse, to_toml};
+use lbd_state::config::edit::{self, AffinityChange, BackendFields, Edit, Mistake, ServiceFields, Which};
+use lbd_state::config::{Config, parse, to_toml};
 
 /// A configuration, and what of the saved rules is not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ fn server(options: &Options) -> Result<Edit, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Protocol;
+    use lbd_core::flow::Protocol;
 
     #[test]
     fn a_saved_table_becomes_a_configuration_in_which_the_last_server_is_the_first() {

@@ -11,11 +11,11 @@ mod tables;
 mod usage;
 mod words;
 
-use crate::config::edit::{AffinityChange, BackendFields, Edit, Mistake, ServiceFields, Which};
-use crate::control::names::Names;
-use crate::control::protocol::{Data, Reply, Request, ServiceView};
-use crate::flow::Endpoint;
+use crate::names::Names;
+use crate::protocol::{Data, Reply, Request, ServiceView};
 use combinations::Command;
+use lbd_core::flow::Endpoint;
+use lbd_state::config::edit::{AffinityChange, BackendFields, Edit, Mistake, ServiceFields, Which};
 use options::{Options, Place};
 
 /// What ipvsadm leaves behind.
@@ -444,7 +444,7 @@ impl Options {
         }))
     }
 
-    fn names_of_flows(&self, flows: &[crate::control::protocol::ConnectionView]) -> Names {
+    fn names_of_flows(&self, flows: &[crate::protocol::ConnectionView]) -> Names {
         if self.is_numeric() {
             return Names::numeric();
         }

@@ -5,8 +5,8 @@ use super::Exit;
 use super::combinations::{Combination, Command, NAMES, SPECS};
 use super::parse::{ipv4, number, service};
 use super::words::{Word, Words};
-use crate::flow::{Endpoint, Protocol};
-use crate::scheduler::Kind;
+use lbd_core::flow::{Endpoint, Protocol};
+use lbd_core::scheduler::Kind;
 
 /// A virtual service by protocol and address.
 pub(super) type Place = (Protocol, Endpoint);

@@ -1,8 +1,8 @@
 //! Numbers, addresses and ports as ipvsadm reads them (`string_to_number`, `parse_service` of ipvsadm.c).
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::control::names;
-use crate::flow::Protocol;
+use crate::names;
+use lbd_core::flow::Protocol;
 
 /// `strtol` of the whole text, within bounds; blanks and a sign may come first.
 pub(super) fn number(text: &str, least: u32, most: u32) -> Option<u32> {

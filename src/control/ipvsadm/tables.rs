@@ -3,12 +3,12 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use super::options::{Format, Place};
-use crate::control::names::{Names, cut};
-use crate::control::protocol::{BackendView, ConnectionView, ServiceView, TimeoutsView};
-use crate::control::render;
-use crate::control::render::list::{VERSION, flag_text, mask_text, rates, stats, title};
-use crate::control::render::{Columns, protocol_word};
-use crate::flow::{Endpoint, Protocol};
+use crate::names::{Names, cut};
+use crate::protocol::{BackendView, ConnectionView, ServiceView, TimeoutsView};
+use crate::render;
+use crate::render::list::{VERSION, flag_text, mask_text, rates, stats, title};
+use crate::render::{Columns, protocol_word};
+use lbd_core::flow::{Endpoint, Protocol};
 
 /// The service at this place, with that address of it.
 pub(super) fn find(services: &[ServiceView], (protocol, address): Place) -> Option<(Endpoint, &ServiceView)> {

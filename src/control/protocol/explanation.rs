@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::text;
-use crate::flow::{Endpoint, Protocol, Tuple};
-use crate::policy::Mode;
-use crate::verdict::Verdict;
+use lbd_core::flow::{Endpoint, Protocol, Tuple};
+use lbd_core::policy::Mode;
+use lbd_core::verdict::Verdict;
+use lbd_state::config::text;
 
 /// The packet to explain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

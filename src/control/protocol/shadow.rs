@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::text;
-use crate::flow::{Endpoint, Protocol};
-use crate::policy::Mode;
-use crate::shadow::{Answer, Disagreement, Outcome, Party, Shadow};
-use crate::time::Instant;
+use lbd_core::flow::{Endpoint, Protocol};
+use lbd_core::policy::Mode;
+use lbd_core::shadow::{Answer, Disagreement, Outcome, Party, Shadow};
+use lbd_core::time::Instant;
+use lbd_state::config::text;
 
 /// Comparisons since the shadow was set, or the mode last changed. `looked_at` = agreed + by chance + disagreed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

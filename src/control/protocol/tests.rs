@@ -1,7 +1,7 @@
 use super::explanation::{FlowStep, RewriteStep, Step};
 use super::*;
-use crate::flow::Tuple;
-use crate::verdict::{Drop, Pass, Reject};
+use lbd_core::flow::Tuple;
+use lbd_core::verdict::{Drop, Pass, Reject};
 
 fn round_trip(reply: &Reply) -> String {
     let text = serde_json::to_string(reply).unwrap();

@@ -2,8 +2,8 @@
 use std::fmt::Write;
 
 use super::protocol_word;
-use crate::control::names::Names;
-use crate::control::protocol::ConnectionView;
+use crate::names::Names;
+use crate::protocol::ConnectionView;
 
 /// What stands above [`connection_rows`].
 pub const CONNECTIONS_TITLE: &str = "IPVS connection entries
@@ -57,8 +57,8 @@ fn row(text: &mut String, connection: &ConnectionView, names: &Names) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::render::{sample, session};
-    use crate::flow::{Endpoint, Protocol};
+    use crate::render::{sample, session};
+    use lbd_core::flow::{Endpoint, Protocol};
 
     fn flow(protocol: Protocol, expires_seconds: u64, state: &'static str, ends: [&str; 3]) -> ConnectionView {
         let [client, virtual_address, backend] = ends.map(|end| end.parse::<Endpoint>().unwrap());

@@ -1,7 +1,7 @@
 //! Backends that are being drained.
 use std::time::Duration;
 
-use crate::control::protocol::DrainView;
+use crate::protocol::DrainView;
 
 /// A line for each: what is left, how old the oldest of it is, when it ends.
 #[must_use]

@@ -1,5 +1,5 @@
 //! Every reason why a packet was not forwarded, with its count.
-use crate::control::protocol::Drops;
+use crate::protocol::Drops;
 
 /// One line a reason, those that never happened included.
 #[must_use]
@@ -19,7 +19,7 @@ pub fn drops(drops: &Drops) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::{Drop, Verdict};
+    use lbd_core::verdict::{Drop, Verdict};
 
     #[test]
     fn every_reason_is_shown_even_if_it_never_happened() {

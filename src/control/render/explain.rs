@@ -1,7 +1,7 @@
 //! What would happen to a packet: a line a step, its name first.
 use std::fmt::Write;
 
-use crate::control::protocol::explanation::{
+use crate::protocol::explanation::{
     AffinityStep, Candidate, Explanation, FlowStep, PacketStep, RewriteStep, RulesStep, SchedulerStep, SourceStep, Step,
 };
 
@@ -140,7 +140,7 @@ fn rule_lines(rules: &RulesStep) -> Vec<String> {
         not_shown,
         matched,
     } = rules;
-    let line = |(at, look): (usize, &crate::control::protocol::explanation::RuleLook)| {
+    let line = |(at, look): (usize, &crate::protocol::explanation::RuleLook)| {
         let name = look
             .name
             .as_deref()
@@ -284,9 +284,9 @@ fn verdict(explanation: &Explanation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::explanation::RuleLook;
-    use crate::flow::Protocol;
-    use crate::policy::Mode;
+    use crate::protocol::explanation::RuleLook;
+    use lbd_core::flow::Protocol;
+    use lbd_core::policy::Mode;
 
     fn look(number: usize, matches: &'static str, action: &str, why: &str) -> RuleLook {
         RuleLook {

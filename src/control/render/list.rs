@@ -2,13 +2,13 @@
 use std::net::IpAddr;
 
 use super::protocol_word;
-use crate::control::names::{Names, cut};
-use crate::control::protocol::{BackendView, PersistenceView, RatesView, ServiceView, StatsView};
-use crate::control::selector::Selector;
-use crate::flow::Endpoint;
+use crate::names::{Names, cut};
+use crate::protocol::{BackendView, PersistenceView, RatesView, ServiceView, StatsView};
+use crate::selector::Selector;
+use lbd_core::flow::Endpoint;
 
 /// The version of IPVS that lbd follows, and the kernel's default size of its connection table.
-pub(in crate::control) const VERSION: &str = "IP Virtual Server version 1.2.1 (size=4096)\n";
+pub(crate) const VERSION: &str = "IP Virtual Server version 1.2.1 (size=4096)\n";
 
 /// What is shown of each service and backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn sorted_blocks<'a>(services: &'a [ServiceView], only: Option<&Selector<'_>>) -
     blocks
 }
 
-pub(in crate::control) fn title(columns: Columns) -> String {
+pub(crate) fn title(columns: Columns) -> String {
     let words = match columns {
         Columns::Load => {
             return "Prot LocalAddress:Port Scheduler Flags\n  \
@@ -90,7 +90,7 @@ fn block(address: Endpoint, service: &ServiceView, columns: Columns, names: &Nam
 }
 
 /// ` (sh-fallback,sh-port)`, ` persistent 300`, ` mask 255.255.255.0`, ` ops`
-pub(in crate::control) fn flag_text(address: Endpoint, service: &ServiceView) -> String {
+pub(crate) fn flag_text(address: Endpoint, service: &ServiceView) -> String {
     let mut text = String::new();
     if !service.scheduler_flags.is_empty() {
         text.push_str(&format!(" ({})", sorted_flags(service).join(",")));
@@ -108,14 +108,14 @@ pub(in crate::control) fn flag_text(address: Endpoint, service: &ServiceView) ->
 }
 
 /// In the order of the kernel's bits: `IP_VS_SVC_F_SCHED1` is fallback, `IP_VS_SVC_F_SCHED2` is port.
-pub(in crate::control) fn sorted_flags(service: &ServiceView) -> Vec<&str> {
+pub(crate) fn sorted_flags(service: &ServiceView) -> Vec<&str> {
     let mut flags: Vec<&str> = service.scheduler_flags.iter().map(String::as_str).collect();
     flags.sort_by_key(|flag| !flag.ends_with("-fallback"));
     flags
 }
 
 /// A mask that covers the whole address is not worth a word.
-pub(in crate::control) fn mask_text(address: IpAddr, persistence: &PersistenceView) -> Option<String> {
+pub(crate) fn mask_text(address: IpAddr, persistence: &PersistenceView) -> Option<String> {
     let length = u32::from(persistence.prefix_length);
     match address {
         IpAddr::V4(_) if length < 32 => {
@@ -143,7 +143,7 @@ fn backend_columns(backend: &BackendView, columns: Columns) -> String {
     }
 }
 
-pub(in crate::control) const fn stats(stats: &StatsView) -> [u64; 5] {
+pub(crate) const fn stats(stats: &StatsView) -> [u64; 5] {
     [
         stats.connections,
         stats.in_packets,
@@ -153,7 +153,7 @@ pub(in crate::control) const fn stats(stats: &StatsView) -> [u64; 5] {
     ]
 }
 
-pub(in crate::control) const fn rates(rates: &RatesView) -> [u64; 5] {
+pub(crate) const fn rates(rates: &RatesView) -> [u64; 5] {
     [
         rates.connections_per_second,
         rates.in_packets_per_second,
@@ -168,7 +168,7 @@ fn large_numbers<const N: usize>(numbers: [u64; N]) -> String {
 }
 
 /// `print_largenum`: nine columns, however large.
-pub(in crate::control) fn large_number(number: u64) -> String {
+pub(crate) fn large_number(number: u64) -> String {
     match number {
         0..100_000_000 => format!("{number:>9}"),
         100_000_000..1_000_000_000 => format!("{:>8}K", number / 1_000),

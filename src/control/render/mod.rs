@@ -19,10 +19,10 @@ pub use shadow::disagreement;
 pub use status::status;
 pub use timeouts::timeouts;
 
-use crate::flow::Protocol;
+use lbd_core::flow::Protocol;
 
 /// The word in ipvsadm's tables.
-pub(in crate::control) const fn protocol_word(protocol: Protocol) -> &'static str {
+pub(crate) const fn protocol_word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
@@ -32,9 +32,9 @@ pub(in crate::control) const fn protocol_word(protocol: Protocol) -> &'static st
 
 /// The samples of the real ipvsadm, where this machine has them.
 #[cfg(test)]
-pub(in crate::control) fn sample(file: &str) -> Option<String> {
+pub(crate) fn sample(file: &str) -> Option<String> {
     let shared = std::env::var_os("LBD_SHARED").map_or_else(
-        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
         std::path::PathBuf::from,
     );
     let path = shared.join("reference/ipvsadm-samples").join(file);
@@ -47,7 +47,7 @@ pub(in crate::control) fn sample(file: &str) -> Option<String> {
 
 /// What `command` printed in the first such session of a sample.
 #[cfg(test)]
-pub(in crate::control) fn session(sample: &str, command: &str) -> String {
+pub(crate) fn session(sample: &str, command: &str) -> String {
     let wanted = format!("$ {command}");
     let after = sample.lines().skip_while(|line| *line != wanted).skip(1);
     after

@@ -1,5 +1,5 @@
 //! The ordered rule list, as `iptables -L -v -n --line-numbers` shows a chain.
-use crate::control::protocol::RuleView;
+use crate::protocol::RuleView;
 
 /// The table, in the order in which rules are checked. Targets are lbd's own words, and `any` is both families.
 #[must_use]
@@ -68,7 +68,7 @@ fn short(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::RuleKind;
+    use crate::protocol::RuleKind;
 
     fn rule(number: usize, action: &str) -> RuleView {
         RuleView {

@@ -2,7 +2,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::control::protocol::shadow::{AnswerView, DisagreementView, ShadowView};
+use crate::protocol::shadow::{AnswerView, DisagreementView, ShadowView};
 
 /// The counts in a line, and a line for each disagreement.
 #[must_use]
@@ -64,7 +64,7 @@ fn answer(view: &AnswerView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Mode;
+    use lbd_core::policy::Mode;
 
     #[test]
     fn the_counts_have_a_line_and_each_disagreement_says_who_went_where() {

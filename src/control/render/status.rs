@@ -1,8 +1,8 @@
 //! How lbd is doing, one fact a line.
 use std::time::Duration;
 
-use crate::control::protocol::shadow::ShadowView;
-use crate::control::protocol::{AfXdpView, FragmentsView, InterfaceView, QueueView, Status};
+use crate::protocol::shadow::ShadowView;
+use crate::protocol::{AfXdpView, FragmentsView, InterfaceView, QueueView, Status};
 
 /// The facts, for people.
 #[must_use]
@@ -105,9 +105,8 @@ fn queue_line(view: &QueueView) -> String {
 }
 
 fn flows_by_state(status: &Status) -> String {
-    let line = |count: &crate::control::protocol::StateCount| {
-        format!("  {:<4} {:<11} {}\n", count.protocol, count.state, count.flows)
-    };
+    let line =
+        |count: &crate::protocol::StateCount| format!("  {:<4} {:<11} {}\n", count.protocol, count.state, count.flows);
     status.flows_by_state.iter().map(line).collect()
 }
 
@@ -146,9 +145,9 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{LastReload, PacketCounts, StateCount};
-    use crate::flow::Protocol;
-    use crate::policy::Mode;
+    use crate::protocol::{LastReload, PacketCounts, StateCount};
+    use lbd_core::flow::Protocol;
+    use lbd_core::policy::Mode;
 
     #[test]
     fn each_queue_of_an_interface_has_a_line_and_losses_are_told_only_where_there_are_some() {

@@ -1,7 +1,7 @@
 //! Timeouts of idle flows.
 use std::time::Duration;
 
-use crate::control::protocol::TimeoutsView;
+use crate::protocol::TimeoutsView;
 
 /// One a line, in the words of the configuration.
 #[must_use]

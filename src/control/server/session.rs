@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::control::protocol::{Reply, Request};
-use crate::control::{Connections, Handler};
+use crate::protocol::{Reply, Request};
+use crate::{Connections, Handler};
 
 use super::MAX_CLIENTS;
 
@@ -90,7 +90,7 @@ fn tell(reply: &Reply, to: &mut impl Write) -> io::Result<()> {
     to.flush()
 }
 
-/// The same as [`tell`] would write of [`Data::Connections`](crate::control::protocol::Data::Connections), one by one.
+/// The same as [`tell`] would write of [`Data::Connections`](crate::protocol::Data::Connections), one by one.
 fn tell_all(all: Connections<'_>, to: &mut impl Write) -> io::Result<()> {
     to.write_all(b"{\"ok\":{\"connections\":[")?;
     for (place, each) in all.enumerate() {
@@ -170,8 +170,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::control::protocol::{ConnectionView, Data};
-    use crate::flow::{Endpoint, Protocol};
+    use crate::protocol::{ConnectionView, Data};
+    use lbd_core::flow::{Endpoint, Protocol};
 
     struct Willing;
 

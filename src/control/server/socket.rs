@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::control::client;
-use crate::control::protocol::{Data, Reply, Request};
+use crate::client;
+use crate::protocol::{Data, Reply, Request};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::control::client;
-use crate::control::protocol::{Data, FragmentsView, PacketCounts, Reply, Request, Status};
-use crate::policy::Mode;
+use crate::client;
+use crate::protocol::{Data, FragmentsView, PacketCounts, Reply, Request, Status};
+use lbd_core::policy::Mode;
 
 /// Knows its pid, and has as many services as one wants.
 struct Fake;

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::lab::{Answer, Lab, Tcp};
 use super::reference;
-use crate::policy::{Conntrack, OnBackendRemoved};
-use crate::replay::packets::{ACK, RST, endpoints, tcp};
-use crate::verdict::Verdict;
+use lbd_core::policy::{Conntrack, OnBackendRemoved};
+use lbd_core::verdict::Verdict;
+use lbd_testkit::packets::{ACK, RST, endpoints, tcp};
 
 const VIP: &str = "10.9.9.9:80";
 

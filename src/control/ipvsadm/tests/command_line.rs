@@ -1,7 +1,7 @@
 //! Messages and exit codes, and what only lbd says.
 use super::lab::{Answer, Lab};
-use crate::replay::packets::sctp;
-use crate::verdict::Verdict;
+use lbd_core::verdict::Verdict;
+use lbd_testkit::packets::sctp;
 
 fn fails(lab: &mut Lab, arguments: &str) -> (u8, String) {
     let output = lab.ipvsadm(arguments);

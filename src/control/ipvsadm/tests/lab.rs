@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use ahash::RandomState;
 
-use crate::config::{Config, edit, parse};
-use crate::control::estimator::INTERVAL;
-use crate::control::ipvsadm::{Output, run};
-use crate::control::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
-use crate::control::views::{Rates, count_persistent, templates};
-use crate::engine::{Engine, Lane, Seeds};
-use crate::flow::Endpoint;
-use crate::packet::frame::{Checksum, Frame};
-use crate::replay::packets::{ACK, FIN, PSH, RST, SYN, endpoints, sctp, tcp, udp};
-use crate::service::Totals;
-use crate::time::Instant;
-use crate::verdict::{Drop, Verdict};
+use crate::estimator::INTERVAL;
+use crate::ipvsadm::{Output, run};
+use crate::protocol::{ConnectionView, Data, Reply, Request, ServiceView};
+use crate::views::{Rates, count_persistent, templates};
+use lbd_core::engine::{Engine, Lane, Seeds};
+use lbd_core::flow::Endpoint;
+use lbd_core::packet::frame::{Checksum, Frame};
+use lbd_core::service::Totals;
+use lbd_core::time::Instant;
+use lbd_core::verdict::{Drop, Verdict};
+use lbd_state::config::{Config, edit, parse};
+use lbd_testkit::packets::{ACK, FIN, PSH, RST, SYN, endpoints, sctp, tcp, udp};
 
 pub(super) struct Lab {
     config: Config,
@@ -78,7 +78,7 @@ impl Lab {
             self.largest_request = self.largest_request.max(text.len());
             Ok(self.answer(&serde_json::from_str(&text).unwrap()))
         });
-        let saved = parse("saved", &crate::config::to_toml(&self.config)).unwrap();
+        let saved = parse("saved", &lbd_state::config::to_toml(&self.config)).unwrap();
         assert_eq!(saved.config, self.config);
         output
     }

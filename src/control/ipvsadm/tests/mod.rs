@@ -14,7 +14,7 @@ mod sequences;
 /// A file of the shared reference material; None, and a word about it, where this machine has none.
 fn reference(file: &str) -> Option<String> {
     let shared = std::env::var_os("LBD_SHARED").map_or_else(
-        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
         std::path::PathBuf::from,
     );
     let path = shared.join("reference").join(file);

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use super::lab::{Lab, Tcp};
-use crate::control::render::{sample, session};
-use crate::service::Totals;
+use crate::render::{sample, session};
+use lbd_core::service::Totals;
 
 const VIP: &str = "10.9.9.9:80";
 

@@ -1,7 +1,7 @@
 //! Expected texts are lines of the sessions in reference/ipvsadm-samples, written down by hand.
 use super::*;
-use crate::control::render::{sample, session};
-use crate::flow::Protocol;
+use crate::render::{sample, session};
+use lbd_core::flow::Protocol;
 
 fn backend(address: &str, weight: u32, active: u32, inactive: u32) -> BackendView {
     BackendView {

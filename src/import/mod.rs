@@ -1,7 +1,0 @@
-//! What other programs saved, turned into a configuration.
-//!
-//! `ipvsadm -Sn` is read in [`crate::control::ipvsadm::import`], beside the command line that it is made of.
-pub mod iptables_save;
-pub mod kube_proxy;
-
-pub use crate::control::ipvsadm::import::Imported;
