@@ -75,7 +75,7 @@ impl Bench {
         let mut processor = self.engine.enter(&mut self.lane, self.now);
         self.took.push(self.clock.now() - begun);
         processor.process_batch(&mut frames, self.now, |_, verdict| {
-            assert_eq!(verdict, Verdict::Forward)
+            assert_eq!(verdict, Verdict::Forward);
         });
     }
 

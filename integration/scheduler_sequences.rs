@@ -135,7 +135,7 @@ impl Service {
     }
 
     /// A connection that is established, and closed unless it `stays_open`: then it is in TIME_WAIT or CLOSE.
-    fn connect(&mut self, tuple: &Tuple, stays_open: bool, rng: &mut Rng) -> Option<u64> {
+    fn connect(&self, tuple: &Tuple, stays_open: bool, rng: &mut Rng) -> Option<u64> {
         let index = self.scheduler.pick(tuple, &self.backends, Instant::ZERO, rng)?;
         let backend = &self.backends[index];
         backend.bind();

@@ -207,7 +207,8 @@ fn a_reset_in_fragments_cannot_be_checked_and_changes_nothing() {
 #[test]
 fn forged_packets_do_not_keep_a_flow_alive_nor_take_time_from_it() {
     for case in Case::tcp() {
-        let (mut world, flow) = connected(case);
+        let mut world = case.setup().tables("[conntrack]\ntcp_established = \"15m\"").world();
+        let flow = world.connect(Protocol::Tcp, case.client(2, 40_000), case.service());
         world.seconds(800);
         for flags in [RST, FIN | ACK, SYN | ACK] {
             for up in [true, false] {

@@ -575,7 +575,7 @@ fn what_a_killed_lbd_left_is_cleared_by_the_next_one() {
         assert!(ip("rule").contains("proto 108"));
         let summary = clear_leftovers(journal.path()).unwrap().unwrap();
         // Both ip_forward, IPv6 forwarding and accept_ra of some interfaces.
-        assert!(summary.rules == 34 && summary.sysctls >= 3, "{summary}");
+        assert!(summary.rules == 35 && summary.sysctls >= 3, "{summary}");
         assert_same(&before, &state());
         assert_eq!(clear_leftovers(journal.path()).unwrap(), None);
     });

@@ -212,7 +212,10 @@ fn what_this_host_says_in_icmp_about_other_things_arrives_through_a_strict_firew
             assert_eq!(ssh.code, 7, "{ssh:?}");
             let (server, own) = (family.server(1, 0), family.balancer(0));
             let traced = rig
-                .sh("client", &format!("traceroute -n -q 1 -m 2 {}", Family::host(&server)))
+                .sh(
+                    "client",
+                    &format!("traceroute -n -q 1 -N 1 -m 2 {}", Family::host(&server)),
+                )
                 .ok();
             assert!(traced.contains(Family::host(&own)), "{traced}");
             lbd.terminate();
@@ -333,7 +336,7 @@ fn a_service_is_one_hop_behind_lbds_host() {
             let web = family.web();
             let traced = rig.sh(
                 "client",
-                &format!("traceroute -n -q 1 -m 4 -T -p 80 {}", Family::host(&web)),
+                &format!("traceroute -n -q 1 -N 1 -m 4 -T -p 80 {}", Family::host(&web)),
             );
             let traced = traced.ok();
             let hops: Vec<&str> = traced

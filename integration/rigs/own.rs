@@ -2,7 +2,8 @@
 use std::io::ErrorKind;
 
 use crate::rig::{
-    Config, Conversation, Family, Rig, Service, echo_datagram, echo_datagram_from, isolated, matrix, tcp_echo, udp_echo,
+    Config, Conversation, Family, Mode, Rig, Service, echo_datagram, echo_datagram_from, isolated, matrix, tcp_echo,
+    udp_echo,
 };
 
 /// In the range that Linux chooses the ports of outgoing connections from.
@@ -21,7 +22,7 @@ fn over(protocol: &'static str, family: Family) -> Service {
 /// Echo servers on s1, which has the services, and on s3, which has nothing to do with lbd.
 fn serve_echo() {
     for family in Family::BOTH {
-        for (server, name) in [(1, "s1"), (3, "s3")] {
+        for (server, name) in [(1, "s1"), (2, "s2"), (3, "s3")] {
             tcp_echo(name, &family.server(server, 7));
             udp_echo(name, &family.server(server, 7));
         }
@@ -79,8 +80,10 @@ fn where_connections_are_tracked_a_socket_that_is_not_connected_gets_its_answers
 const MASQUERADING: &str = "
 in_ns lb sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 for protocol in tcp udp; do
-    in_ns lb iptables -t nat -A POSTROUTING -d 10.2.0.13 -p $protocol --dport 7 -j SNAT --to 10.2.0.1:40080
-    in_ns lb ip6tables -t nat -A POSTROUTING -d fd00:2::13 -p $protocol --dport 7 -j SNAT --to [fd00:2::1]:40080
+    for server in 12 13; do
+        in_ns lb iptables -t nat -A POSTROUTING -d 10.2.0.$server -p $protocol --dport 7 -j SNAT --to 10.2.0.1:40080
+        in_ns lb ip6tables -t nat -A POSTROUTING -d fd00:2::$server -p $protocol --dport 7 -j SNAT --to [fd00:2::1]:40080
+    done
 done
 ";
 
@@ -91,9 +94,9 @@ fn what_the_host_masquerades_with_a_port_that_is_a_node_port_is_answered_to_whom
         serve_echo();
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::new(mode, vec![over("tcp", family), over("udp", family)]));
-            let stranger = family.server(3, 7);
+            // Another one in each mode: two connections cannot be masqueraded with one port as long as both are tracked.
+            let stranger = family.server(if mode == Mode::Ipvs { 2 } else { 3 }, 7);
             Conversation::open("client", &stranger).say("hello");
-            // From one port: another one could not be masqueraded with the same port as long as the former is tracked.
             let echoed = echo_datagram_from("client", 5_007, &stranger, 100, true);
             echoed.unwrap_or_else(|error| panic!("{mode:?} {family:?}: {error}"));
             assert_node_port_works(family);

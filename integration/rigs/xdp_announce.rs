@@ -76,7 +76,7 @@ fn an_address_is_announced_as_long_as_a_connection_to_it_lives() {
             let mut talk = Conversation::open("client", &address(family));
             talk.say("the service is there");
             config.services.clear();
-            lbd.reload(&config.to_string()).ok();
+            lbd.reload(&format!("allow_empty = true\n{config}")).ok();
             rig.sh("client", "ip neigh flush all; ip -6 neigh flush all").ok();
             talk.say("the service is gone");
             lbd.terminate();

@@ -32,15 +32,18 @@ fn a_frame_to_a_broadcast_or_multicast_address_is_dropped_by_name() {
 fn a_packet_from_an_address_that_the_kernel_would_refuse_is_dropped_by_name() {
     isolated_xdp(|| {
         let rig = Rig::new();
-        // An address of lb's, and with this switch one of 127.0.0.0/8, leave the client as any other would.
+        // An address of lb's, which no other traffic chooses, and with this switch one of 127.0.0.0/8, leave the client as any other would.
         rig.sh("client", "sysctl -qw net.ipv4.conf.eth0.route_localnet=1").ok();
         rig.sh(
             "client",
-            "ip link set lo up && ip addr add 10.2.0.1/32 dev eth0 && ip addr add fd00:2::1/128 dev eth0 nodad",
+            "ip link set lo up && ip addr add 10.2.0.1/32 dev eth0 && ip addr add fd00:2::1/128 dev eth0 nodad preferred_lft 0",
         )
         .ok();
         for (mode, family) in matrix() {
             let lbd = rig.lbd(&Config::xdp(mode, vec![Service::web(family)]));
+            // The client knows its router by now: lb's kernel answers no ARP of such a sender.
+            assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1]);
+            let before = lbd.status();
             let senders: &[&str] = match family {
                 Family::V4 => &["10.2.0.1", "127.0.0.1"],
                 Family::V6 => &["fd00:2::1"],
@@ -51,11 +54,7 @@ fn a_packet_from_an_address_that_the_kernel_would_refuse_is_dropped_by_name() {
                 let drops = lbd.lbctl("drops --json").ok();
                 assert!(dropped(&drops, "martian_source") > number as u64, "{sender}: {drops}");
             }
-            let status = lbd.status();
-            assert_eq!(
-                (&status["flows"], &status["packets"]["forward"]),
-                (&0.into(), &0.into())
-            );
+            assert_eq!(lbd.status()["packets"]["forward"], before["packets"]["forward"]);
             assert_eq!(rig.spread("client", &family.web(), 3), [1, 1, 1]);
             lbd.terminate();
         }
